@@ -1,0 +1,241 @@
+"""Publications and replication slots: making them, and telling whether a slot still holds what we need.
+
+PostgreSQL manual, ch. "Logical Decoding" and "Streaming Replication Protocol". The order matters: a slot older than its
+publication can never be decoded (the catalogue is read as of each change), so the publication comes first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from syncline.capture.source import SourceConfig, connect, connect_replication, describe, translated
+from syncline.capture.tables import TableInfo
+from syncline.errors import Gap, Misconfigured
+
+__all__ = [
+    "Identity",
+    "Slot",
+    "check_slot",
+    "create_slot",
+    "drop_slot",
+    "ensure_publication",
+    "format_lsn",
+    "identify",
+    "parse_lsn",
+    "read_slot",
+    "snapshot_point",
+]
+
+Talk = Callable[[str], None]
+
+
+def parse_lsn(text: str) -> int:
+    """``16/B374D848`` as an int64."""
+    high, low = text.split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def format_lsn(lsn: int) -> str:
+    """An int64 as ``16/B374D848``."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a source is: a restored, re-initialised or promoted server differs in one of these."""
+
+    system_identifier: str
+    timeline: int
+    database: str
+
+
+def identify(connection: psycopg.Connection[Any]) -> Identity:
+    """System identifier, timeline and database (name and oid) of the connected server."""
+    row = connection.execute(
+        "select (pg_control_system()).system_identifier::text, (pg_control_checkpoint()).timeline_id,"
+        " current_database() || ':' || (select oid from pg_database where datname = current_database())"
+    ).fetchone()
+    assert row is not None
+    return Identity(row[0], row[1], row[2])
+
+
+# ------------------------------------------------------------------------------------------------------ publication
+
+
+def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[TableInfo]) -> list[str]:
+    """Create the publication, or add missing tables and drop those no longer monitored; returns what was done."""
+    wanted = {(t.namespace, t.name) for t in tables}
+    found = connection.execute("select puballtables from pg_publication where pubname = %s", [name]).fetchone()
+    if found is None:
+        _create_publication(connection, name, sorted(wanted))
+        return [f"publication {name} created for {len(wanted)} table(s)"]
+    if found[0]:
+        return []
+    rows = connection.execute(
+        "select n.nspname, c.relname from pg_publication_rel r join pg_publication p on p.oid = r.prpubid"
+        " join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace where p.pubname = %s",
+        [name],
+    ).fetchall()
+    by_schema = connection.execute(
+        "select n.nspname from pg_publication_namespace s join pg_publication p on p.oid = s.pnpubid"
+        " join pg_namespace n on n.oid = s.pnnspid where p.pubname = %s",
+        [name],
+    ).fetchall()
+    published = {(r[0], r[1]) for r in rows}
+    schemas = {r[0] for r in by_schema}
+    added = sorted(t for t in wanted - published if t[0] not in schemas)
+    dropped = sorted(published - wanted)
+    done = []
+    for verb, names in (("ADD", added), ("DROP", dropped)):
+        if names:
+            statement = sql.SQL("alter publication {} {} table {}").format(
+                sql.Identifier(name), sql.SQL(verb), _table_list(names)
+            )
+            _run(connection, statement, name)
+            done.append(f"publication {name}: {verb.lower()} {', '.join('.'.join(n) for n in names)}")
+    return done
+
+
+def _create_publication(connection: psycopg.Connection[Any], name: str, tables: list[tuple[str, str]]) -> None:
+    statement = sql.SQL("create publication {} for table {} with (publish_via_partition_root = true)").format(
+        sql.Identifier(name), _table_list(tables)
+    )
+    _run(connection, statement, name)
+
+
+def _table_list(names: Sequence[tuple[str, str]]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(*n) for n in names)
+
+
+def _run(connection: psycopg.Connection[Any], statement: sql.Composed, publication: str) -> None:
+    try:
+        connection.execute(statement)
+    except psycopg.errors.DuplicateObject:
+        return
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise Misconfigured(
+            f"The role may not create or change publication {publication}: {error.diag.message_primary}.",
+            remedy=f"As the owner of the tables run: {statement.as_string(connection)};",
+        ) from error
+
+
+# -------------------------------------------------------------------------------------------------------------- slot
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A replication slot as pg_replication_slots shows it."""
+
+    name: str
+    plugin: str
+    database: str
+    confirmed: int
+    restart: int
+    active_pid: int | None
+    wal_status: str
+    safe_wal_size: int | None
+
+
+def read_slot(connection: psycopg.Connection[Any], name: str) -> Slot | None:
+    """The slot, None if there is none of that name."""
+    row = connection.execute(
+        "select slot_name, coalesce(plugin, ''), coalesce(database, ''), coalesce(confirmed_flush_lsn, '0/0')::text,"
+        " coalesce(restart_lsn, '0/0')::text, active_pid, coalesce(wal_status, ''), safe_wal_size"
+        " from pg_replication_slots where slot_name = %s",
+        [name],
+    ).fetchone()
+    if row is None:
+        return None
+    return Slot(row[0], row[1], row[2], parse_lsn(row[3]), parse_lsn(row[4]), row[5], row[6], row[7])
+
+
+def check_slot(slot: Slot | None, name: str, database: str, durable: int) -> None:
+    """Hold the slot against what the log has durably (hard-cases: slot behind or ahead).
+
+    ``durable`` is the log's last place, 0 for a log that has none. A lost slot still shows a position, and streaming
+    from before the confirmed one skips silently, so all of this is compared before streaming starts.
+
+    Raises:
+        Gap: the slot is missing, lost, or was moved past what the log holds.
+        Misconfigured: it belongs to another plugin or database.
+    """
+    remedy = "Run `syncline resync` to read the tables again, or set on_gap: resync."
+    if slot is None:
+        raise Gap(f"Replication slot {name} is gone; changes behind {format_lsn(durable)} are lost.", remedy=remedy)
+    if slot.plugin != "pgoutput" or slot.database != database:
+        raise Misconfigured(
+            f"Replication slot {name} belongs to plugin {slot.plugin or '(physical)'}, database {slot.database or '-'}.",
+            remedy="Choose another name with source.slot, or drop that slot if nothing uses it.",
+        )
+    if slot.wal_status == "lost":
+        raise Gap(f"Replication slot {name} was invalidated: the server removed WAL it still needed.", remedy=remedy)
+    if durable and slot.confirmed > durable:
+        raise Gap(
+            f"Replication slot {name} was moved to {format_lsn(slot.confirmed)}, but the log ends at "
+            f"{format_lsn(durable)}: what lies between was never captured.",
+            remedy=remedy,
+        )
+
+
+def create_slot(config: SourceConfig, name: str, talk: Talk) -> int:
+    """Create the permanent slot; returns its consistent point. Waits for transactions that are open (and says which)."""
+    point, _, connection = _create(config, name, temporary=False, export=False, talk=talk)
+    connection.close()
+    return point
+
+
+def drop_slot(connection: psycopg.Connection[Any], name: str) -> None:
+    """Drop the slot if it exists; a walsender that still holds it is terminated first."""
+    slot = read_slot(connection, name)
+    if slot is None:
+        return
+    if slot.active_pid is not None:
+        connection.execute("select pg_terminate_backend(%s, 10000)", [slot.active_pid])
+    connection.execute("select pg_drop_replication_slot(%s)", [name])
+
+
+def snapshot_point(config: SourceConfig, name: str, talk: Talk) -> tuple[int, str, Any]:
+    """A temporary slot with its exported snapshot: ``(consistent point, snapshot name, connection that keeps both)``.
+
+    The pair is exact: the snapshot sees precisely the transactions whose commit records begin before the point. (Two
+    separate reads of LSN and snapshot would not be: visibility order is not WAL order.)
+    """
+    return _create(config, name, temporary=True, export=True, talk=talk)
+
+
+def _create(config: SourceConfig, name: str, *, temporary: bool, export: bool, talk: Talk) -> tuple[int, str, Any]:
+    connection = connect_replication(config.replication, timeout_s=config.connect_timeout_s)
+    done = threading.Event()
+    watcher = threading.Thread(target=_tell_who_blocks, args=(config, done, talk), name="slot-wait", daemon=True)
+    watcher.start()
+    try:
+        with translated(config.replication, "source.replication_dsn"), connection.cursor() as cursor:
+            mode = "temporary " if temporary else ""
+            snapshot = "export" if export else "nothing"
+            cursor.execute(f"create_replication_slot \"{name}\" {mode}logical pgoutput (snapshot '{snapshot}')")
+            row = cursor.fetchone()
+        return parse_lsn(row[1]), row[2] or "", connection
+    except BaseException:
+        connection.close()
+        raise
+    finally:
+        done.set()
+
+
+def _tell_who_blocks(config: SourceConfig, done: threading.Event, talk: Talk) -> None:
+    """Slot creation waits for every running transaction; name the oldest ones instead of hanging silently."""
+    while not done.wait(3.0):
+        with connect(config.dsn.get_secret_value(), timeout_s=config.connect_timeout_s) as connection:
+            pids = connection.execute(
+                "select pid from pg_stat_activity where backend_xid is not null and pid <> pg_backend_pid()"
+                " order by xact_start limit 5"
+            ).fetchall()
+        if pids:
+            names = ", ".join(str(p[0]) for p in pids)
+            talk(f"{describe(config.replication)}: waiting for open transactions to end (pid {names})")

@@ -1,0 +1,152 @@
+"""A PostgreSQL source: its settings, its connections, and the translation of its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import psycopg2
+import psycopg2.extras
+from psycopg import conninfo
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from syncline.errors import Misconfigured, SynclineError, Unavailable
+
+__all__ = ["SourceConfig", "connect", "connect_replication", "describe", "translated"]
+
+# Both connections must print every value the same way (hard-cases: Values).
+_SESSION = {
+    "timezone": "UTC",
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "client_encoding": "UTF8",
+}
+
+
+class SourceConfig(BaseModel):
+    """One PostgreSQL database whose changes are captured from its WAL."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dsn: SecretStr = Field(description="Connection to the source: a URL or a libpq keyword string.")
+    replication_dsn: SecretStr | None = Field(
+        None, description="Connection for replication and snapshots, where it differs (a pooler can't replicate)."
+    )
+    slot: str = Field("syncline", pattern=r"^[a-z0-9_]{1,63}$", description="Replication slot, created if missing.")
+    publication: str = Field("syncline", min_length=1, max_length=63, description="Publication, created if missing.")
+    monitored_tables: tuple[str, ...] = Field(
+        ("public.*",), description="Tables to keep in step: schema.table, or patterns with * and ?."
+    )
+    excluded_tables: tuple[str, ...] = Field((), description="Tables left out, by the same patterns.")
+    binary: bool | None = Field(
+        None, description="Binary pgoutput: null picks it when every column's type is decoded exactly from it."
+    )
+    initial_load: bool = Field(True, description="Read existing rows before streaming.")
+    on_gap: str = Field(
+        "stop",
+        pattern="^(stop|resync)$",
+        description="When changes are known to be missing: stop with an alert, or read the tables again.",
+    )
+    batch_rows: int = Field(20_000, ge=1, description="Rows after which captured changes are handed on.")
+    batch_bytes: int = Field(8 * 1024 * 1024, ge=4096, description="Bytes after which they are handed on.")
+    linger_s: float = Field(0.1, ge=0, le=10, description="Longest wait for a fuller batch during a flood.")
+    max_entry_bytes: int = Field(
+        16 * 1024 * 1024, ge=65536, description="A transaction above this is stored in parts."
+    )
+    heartbeat_s: float = Field(10.0, gt=0, description="How often an idle source is moved on.")
+    load_chunk_bytes: int = Field(16 * 1024 * 1024, ge=8192, description="Table bytes read by one COPY of a load.")
+    connect_timeout_s: int = Field(10, ge=1, description="How long one attempt to connect may take.")
+
+    @property
+    def replication(self) -> str:
+        """The connection string for replication."""
+        return (self.replication_dsn or self.dsn).get_secret_value()
+
+
+def describe(dsn: str) -> str:
+    """``host:port/database`` of a connection string, never its secrets (Guarantee 11)."""
+    try:
+        parts = conninfo.conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        return "(unreadable connection string)"
+    host = parts.get("host") or parts.get("hostaddr") or "local socket"
+    return f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
+
+
+def translate(error: BaseException, dsn: str, setting: str = "source.dsn") -> SynclineError:
+    """A driver's error as one of ours. Driver messages of failed queries may hold row values: only the first line of
+    connection errors and the server's primary message are used."""
+    where = describe(dsn)
+    sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or ""
+    diag = getattr(error, "diag", None)
+    primary = (getattr(diag, "message_primary", None) or str(error)).strip().splitlines()
+    text = primary[0].rstrip(".") if primary else type(error).__name__
+    if isinstance(error, (psycopg.errors.ProgrammingError, psycopg2.ProgrammingError)) and not sqlstate:
+        return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=f"Correct {setting}.")
+    if "password authentication failed" in text or sqlstate in {"28P01", "28000"}:
+        return Misconfigured(
+            f"PostgreSQL at {where} refused the login: {text}.",
+            remedy=f"Correct user and password in {setting}, or pg_hba.conf.",
+        )
+    if sqlstate == "3D000" or ('database "' in text and "does not exist" in text):
+        return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=f"Correct the database in {setting}.")
+    if sqlstate == "42501":
+        return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy="`syncline doctor` names the missing grant.")
+    transient = ("08", "57", "53", "40", "55")
+    connection = isinstance(error, (psycopg.OperationalError, psycopg2.OperationalError, psycopg2.InterfaceError))
+    if sqlstate[:2] in transient or (connection and not sqlstate):
+        return Unavailable(
+            f"PostgreSQL at {where} cannot be reached: {text}.",
+            remedy=f"Check that it runs and that {setting} is right.",
+        )
+    return Misconfigured(f"PostgreSQL at {where}: {text} ({sqlstate or type(error).__name__}).")
+
+
+@contextmanager
+def translated(dsn: str, setting: str = "source.dsn") -> Iterator[None]:
+    """Raise driver errors of the block as ours."""
+    try:
+        yield
+    except (psycopg.Error, psycopg2.Error) as error:
+        raise translate(error, dsn, setting) from error
+
+
+def connect(dsn: str, *, timeout_s: int = 10, application: str = "syncline", **kwargs: Any) -> psycopg.Connection[Any]:
+    """An autocommit psycopg connection with the session settings that make values exact.
+
+    Raises:
+        Unavailable, Misconfigured: as :func:`translate` decides.
+    """
+    options = " ".join(f"-c {k}={v}" for k, v in _SESSION.items() if k != "client_encoding")
+    with translated(dsn):
+        given = conninfo.conninfo_to_dict(dsn)
+        options = f"{given.get('options', '')} {options}".strip()
+        return psycopg.connect(
+            dsn,
+            autocommit=True,
+            connect_timeout=timeout_s,
+            application_name=application,
+            options=options,
+            client_encoding="UTF8",
+            **kwargs,
+        )
+
+
+def connect_replication(dsn: str, *, timeout_s: int = 10) -> Any:
+    """A psycopg2 logical replication connection with the same session settings (the walsender prints the values)."""
+    options = " ".join(f"-c {k}={v}" for k, v in _SESSION.items() if k != "client_encoding")
+    with translated(dsn):
+        given = conninfo.conninfo_to_dict(dsn)
+        options = f"{given.get('options', '')} {options}".strip()
+        return psycopg2.connect(
+            dsn,
+            connection_factory=psycopg2.extras.LogicalReplicationConnection,
+            connect_timeout=timeout_s,
+            application_name="syncline-capture",
+            options=options,
+            client_encoding="UTF8",
+        )

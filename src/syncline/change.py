@@ -1,0 +1,413 @@
+"""What travels through Syncline: tables, batches of changes, entries, positions, and their wire form.
+
+Everything here is frozen and pure. Rows stay columnar: a :class:`Batch` is a ``pyarrow.RecordBatch`` whose first
+columns are the table's, in the table's order, followed by the system columns (:data:`SYSTEM`), found by position so
+that no column name of a user can collide with them.
+
+Words (see docs/guarantees.md): a *version* is an int64 below 2**53, ``base + commit LSN``, comparable per key; an
+*event id* is ``(incarnation, commit LSN, ordinal)``; a *position* is a place in the log; a *place* is the source's own
+position (an LSN for WAL capture).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import xxhash
+from pyarrow import ipc
+
+from syncline.errors import Damaged
+
+__all__ = [
+    "MAX_VERSION",
+    "Batch",
+    "Column",
+    "Cursor",
+    "Entry",
+    "Item",
+    "Marker",
+    "Op",
+    "Part",
+    "Position",
+    "TableSchema",
+    "Truncate",
+    "arrow_type",
+    "decode_entry",
+    "encode_entry",
+    "make_batch",
+]
+
+# Redis Lua and Qdrant ranges compare as float64, which is exact below this.
+MAX_VERSION = 2**53
+
+
+class Op(IntEnum):
+    """The operation of one change, as stored in the system column ``op``."""
+
+    INSERT = 1
+    UPDATE = 2
+    DELETE = 3
+    REKEY = 4  # an update that changed the key: ``old_key`` holds the former one
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One column of a table.
+
+    ``type`` is Syncline's logical type: ``bool int2 int4 int8 float4 float8 numeric(p,s) bytes uuid date time
+    timestamp timestamptz json text``; whatever has no exact type of its own is ``text`` (PostgreSQL's own text
+    output). ``source_type`` is the source's name of the type, such as ``numeric(12,2)`` or ``mood``.
+    """
+
+    name: str
+    type: str
+    source_type: str
+    key: bool = False
+
+
+class TableSchema(msgspec.Struct, frozen=True, dict=True):
+    """A table as it was when a batch was captured. The key is at least one column, all of the replica identity."""
+
+    namespace: str
+    name: str
+    columns: tuple[Column, ...]
+
+    @property
+    def qualified(self) -> str:
+        """``namespace.name``, the table's name everywhere in Syncline."""
+        return f"{self.namespace}.{self.name}"
+
+    @cached_property
+    def key(self) -> tuple[Column, ...]:
+        """The key columns, in the table's order."""
+        return tuple(c for c in self.columns if c.key)
+
+    @cached_property
+    def key_positions(self) -> tuple[int, ...]:
+        """Where the key columns stand among the columns."""
+        return tuple(i for i, c in enumerate(self.columns) if c.key)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when a name, a type, the order or the key changes."""
+        return xxhash.xxh3_64_hexdigest(msgspec.json.encode(self))
+
+    @cached_property
+    def mask_bytes(self) -> int:
+        """Bytes of an ``unchanged`` mask: one bit a column, bit i of the mask is bit ``i % 8`` of byte ``i // 8``."""
+        return (len(self.columns) + 7) // 8
+
+
+_FIXED_TYPES: dict[str, pa.DataType] = {
+    "bool": pa.bool_(),
+    "int2": pa.int16(),
+    "int4": pa.int32(),
+    "int8": pa.int64(),
+    "float4": pa.float32(),
+    "float8": pa.float64(),
+    "bytes": pa.binary(),
+    "uuid": pa.binary(16),
+    "date": pa.date32(),
+    "time": pa.time64("us"),
+    "timestamp": pa.timestamp("us"),
+    "timestamptz": pa.timestamp("us", "UTC"),
+    "json": pa.string(),
+    "text": pa.string(),
+}
+
+
+def arrow_type(logical: str) -> pa.DataType:
+    """The Arrow type of a logical type. ``numeric(p,s)`` is ``decimal128(p, s)``.
+
+    Two conventions where Arrow has no word: +-infinity of date, timestamp and timestamptz is the greatest integer of
+    the storage type and its negative (DuckDB's own convention), and ``24:00:00`` is 86,400,000,000 microseconds.
+    """
+    if logical.startswith("numeric("):
+        precision, scale = logical[8:-1].split(",")
+        return pa.decimal128(int(precision), int(scale))
+    return _FIXED_TYPES[logical]
+
+
+# The system columns, behind the table's own. ``unchanged`` and ``old_key`` are null-typed in batches that need none.
+SYSTEM = ("op", "version", "ordinal", "commit_time", "xid", "unchanged", "old_key")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The changes of one table in one schema version, in commit order.
+
+    ``rows`` holds the table's columns, then :data:`SYSTEM`:
+
+    - ``op`` int8 (:class:`Op`); ``version`` int64; ``ordinal`` int64, the change's number in its transaction;
+      ``commit_time`` timestamp[us, UTC]; ``xid`` int64, the 64-bit transaction id at the source, 0 if unknown;
+    - ``unchanged`` binary or null: bit mask of columns the change does not carry (they are null here, and *not* NULL);
+      null means that the row is whole;
+    - ``old_key`` struct of the key columns, set on ``REKEY`` only.
+
+    A delete carries its key columns only. A table column normally has ``arrow_type(column.type)``; where a value in
+    this batch has no exact form in that type (numeric NaN, a year Arrow can't hold) the whole column is ``string`` with
+    PostgreSQL's text, and the store decides value by value.
+    """
+
+    schema: TableSchema
+    rows: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return int(self.rows.num_rows)
+
+    def system(self, name: str) -> pa.Array:
+        """A system column by name."""
+        return self.rows.column(len(self.schema.columns) + SYSTEM.index(name))
+
+    def ints(self, name: str) -> np.ndarray[Any, Any]:
+        """An integer system column (or ``commit_time`` in microseconds) as numpy, without a copy."""
+        array = self.system(name)
+        return array.view(pa.int64()).to_numpy() if name == "commit_time" else array.to_numpy()
+
+    def data(self) -> pa.RecordBatch:
+        """The table's columns alone."""
+        return self.rows.select(list(range(len(self.schema.columns))))
+
+    @property
+    def partial(self) -> bool:
+        """Whether some row leaves columns unchanged."""
+        return bool(self.system("unchanged").type != pa.null())
+
+    @property
+    def rekeys(self) -> bool:
+        """Whether some row moves to another key."""
+        return bool(self.system("old_key").type != pa.null())
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.rows.nbytes)
+
+
+def make_batch(
+    schema: TableSchema,
+    columns: Sequence[pa.Array],
+    *,
+    op: pa.Array,
+    version: pa.Array,
+    ordinal: pa.Array,
+    commit_time: pa.Array,
+    xid: pa.Array,
+    unchanged: pa.Array | None = None,
+    old_key: pa.Array | None = None,
+) -> Batch:
+    """Put a batch together from the table's columns and the system columns (arrays of equal length)."""
+    n = len(op)
+    system = [
+        op,
+        version,
+        ordinal,
+        commit_time,
+        xid,
+        pa.nulls(n) if unchanged is None else unchanged,
+        pa.nulls(n) if old_key is None else old_key,
+    ]
+    names = [c.name for c in schema.columns] + list(SYSTEM)
+    return Batch(schema, pa.RecordBatch.from_arrays([*columns, *system], names=names))
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """Every row of the table with a version at or below ``version`` is gone.
+
+    The source's TRUNCATE, and the end of a (re)load, which sweeps out what the load did not find: rows read under a
+    consistent point S carry S - 1, and the load ends with ``Truncate(S - 2)``.
+    """
+
+    schema: TableSchema
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Progress without data, or a note for one reader of the log.
+
+    ``kind`` is ``progress``, ``load_started`` or ``loaded`` (with ``table``).
+    """
+
+    kind: str
+    table: str = ""
+
+
+Item = Batch | Truncate | Marker
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of a transaction too large for one entry. Readers see none until the ``last`` is durable."""
+
+    index: int
+    last: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the log stores: whole source transactions (or one part of a large one) as items, in order.
+
+    - ``place``: the source's place behind this entry (end LSN of its last commit). For a part that is not the last,
+      and for entries of a load, 0: they move nothing.
+    - ``through``: every change with a version below this is in this entry or before it (``base + place``); 0 where
+      ``place`` is.
+    - ``incarnation``: the source incarnation (correctness rule 1), part of every event id.
+    - ``commit_time``: of the last transaction, microseconds since 1970; 0 for markers.
+    - ``targets``: names of the targets it is for; None means all.
+    """
+
+    items: tuple[Item, ...]
+    place: int = 0
+    through: int = 0
+    incarnation: int = 1
+    commit_time: int = 0
+    targets: tuple[str, ...] | None = None
+    part: Part | None = None
+
+    @cached_property
+    def rows(self) -> int:
+        return sum(len(i) for i in self.items if isinstance(i, Batch))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(i.nbytes for i in self.items if isinstance(i, Batch)) + 256
+
+    @property
+    def max_version(self) -> int:
+        """The greatest version of any change in it, 0 without one."""
+        best = 0
+        for item in self.items:
+            if isinstance(item, Batch) and len(item):
+                best = max(best, int(item.ints("version").max()))
+            elif isinstance(item, Truncate):
+                best = max(best, item.version)
+        return best
+
+    @property
+    def boundary(self) -> bool:
+        """Whether a commit boundary lies behind it (Guarantee 2)."""
+        return self.part is None or self.part.last
+
+
+class Position(msgspec.Struct, frozen=True, order=True):
+    """A place in the log: behind entry ``n`` of the log ``log`` (a uuid). ``n`` = 0 is the beginning."""
+
+    log: str
+    n: int
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """How far one target has durably applied one source; it lives in the target (Guarantee 3).
+
+    ``through`` as in :class:`Entry`; ``version`` is the greatest version ever applied; ``place`` the source's place;
+    the rest identifies the source incarnation, so that a new log can choose a base above every version ever written
+    (correctness rule 1).
+    """
+
+    source: str
+    position: Position
+    through: int = 0
+    version: int = 0
+    place: int = 0
+    incarnation: int = 1
+    system_identifier: str = ""
+    base: int = 0
+    format: int = 1
+
+
+# ---------------------------------------------------------------------------------------------------- wire form
+
+WIRE_FORMAT = 1
+
+
+class _ItemHead(msgspec.Struct, omit_defaults=True):
+    kind: str
+    schema: TableSchema | None = None
+    size: int = 0
+    version: int = 0
+    note: str = ""
+
+
+class _Head(msgspec.Struct, omit_defaults=True):
+    format: int
+    items: list[_ItemHead]
+    place: int = 0
+    through: int = 0
+    incarnation: int = 1
+    commit_time: int = 0
+    targets: tuple[str, ...] | None = None
+    part: tuple[int, bool] | None = None
+
+
+_IPC_OPTIONS = ipc.IpcWriteOptions(compression="lz4")
+_head_encoder = msgspec.msgpack.Encoder()
+_head_decoder = msgspec.msgpack.Decoder(_Head)
+
+
+def encode_entry(entry: Entry) -> tuple[bytes, bytes]:
+    """``(head, body)``: a msgpack head and the Arrow IPC streams (lz4) of its batches, one behind the other."""
+    heads: list[_ItemHead] = []
+    bodies: list[pa.Buffer] = []
+    for item in entry.items:
+        match item:
+            case Batch():
+                sink = pa.BufferOutputStream()
+                with ipc.new_stream(sink, item.rows.schema, options=_IPC_OPTIONS) as writer:
+                    writer.write_batch(item.rows)
+                body = sink.getvalue()
+                bodies.append(body)
+                heads.append(_ItemHead("batch", item.schema, size=body.size))
+            case Truncate():
+                heads.append(_ItemHead("truncate", item.schema, version=item.version))
+            case Marker():
+                heads.append(_ItemHead("marker", note=item.kind + "\0" + item.table))
+    part = (entry.part.index, entry.part.last) if entry.part else None
+    head = _Head(
+        WIRE_FORMAT, heads, entry.place, entry.through, entry.incarnation, entry.commit_time, entry.targets, part
+    )
+    return _head_encoder.encode(head), b"".join(bodies)
+
+
+def decode_entry(head: bytes, body: bytes) -> Entry:
+    """The entry that :func:`encode_entry` wrote. Batches point into ``body`` where their compression allows it.
+
+    Raises:
+        Damaged: the bytes are not an entry of a format this version knows.
+    """
+    try:
+        parsed = _head_decoder.decode(head)
+        if parsed.format != WIRE_FORMAT:
+            raise Damaged(
+                f"A log entry has wire format {parsed.format}; this version reads format {WIRE_FORMAT}.",
+                remedy="Run the version of Syncline that wrote the log until it is drained, then upgrade.",
+            )
+        items: list[Item] = []
+        buffer, offset = pa.py_buffer(body), 0
+        for item in parsed.items:
+            if item.kind == "batch" and item.schema is not None:
+                reader = ipc.open_stream(buffer.slice(offset, item.size))
+                items.append(Batch(item.schema, reader.read_next_batch()))
+                offset += item.size
+            elif item.kind == "truncate" and item.schema is not None:
+                items.append(Truncate(item.schema, item.version))
+            else:
+                kind, table = item.note.split("\0")
+                items.append(Marker(kind, table))
+    except (msgspec.DecodeError, pa.ArrowInvalid, StopIteration, ValueError, OSError) as error:
+        raise Damaged(f"A log entry cannot be read: {error}.") from error
+    return Entry(
+        tuple(items),
+        parsed.place,
+        parsed.through,
+        parsed.incarnation,
+        parsed.commit_time,
+        parsed.targets,
+        Part(*parsed.part) if parsed.part else None,
+    )

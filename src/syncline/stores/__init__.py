@@ -1,0 +1,131 @@
+"""Stores hold the copies: the contract, and the lazy table of names.
+
+A store is one file here (a folder once it outgrows that), named as its users call it, with its configuration, its
+queries and the translation of its driver's errors. :class:`Store` is the specification; ``syncline.testing`` holds the
+suite that every implementation passes. Adding a store adds one line to :data:`STORES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from syncline.change import Cursor, TableSchema
+
+__all__ = ["STORES", "Folded", "Limits", "Store", "TableWork", "Work"]
+
+# type in the configuration -> "module:class"; imported when first used.
+STORES: dict[str, str] = {
+    "memory": "syncline.stores.memory:MemoryStore",
+    "duckdb": "syncline.stores.duckdb:DuckDBStore",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a store can take, declared as data.
+
+    ``transactional``: the cursor commits in the same transaction as the data (else the engine keeps it elsewhere).
+    ``max_rows`` and ``max_bytes`` bound one :class:`Work`.
+    """
+
+    transactional: bool = True
+    max_rows: int = 200_000
+    max_bytes: int = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The last state of each key: what is left of a table's changes after folding. Keys are unique.
+
+    ``upserts`` and ``partials`` hold the table's columns, then ``version`` (int64). ``partials`` have two more columns
+    behind it: ``unchanged`` (binary mask as in :class:`~syncline.change.Batch`, never null) and ``from_key`` (struct of
+    the key columns, never null): the columns masked as unchanged are taken from the row that the store held under
+    ``from_key`` *before* this work (normally the row's own key; another one after a rekey). ``deletes`` hold the key
+    columns, then ``version``; a key that was moved away by a rekey is among them.
+    """
+
+    upserts: pa.RecordBatch | None = None
+    partials: pa.RecordBatch | None = None
+    deletes: pa.RecordBatch | None = None
+
+    def __len__(self) -> int:
+        return sum(b.num_rows for b in (self.upserts, self.partials, self.deletes) if b is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class TableWork:
+    """What one unit of work does to one table: first the truncation (if any), then the folded rows.
+
+    ``truncated``: rows with a version at or below it are gone, and changes with a version *below* it that arrive later
+    are superseded (equal versions are rows written behind the TRUNCATE in the same transaction).
+    """
+
+    schema: TableSchema
+    rows: Folded
+    truncated: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One atomic step of a target: whole source transactions and the cursor behind them (Guarantee 4)."""
+
+    tables: tuple[TableWork, ...]
+    cursor: Cursor
+
+    @property
+    def rows(self) -> int:
+        return sum(len(t.rows) for t in self.tables)
+
+
+class Store(Protocol):
+    """A copy of tables under a version guard.
+
+    One thread applies; ``fetch`` and ``scan`` may run in other threads at the same time and see only whole works.
+
+    The guard (Guarantee 5): a row is written only if ``stored version <= incoming version`` for its key, where a
+    tombstone counts as stored, and ``incoming >= truncate version``; otherwise the change is superseded, silently. A
+    delete leaves a tombstone with its version (also for a key that was never there). A row without a version (an
+    adopted table) is older than everything. A partial whose ``from_key`` row is absent is not written: the engine has
+    healed such keys beforehand.
+
+    Errors, and nothing else: ``Unavailable`` (nothing is known to be written; the same work is handed in again, and
+    "applied, but the reply was lost" must be harmless), ``Rejected`` (nothing was written; these rows can't be),
+    ``Misconfigured``.
+    """
+
+    limits: Limits
+
+    def open(self, source: str) -> Cursor | None:
+        """Connect, prepare the store's own tables, and return the durable cursor of this source, None if none."""
+
+    def migrate(self, schema: TableSchema) -> None:
+        """Make the table fit the schema: create it, adopt an existing one, add columns, drop columns, change types.
+
+        Idempotent and durable on return. Called before the first ``apply`` with a schema. A column whose type changed
+        keeps no values (a reload follows). Raises ``Misconfigured`` when an existing table can't be adopted.
+        """
+
+    def apply(self, work: Work) -> None:
+        """Write the work and its cursor in one transaction, durable on return. Idempotent under the guard."""
+
+    def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
+        """The stored rows of these keys (a batch of the key columns): the table's columns, then ``version``."""
+
+    def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
+        """All rows of one table in one consistent view, any order: the table's columns, then ``version``."""
+
+    def purge(self, source: str, below: int) -> int:
+        """Forget tombstones with a version below ``below``, and record that horizon: older changes to absent keys
+        are superseded from then on (correctness rule 17). Returns how many were forgotten."""
+
+    def close(self) -> None:
+        """Release everything. Idempotent."""
+
+
+def stored_columns(schema: TableSchema) -> Sequence[str]:
+    """Names of what ``fetch`` and ``scan`` return: the table's columns, then ``version``."""
+    return [*(c.name for c in schema.columns), "version"]
