@@ -1,0 +1,28 @@
+"""Configuration: one frozen tree, loaded once and handed down.
+
+Defaults < ``syncline.yaml`` < ``syncline.<environment>.yaml`` < environment variables < command line. Relative
+paths are relative to the working directory. No other module reads the environment.
+"""
+
+from syncline.config.load import DEFAULT_FILE, load_config
+from syncline.config.tree import (
+    ApplyConfig,
+    Config,
+    ControlConfig,
+    LogConfig,
+    LoggingConfig,
+    TargetConfig,
+    store_class,
+)
+
+__all__ = [
+    "DEFAULT_FILE",
+    "ApplyConfig",
+    "Config",
+    "ControlConfig",
+    "LogConfig",
+    "LoggingConfig",
+    "TargetConfig",
+    "load_config",
+    "store_class",
+]

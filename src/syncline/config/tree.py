@@ -1,0 +1,218 @@
+"""The configuration tree: frozen models, their defaults, and the description of each setting.
+
+The descriptions are what `syncline init` writes into the file, so that the two can't drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, SerializeAsAny
+from pydantic import model_validator as validates
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from syncline.capture.source import SourceConfig
+from syncline.errors import Misconfigured
+from syncline.log.embedded import EmbeddedLogConfig
+from syncline.stores import STORES
+
+__all__ = [
+    "ApplyConfig",
+    "Config",
+    "ControlConfig",
+    "LogConfig",
+    "LoggingConfig",
+    "TargetConfig",
+    "settings_of",
+    "store_class",
+    "store_settings",
+]
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
+
+
+class LogConfig(EmbeddedLogConfig):
+    """The durable log between sources and targets. Each source has a log of its own in this folder."""
+
+    path: Path = Field(Path("syncline-data/log"), description="Folder of the log, on a local disk.")
+
+
+class ApplyConfig(BaseModel):
+    """How changes are handed to the targets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_rows: int = Field(50_000, ge=1, description="Rows after which a step is written to a target.")
+    max_bytes: int = Field(32 * 1024 * 1024, ge=65536, description="Bytes after which a step is written.")
+    linger_s: float = Field(0.005, ge=0, le=10, description="Longest wait for a fuller step; a flood never waits.")
+    max_transaction_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=65536,
+        description="Whole source transactions up to this size are applied atomically, larger ones in parts.",
+    )
+    retry_base_s: float = Field(0.2, gt=0, le=60, description="First wait before a target that is away is tried again.")
+    retry_max_s: float = Field(
+        30.0, gt=0, le=3600, description="Longest such wait; it doubles up to here, with jitter."
+    )
+
+
+class ControlConfig(BaseModel):
+    """Where Syncline keeps its own records: a schema in PostgreSQL, never captured itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+    dsn: SecretStr | None = Field(None, description="Connection to its database; null is that of the first source.")
+    schema_name: str = Field(
+        "syncline", alias="schema", pattern=r"^[a-z_][a-z0-9_]{0,62}$", description="Name of the schema."
+    )
+
+
+def _level(value: object) -> object:
+    word = value.lower() if isinstance(value, str) else value
+    return {"warn": "warning", "critical": "error"}.get(str(word), word)
+
+
+class LoggingConfig(BaseModel):
+    """What Syncline says about itself, on stderr. Row values and secrets are never part of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = Field(
+        "info", description="debug, info, warning or error."
+    )
+    json_lines: bool = Field(False, alias="json", description="One JSON object per line instead of text.")
+
+
+def store_class(kind: str) -> Any:
+    """The class of the store that the configuration calls ``kind``, imported on first use.
+
+    Raises:
+        KeyError: there is no such store.
+        Misconfigured: its driver is not installed.
+    """
+    module, _, name = STORES[kind].partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "syncline":
+            raise
+        raise Misconfigured(
+            f"The driver of target type {kind} is not installed: no module {error.name}.",
+            remedy=f"Run `pip install 'syncline[{kind}]'`.",
+        ) from error
+
+
+def store_settings(kind: str) -> type[BaseModel]:
+    """The configuration class of the store ``kind``. Raises as :func:`store_class`."""
+    return cast("type[BaseModel]", store_class(kind).config_class)
+
+
+class TargetConfig(BaseModel):
+    """One copy that is kept in step: its type, the sources it follows, and the settings of its store.
+
+    In the file the store's settings stand beside ``type``; here they are ``store``, an object of the store's own class.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str = Field(description="Kind of store: " + ", ".join(STORES) + ".")
+    sources: tuple[str, ...] | None = Field(None, description="Names of the sources it follows; null is all of them.")
+    store: SerializeAsAny[BaseModel] = Field(description="Settings of the store.")
+
+    @validates(mode="before")
+    @classmethod
+    def _from_flat(cls, given: Any) -> Any:
+        """Hand what is not ours to the class that the store declares."""
+        if not isinstance(given, Mapping) or isinstance(given.get("store"), BaseModel):
+            return given
+        own = {key: value for key, value in given.items() if key in {"type", "sources"}}
+        kind = own.get("type")
+        if kind is None:
+            raise PydanticCustomError("no_type", "type is required: one of {known}", {"known": ", ".join(STORES)})
+        if not isinstance(kind, str) or kind not in STORES:
+            raise PydanticCustomError("no_store", "there is no target type of this name")
+        rest = {key: value for key, value in given.items() if key not in own}
+        return {**own, "store": store_settings(kind).model_validate(rest)}
+
+
+class Config(BaseModel):
+    """Everything that Syncline is told, in one frozen tree. Sources and targets have names; a single one is "main"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: dict[Name, SourceConfig] = Field(min_length=1, description="Databases whose changes are captured.")
+    targets: dict[Name, TargetConfig] = Field(default_factory=dict, description="Copies that are kept in step.")
+    log: LogConfig = Field(default_factory=LogConfig)
+    apply: ApplyConfig = Field(default_factory=ApplyConfig)
+    control: ControlConfig = Field(default_factory=ControlConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    environment: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$",
+        description="Name of this environment: syncline.<environment>.yaml is read on top of syncline.yaml.",
+    )
+    _provenance: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Where each setting that is not a default was given: dotted path -> "syncline.yaml:7", "env SYNCLINE_..."."""
+        return self._provenance
+
+    @property
+    def control_dsn(self) -> str:
+        """The connection string of the control schema: its own, else that of the first source."""
+        first = next(iter(self.sources.values()))
+        return (self.control.dsn or first.dsn).get_secret_value()
+
+    def followed_by(self, target: str) -> tuple[str, ...]:
+        """The names of the sources that a target follows."""
+        chosen = self.targets[target].sources
+        return tuple(self.sources) if chosen is None else chosen
+
+    @validates(mode="before")
+    @classmethod
+    def _shorthands(cls, given: Any) -> Any:
+        """``source`` is the one called main, ``target`` too."""
+        if not isinstance(given, Mapping):
+            return given
+        result = dict(given)
+        for one, many in (("source", "sources"), ("target", "targets")):
+            if one in result:
+                result[many] = {"main": result.pop(one), **(result.get(many) or {})}
+        return result
+
+    @validates(mode="after")
+    def _is_consistent(self) -> Config:
+        self._check_followed()
+        self._check_slots()
+        return self
+
+    def _check_followed(self) -> None:
+        for name, target in self.targets.items():
+            for source in target.sources or ():
+                if source not in self.sources:
+                    raise PydanticCustomError(
+                        "no_source",
+                        "targets.{target}.sources names {source}, which is not among the sources ({known})",
+                        {"target": name, "source": source, "known": ", ".join(self.sources)},
+                    )
+
+    def _check_slots(self) -> None:
+        seen: dict[tuple[str, str], str] = {}
+        for name, source in self.sources.items():
+            other = seen.setdefault((source.replication, source.slot), name)
+            if other != name:
+                raise PydanticCustomError(
+                    "same_slot",
+                    "sources {one} and {other} share slot {slot} of one database: give each a slot of its own",
+                    {"one": other, "other": name, "slot": source.slot},
+                )
+
+
+def settings_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model under the names that users write."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
