@@ -1,0 +1,84 @@
+"""Servers, databases and patience for the tests. A server that should be there and is not is a failure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, LiteralString, TypeVar, cast
+
+import psycopg
+
+from syncline.embedded import EmbeddedPostgres
+
+T = TypeVar("T")
+
+# Without fsync a commit costs nothing; what a crash of the machine would lose is not what these tests are about. Tests
+# that kill the server still recover, for the operating system's cache survives.
+SETTINGS = {"fsync": "off", "max_connections": "200", "max_wal_senders": "40", "autovacuum": "off"}
+TEMPLATE = "syncline_template"
+
+_numbers = count(1)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A fresh database of one test."""
+
+    server: EmbeddedPostgres
+    name: str
+
+    @property
+    def dsn(self) -> str:
+        return self.server.dsn(self.name)
+
+    def connect(self, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
+        """A new connection, in autocommit unless told otherwise; close it, or use it as a context."""
+        return psycopg.connect(self.dsn, **{"autocommit": True, **options})
+
+    def execute(self, statement: str, *params: Any) -> list[tuple[Any, ...]]:
+        """Execute one statement (or several without parameters) in a connection of its own; the rows of a query."""
+        with self.connect() as connection:
+            cursor = connection.execute(cast(LiteralString, statement), params or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def value(self, query: str, *params: Any) -> Any:
+        """The first column of the first row."""
+        return self.execute(query, *params)[0][0]
+
+
+@contextmanager
+def fresh_database(server: EmbeddedPostgres, template: str | None = None) -> Iterator[Database]:
+    """A new database that is dropped afterwards, together with its sessions and replication slots."""
+    name = f"test_{next(_numbers)}"
+    server.create_database(name, template)
+    try:
+        yield Database(server, name)
+    finally:
+        if server.running:
+            server.drop_database(name)
+
+
+def eventually(fact: Callable[[], T], timeout_s: float = 20, every_s: float = 0.02) -> T:
+    """Wait until ``fact()`` is truthy and return it; an AssertionError counts as "not yet".
+
+    Use ``assert`` in ``fact`` to have the last state shown on failure, or return a value that says what is.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        state: object
+        try:
+            result = fact()
+            if result:
+                return result
+            state = result
+        except AssertionError as error:
+            state = error
+        if time.monotonic() > deadline:
+            name = getattr(fact, "__name__", repr(fact))
+            raise AssertionError(f"not within {timeout_s} s: {name}; last state: {state!r}") from (
+                state if isinstance(state, AssertionError) else None
+            )
+        time.sleep(every_s)
