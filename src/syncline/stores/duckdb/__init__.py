@@ -1,0 +1,5 @@
+"""The DuckDB store: one file, fast bulk writes, readers through a door while it runs."""
+
+from syncline.stores.duckdb.store import DuckDBConfig, DuckDBStore
+
+__all__ = ["DuckDBConfig", "DuckDBStore"]

@@ -1,0 +1,254 @@
+"""One open DuckDB file: shared by the stores of this process, opened, checkpointed, closed, and its errors translated.
+
+DuckDB lets one process read and write a file, and within it one database instance; so several stores on one path (one
+for each source) share one :class:`Database`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import duckdb
+from pydantic import BaseModel, ConfigDict, Field
+
+from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
+
+__all__ = ["Database", "DuckDBConfig", "quarantine", "translate"]
+
+_SIZE = r"^\d+(\.\d+)? ?([KMGT]i?B|B)$"
+
+
+class DuckDBConfig(BaseModel):
+    """One DuckDB database file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path = Field(description="The database file, created if missing.")
+    memory_limit: str = Field("2GB", pattern=_SIZE, description="Memory DuckDB may use before it spills to disk.")
+    threads: int = Field(
+        default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, description="Threads DuckDB may use."
+    )
+    wal_autocheckpoint: str = Field(
+        "512MB", pattern=_SIZE, description="Size of the write-ahead log that makes a commit write a checkpoint."
+    )
+    temp_directory: Path | None = Field(None, description="Where DuckDB spills; null: beside the file.")
+    checkpoint_idle_s: float = Field(
+        5.0, ge=0, description="Seconds without changes after which a checkpoint is written; 0: only at the size above."
+    )
+    door: bool = Field(True, description="Let other processes query the file while the engine runs (a Unix socket).")
+
+
+class Database:
+    """A DuckDB instance, counted by the stores that use it. ``lock`` is held for every transaction that writes."""
+
+    _open: ClassVar[dict[Path, Database]] = {}
+    _guard: ClassVar[threading.RLock] = threading.RLock()
+
+    def __init__(self, config: DuckDBConfig, path: Path) -> None:
+        self.config = config
+        self.path = path
+        self.lock = threading.RLock()
+        self._users = 0
+        self._dirty_since: float | None = None
+        self._wake = threading.Event()
+        self._closing = False
+        self._root = _connect(config, path)
+        self._timer: threading.Thread | None = None
+        if config.checkpoint_idle_s:
+            self._timer = threading.Thread(target=self._checkpoint_when_idle, name="duckdb-checkpoint", daemon=True)
+            self._timer.start()
+
+    @classmethod
+    def acquire(cls, config: DuckDBConfig) -> Database:
+        """The open database of ``config.path``, opened if this is the first store that asks.
+
+        Raises:
+            Misconfigured: the path cannot be used, another process has it, or two stores want other settings for it.
+            Unavailable: the disk is full.
+            Gap: the file was damaged; it has been moved aside.
+        """
+        path = config.path.expanduser().resolve()
+        with cls._guard:
+            database = cls._open.get(path)
+            if database is None:
+                database = cls._open[path] = cls(config, path)
+            elif database.config != config:
+                raise Misconfigured(
+                    f"Two targets use the DuckDB file {path} with different settings.", remedy="Give them the same."
+                )
+            database._users += 1
+            return database
+
+    def release(self) -> None:
+        """Close the file when its last store leaves; DuckDB then writes a checkpoint."""
+        with Database._guard:
+            self._users -= 1
+            if self._users:
+                return
+            self._open.pop(self.path, None)
+            self._closing = True
+            self._wake.set()
+            if self._timer:
+                self._timer.join()
+            with self.lock:
+                self._root.close()
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of one's own: each thread needs one."""
+        return self._root.cursor()
+
+    def touched(self) -> None:
+        """Something was committed: a checkpoint is due when it gets quiet."""
+        self._dirty_since = time.monotonic()
+
+    def _checkpoint_when_idle(self) -> None:
+        idle = self.config.checkpoint_idle_s
+        while not self._wake.wait(min(idle, 1.0)) and not self._closing:
+            since = self._dirty_since
+            if since is not None and time.monotonic() - since >= idle:
+                self.checkpoint()
+
+    def checkpoint(self) -> bool:
+        """Write the log into the file, so that the next start has nothing to replay. False if readers prevent it."""
+        with self.lock:
+            try:
+                with self.cursor() as cursor:
+                    cursor.execute("checkpoint")
+            except duckdb.Error:
+                # Open read transactions forbid it. The log keeps everything; the next quiet moment tries again.
+                self.touched()
+                return False
+            self._dirty_since = None
+            return True
+
+
+def _connect(config: DuckDBConfig, path: Path) -> duckdb.DuckDBPyConnection:
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": config.memory_limit,
+        "threads": config.threads,
+        "wal_autocheckpoint": config.wal_autocheckpoint,
+        "autoinstall_known_extensions": False,
+        "allow_community_extensions": False,
+        # Nothing the store does reads or writes other files, and whoever queries through the door must not.
+        "enable_external_access": False,
+    }
+    if config.temp_directory is not None:
+        settings["temp_directory"] = str(config.temp_directory)
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = duckdb.connect(str(path), config=settings)
+        try:
+            connection.execute("set global TimeZone = 'UTC'")
+            _probe(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+    except OSError as error:
+        raise Misconfigured(
+            f"The DuckDB file {path} cannot be created: {error.strerror}.", remedy="Correct the target's path."
+        ) from error
+    except duckdb.Error as error:
+        known = _opening_error(error, path)
+        if known is None and existed:
+            raise quarantine(path, error) from error
+        raise known or translate(error, path) from error
+
+
+def _probe(connection: duckdb.DuckDBPyConnection) -> None:
+    """Read the bookkeeping: a file whose catalog or first blocks are damaged fails here, not in the middle of work."""
+    for (table,) in connection.execute(
+        "select table_name from duckdb_tables() where schema_name = 'syncline' and table_name in ('cursors', 'tables')"
+    ).fetchall():
+        connection.execute(f"select * from syncline.{table}").fetchall()
+
+
+def _opening_error(error: duckdb.Error, path: Path) -> SynclineError | None:
+    """What is wrong when a file can't be opened although it is not damaged; None if it looks damaged."""
+    text = str(error)
+    if "Could not set lock" in text or "Conflicting lock" in text:
+        holder = re.search(r"PID (\d+)", text)
+        who = f"process {holder[1]}" if holder else "another process"
+        return Misconfigured(
+            f"The DuckDB file {path} is open in {who}; DuckDB lets one process write.",
+            remedy="End that process, or query through `syncline query` while the engine runs.",
+            code="SL-DUCKDB-LOCKED",
+        )
+    if "different configuration" in text:
+        return Misconfigured(
+            f"The DuckDB file {path} is already open in this process with other settings.", remedy="Close it first."
+        )
+    if "not a valid DuckDB database file" in text or "with version number" in text:
+        return Misconfigured(
+            f"{path} is not a database that DuckDB {duckdb.__version__} can read.",
+            remedy="Correct the target's path, or move the file away.",
+        )
+    if isinstance(error, duckdb.OutOfMemoryException) or "Permission denied" in text or "No space left" in text:
+        return translate(error, path)
+    if "Cannot open file" in text or "is a directory" in text.lower():
+        return Misconfigured(f"The DuckDB file {path} cannot be opened.", remedy="Correct the target's path.")
+    return None
+
+
+def quarantine(path: Path, error: BaseException) -> Gap:
+    """Move a damaged file and its log aside, and say where they are."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
+    for suffix in ("", ".wal", ".wal.checkpoint", ".wal.recovery"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return Gap(
+        f"The DuckDB file {path} is damaged ({type(error).__name__}); it was moved to {aside}.",
+        remedy="Its tables are read again from the source: run `syncline resync`.",
+        code="SL-DUCKDB-DAMAGED",
+    )
+
+
+def translate(error: duckdb.Error, path: Path) -> SynclineError:
+    """DuckDB's error as one of ours. Its text may hold row values, so only its class is told (Guarantee 11)."""
+    text, kind = str(error), type(error).__name__
+    if "No space left" in text or "disk is full" in text.lower():
+        return Unavailable(f"The disk of the DuckDB file {path} is full.", remedy="Free space; work goes on by itself.")
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return Unavailable(
+            f"DuckDB ran out of memory on {path}.",
+            remedy="Raise the target's memory_limit, or free its temp_directory.",
+        )
+    if "Permission denied" in text or "read-only" in text.lower():
+        return Misconfigured(f"The DuckDB file {path} cannot be written.", remedy="Correct its owner or permissions.")
+    if "Corrupt database file" in text or isinstance(error, duckdb.SerializationException):
+        return Gap(
+            f"The DuckDB file {path} is damaged.",
+            remedy="Start again: the file is moved aside, and `syncline resync` reads its tables again.",
+            code="SL-DUCKDB-DAMAGED",
+        )
+    if isinstance(error, duckdb.CatalogException | duckdb.BinderException):
+        return Misconfigured(
+            f"A table of {path} is not as Syncline left it ({kind}).",
+            remedy="Undo what was changed by hand, or drop the table and run `syncline resync`.",
+        )
+    if isinstance(error, duckdb.NotSupportedError | duckdb.ProgrammingError):
+        return Misconfigured(f"DuckDB {duckdb.__version__} refused a statement on {path} ({kind}).")
+    return Unavailable(f"DuckDB failed on {path} ({kind}).", remedy="It is tried again.")
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Raise DuckDB's errors of the block as ours."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise translate(error, path) from error

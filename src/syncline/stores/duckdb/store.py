@@ -1,0 +1,263 @@
+"""The DuckDB store: works applied in one transaction with their cursor, under the version guard.
+
+How it writes (decision record 0003): rows are deleted by key and inserted again, without an index. When every version
+of a work is at or above the greatest version its table ever held, which is the normal case, the guard holds by itself
+and no stored version is looked at; otherwise the rows that pass it are picked first and written the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import duckdb
+import msgspec
+import pyarrow as pa
+
+from syncline.change import Cursor, TableSchema, arrow_type
+from syncline.errors import Misconfigured, Rejected, SynclineError
+from syncline.stores import Limits, TableWork, Work, stored_columns
+from syncline.stores.duckdb.database import Database, DuckDBConfig, translate, translated
+from syncline.stores.duckdb.sql import BOOKKEEPING, FORMAT, Statements, quote
+from syncline.stores.duckdb.tables import TableState, migrate_table, table_state
+from syncline.stores.duckdb.writing import refused_rows, view_of_keys, write_table
+
+__all__ = ["DuckDBConfig", "DuckDBStore"]
+
+_SCAN_ROWS = 20_000
+
+
+class DuckDBStore:
+    """The contract of :class:`syncline.stores.Store` in a DuckDB file.
+
+    Tables keep their names (``public`` becomes DuckDB's ``main``) and get one more column, ``_syncline_version``.
+    Everything else of Syncline's is in the schema ``syncline`` of the file.
+    """
+
+    config_class = DuckDBConfig
+    limits = Limits()
+
+    def __init__(self, config: DuckDBConfig, name: str) -> None:
+        self.config = config
+        self.name = name
+        self._database: Database | None = None
+        self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._source = ""
+        self._states: dict[str, TableState] = {}
+
+    # ------------------------------------------------------------------------------------------ open and close
+
+    def open(self, source: str) -> Cursor | None:
+        """Open the file, prepare the bookkeeping, and return the durable cursor of ``source``.
+
+        Raises:
+            Misconfigured: the path cannot be used, or another process has the file.
+            Gap: the file is damaged. It has been moved aside; the next ``open`` starts an empty one.
+            Unavailable: the disk is full.
+        """
+        self.close()
+        self._source = source
+        database = Database.acquire(self.config)
+        try:
+            with database.lock, translated(database.path):
+                self._cursor = database.cursor()
+                self._database = database
+                self._prepare()
+                row = self._cursor.execute("select body from syncline.cursors where source = $1", [source]).fetchone()
+        except BaseException:
+            self.close()
+            raise
+        return msgspec.json.decode(row[0], type=Cursor) if row else None
+
+    def _prepare(self) -> None:
+        cursor = self._connection
+        for statement in BOOKKEEPING:
+            cursor.execute(statement)
+        row = cursor.execute("select max(version) from syncline.format").fetchone()
+        if row is None or row[0] is None:
+            cursor.execute(f"insert into syncline.format values ({FORMAT})")
+        elif row[0] > FORMAT:
+            raise Misconfigured(
+                f"The DuckDB file {self.config.path} was written by a newer Syncline (format {row[0]}, this one knows"
+                f" {FORMAT}).",
+                remedy="Upgrade Syncline.",
+            )
+
+    def close(self) -> None:
+        """Close the file (with a checkpoint) if no other store of this process uses it. Idempotent."""
+        self._states.clear()
+        cursor, self._cursor = self._cursor, None
+        database, self._database = self._database, None
+        if cursor is not None:
+            cursor.close()
+        if database is not None:
+            database.release()
+
+    @property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        if self._cursor is None:
+            raise Misconfigured(f"Target {self.name} is not open.")
+        return self._cursor
+
+    @property
+    def _db(self) -> Database:
+        if self._database is None:
+            raise Misconfigured(f"Target {self.name} is not open.")
+        return self._database
+
+    # ------------------------------------------------------------------------------------------ migrate
+
+    def migrate(self, schema: TableSchema) -> None:
+        """Make the table fit the schema; see the contract.
+
+        Raises:
+            Misconfigured: an existing table can't be adopted, names collide in DuckDB, or another source owns it.
+        """
+        with self._db.lock, translated(self._db.path):
+            self._connection.execute("begin")
+            try:
+                self._states[schema.qualified] = migrate_table(self._connection, self._source, schema)
+                self._connection.execute("commit")
+            except BaseException:
+                self._abandon()
+                raise
+            self._db.touched()
+
+    def _abandon(self) -> None:
+        """Roll back, and forget what is known of the tables: a failed commit may or may not have happened."""
+        self._states.clear()
+        try:
+            self._connection.execute("rollback")
+        except duckdb.Error:
+            # No transaction is open (the commit itself failed), or the database is lost and says so at the next use.
+            return
+
+    # ------------------------------------------------------------------------------------------ apply
+
+    def apply(self, work: Work) -> None:
+        """Write the work and its cursor in one transaction, durable on return.
+
+        Raises:
+            Rejected: a value has no exact form in its column's type. Positions count the upserts, then the partials.
+            Unavailable, Misconfigured: as the contract says.
+        """
+        with self._db.lock:
+            try:
+                self._connection.execute("begin")
+                for table in work.tables:
+                    write_table(self._connection, table, self._state(table.schema))
+                self._write_cursor(work.cursor)
+                self._connection.execute("commit")
+            except (duckdb.DataError, duckdb.IntegrityError) as error:
+                self._abandon()
+                raise self._blame(work, error) from error
+            except duckdb.Error as error:
+                self._abandon()
+                raise translate(error, self._db.path) from error
+            except BaseException:
+                self._abandon()
+                raise
+            self._db.touched()
+
+    def _state(self, schema: TableSchema) -> TableState:
+        state = self._states.get(schema.qualified)
+        if state is None or state.fingerprint != schema.fingerprint:
+            state = self._states[schema.qualified] = table_state(self._connection, schema)
+        return state
+
+    def _blame(self, work: Work, error: duckdb.Error) -> SynclineError:
+        """DuckDB refused values without saying which: try each table's rows by halves, and roll everything back."""
+        for table in work.tables:
+            rows = refused_rows(table, self._refuses)
+            if rows:
+                return Rejected(table.schema.qualified, rows, f"DuckDB does not take a value ({type(error).__name__})")
+        return Misconfigured(
+            f"DuckDB refused changes of {', '.join(t.schema.qualified for t in work.tables)}"
+            f" ({type(error).__name__}), though it takes each of them alone.",
+            remedy="Drop the constraints of adopted tables: the source keeps them.",
+        )
+
+    def _refuses(self, table: TableWork) -> bool:
+        try:
+            self._connection.execute("begin")
+            write_table(self._connection, table, self._state(table.schema))
+        except (duckdb.DataError, duckdb.IntegrityError):
+            return True
+        finally:
+            self._abandon()
+        return False
+
+    def _write_cursor(self, cursor: Cursor) -> None:
+        """The cursor commits with the data (Guarantee 3). Updated in place: one row a source."""
+        body = msgspec.json.encode(cursor).decode()
+        updated = self._connection.execute(
+            "update syncline.cursors set body = $1 where source = $2", [body, cursor.source]
+        ).fetchone()
+        if not updated or not updated[0]:
+            self._connection.execute("insert into syncline.cursors values ($1, $2)", [cursor.source, body])
+
+    # ------------------------------------------------------------------------------------------ read and purge
+
+    def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
+        """The stored rows of these keys, in one look. A row without a version has version 0."""
+        types = tuple(keys.schema.types[: len(schema.key)])
+        with translated(self._db.path), self._db.cursor() as cursor:
+            cursor.register("syncline_keys", view_of_keys(schema, keys))
+            query = Statements(schema, keys=types).select("syncline_keys")
+            found = cursor.sql(query).to_arrow_table()
+        batches = [_contract(schema, b) for b in found.to_batches()]
+        return pa.Table.from_batches(batches, _contract_schema(schema))
+
+    def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
+        """All rows in one consistent view, streamed. A row without a version has version 0.
+
+        The view holds back checkpoints until the iterator is exhausted or closed.
+        """
+        with translated(self._db.path), self._db.cursor() as cursor:
+            for batch in cursor.sql(Statements(schema).select()).to_arrow_reader(_SCAN_ROWS):
+                yield _contract(schema, batch)
+
+    def purge(self, source: str, below: int) -> int:
+        """Forget tombstones below ``below`` of the tables of ``source``, and record the horizon, in one transaction."""
+        with self._db.lock, translated(self._db.path):
+            cursor = self._connection
+            cursor.execute("begin")
+            try:
+                rows = cursor.execute("select body from syncline.tables where source = $1", [source]).fetchall()
+                schemas = [msgspec.json.decode(body, type=TableSchema) for (body,) in rows]
+                forgotten = sum(self._purge_table(schema, below) for schema in schemas)
+                cursor.execute(
+                    "update syncline.tables set horizon = $1 where source = $2 and horizon < $1", [below, source]
+                )
+                cursor.execute("commit")
+            except BaseException:
+                self._abandon()
+                raise
+            self._states.clear()
+            self._db.touched()
+            return forgotten
+
+    def _purge_table(self, schema: TableSchema, below: int) -> int:
+        cursor = self._connection
+        table = Statements(schema).tombstones
+        keys = ", ".join(quote(c.name) for c in schema.key)
+        # A key may have several tombstones; it is forgotten when the newest is.
+        gone = cursor.execute(
+            f"select count(*) from (select 1 from {table} group by {keys} having max(version) < $1)", [below]
+        ).fetchone()
+        cursor.execute(f"delete from {table} where version < $1", [below])
+        cursor.execute("delete from syncline.moved where name = $1 and version < $2", [schema.qualified, below])
+        return int(gone[0]) if gone else 0
+
+
+@lru_cache(maxsize=256)
+def _contract_schema(schema: TableSchema) -> pa.Schema:
+    types = [*(arrow_type(c.type) for c in schema.columns), pa.int64()]
+    return pa.schema(list(zip(stored_columns(schema), types, strict=True)))
+
+
+def _contract(schema: TableSchema, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """DuckDB's batch with the names and types of the contract: 16-byte uuids, and UTC spelled as such."""
+    wanted = _contract_schema(schema)
+    arrays = [a if a.type == f.type else a.cast(f.type) for a, f in zip(batch.columns, wanted, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=wanted)

@@ -1,0 +1,213 @@
+"""Making tables of the DuckDB file fit their schemas: create, adopt, add, drop and change columns."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import duckdb
+import msgspec
+
+from syncline.change import Column, TableSchema
+from syncline.errors import Misconfigured
+from syncline.stores.duckdb.sql import VERSION_COLUMN, Statements, duckdb_type, quote, target_name
+
+__all__ = ["TableState", "migrate_table", "table_state"]
+
+
+@dataclass(slots=True)
+class TableState:
+    """What the guard needs to know of a table. ``highest`` is at least every version the table ever held."""
+
+    fingerprint: str
+    truncated: int
+    horizon: int
+    highest: int
+
+
+# Types of an existing column that hold every value of a logical type exactly.
+_WIDER = {
+    "int2": ("SMALLINT", "INTEGER", "BIGINT", "HUGEINT"),
+    "int4": ("INTEGER", "BIGINT", "HUGEINT"),
+    "int8": ("BIGINT", "HUGEINT"),
+    "float4": ("FLOAT", "DOUBLE"),
+    "json": ("VARCHAR",),
+    "text": ("VARCHAR",),
+}
+
+
+def fits(actual: str, logical: str) -> bool:
+    """Whether an existing column of type ``actual`` holds every value of ``logical`` exactly."""
+    if logical.startswith("numeric("):
+        precision, scale = (int(x) for x in logical[8:-1].split(","))
+        found = re.fullmatch(r"DECIMAL\((\d+),(\d+)\)", actual)
+        return bool(found) and int(found[2]) >= scale and int(found[1]) - int(found[2]) >= precision - scale  # type: ignore[index]
+    return actual in _WIDER.get(logical, (duckdb_type(logical),))
+
+
+def migrate_table(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSchema) -> TableState:
+    """Make the table fit, inside the caller's transaction, and record the schema.
+
+    Raises:
+        Misconfigured: names collide in DuckDB, another source owns the table, or it can't be adopted.
+    """
+    _check_names(cursor, source, schema)
+    recorded = cursor.execute("select body from syncline.tables where name = $1", [schema.qualified]).fetchone()
+    former = msgspec.json.decode(recorded[0], type=TableSchema) if recorded else None
+    actual = _actual_columns(cursor, schema)
+    if actual is None:
+        _create(cursor, schema)
+    elif former is None:
+        _adopt(cursor, schema, actual)
+    elif former != schema:
+        _alter(cursor, schema, former, actual)
+    if former is None or former.key != schema.key:
+        _create_tombstones(cursor, schema)
+    body = msgspec.json.encode(schema).decode()
+    if former is None:
+        cursor.execute(
+            "insert into syncline.tables values ($1, $2, $3, $4, 0, 0)",
+            [schema.qualified, source, schema.fingerprint, body],
+        )
+    elif former != schema:
+        cursor.execute(
+            "update syncline.tables set fingerprint = $1, body = $2 where name = $3",
+            [schema.fingerprint, body, schema.qualified],
+        )
+    return table_state(cursor, schema)
+
+
+def table_state(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> TableState:
+    """The table's state as recorded.
+
+    Raises:
+        Misconfigured: the table was not migrated to this schema.
+    """
+    row = cursor.execute(
+        "select fingerprint, truncated, horizon from syncline.tables where name = $1", [schema.qualified]
+    ).fetchone()
+    if row is None or row[0] != schema.fingerprint:
+        raise Misconfigured(f"Table {schema.qualified} is not prepared for this schema.", remedy="Migrate it first.")
+    highest = cursor.execute(Statements(schema).highest()).fetchone()
+    return TableState(row[0], row[1], row[2], max(highest[0] if highest else 0, row[1], row[2]))
+
+
+def _check_names(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSchema) -> None:
+    """DuckDB compares names without case, and the version column's name is ours."""
+    seen: dict[str, str] = {VERSION_COLUMN: VERSION_COLUMN}
+    for column in schema.columns:
+        other = seen.setdefault(column.name.lower(), column.name)
+        if other != column.name or column.name.lower() == VERSION_COLUMN:
+            raise Misconfigured(
+                f"Columns {other} and {column.name} of table {schema.qualified} have one name in DuckDB.",
+                remedy="Rename one at the source, or exclude the table.",
+            )
+    if schema.namespace.lower() in ("syncline", "information_schema", "pg_catalog", "temp", "main"):
+        raise Misconfigured(
+            f"Namespace {schema.namespace} of table {schema.qualified} is taken in DuckDB.",
+            remedy="Rename the schema at the source, or exclude the table.",
+        )
+    rows = cursor.execute(
+        "select name, source from syncline.tables where lower(name) = lower($1)", [schema.qualified]
+    ).fetchall()
+    for name, owner in rows:
+        if name != schema.qualified:
+            raise Misconfigured(
+                f"Tables {name} and {schema.qualified} have one name in DuckDB.",
+                remedy="Rename one at the source, or exclude it.",
+            )
+        if owner != source:
+            raise Misconfigured(
+                f"Table {name} of source {source} is already filled by source {owner} in this DuckDB file.",
+                remedy="Give the sources different paths.",
+            )
+
+
+def _actual_columns(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> dict[str, tuple[str, bool]] | None:
+    """Lower-case name -> (type, must be given a value) of the existing table, None if there is none."""
+    place = [*target_name(schema)]
+    kind = cursor.execute(
+        "select table_type from information_schema.tables where lower(table_schema) = lower($1)"
+        " and lower(table_name) = lower($2) and table_catalog = current_database()",
+        place,
+    ).fetchone()
+    if kind is None:
+        return None
+    if kind[0] != "BASE TABLE":
+        raise Misconfigured(f"{'.'.join(place)} in DuckDB is a view, not a table.", remedy="Drop it or rename it.")
+    rows = cursor.execute(
+        "select lower(column_name), data_type, not is_nullable and column_default is null from duckdb_columns()"
+        " where lower(schema_name) = lower($1) and lower(table_name) = lower($2)"
+        " and database_name = current_database()",
+        place,
+    ).fetchall()
+    return {name: (kind, required) for name, kind, required in rows}
+
+
+def _create(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
+    statements = Statements(schema)
+    columns = [f"{quote(c.name)} {duckdb_type(c.type)}" for c in schema.columns]
+    cursor.execute(f"create schema if not exists {quote(target_name(schema)[0])}")
+    cursor.execute(f"create table {statements.target} ({', '.join(columns)}, {quote(VERSION_COLUMN)} BIGINT)")
+
+
+def _create_tombstones(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
+    """A new key has no use for tombstones of the old one: the reload that follows a key change sweeps."""
+    keys = ", ".join(f"{quote(c.name)} {duckdb_type(c.type)}" for c in schema.key)
+    cursor.execute(f"create or replace table {Statements(schema).tombstones} ({keys}, version BIGINT)")
+
+
+def _adopt(cursor: duckdb.DuckDBPyConnection, schema: TableSchema, actual: dict[str, tuple[str, bool]]) -> None:
+    """Take over a table that was there before: its rows have no version, so they are older than everything."""
+    for column in schema.columns:
+        found = actual.get(column.name.lower())
+        if found is None and column.key:
+            raise Misconfigured(
+                f"Table {schema.qualified} exists in DuckDB without the key column {column.name}.",
+                remedy="Add the column and fill it, or rename or drop the table in DuckDB.",
+            )
+        if found is not None and not fits(found[0], column.type):
+            wanted = duckdb_type(column.type)
+            raise Misconfigured(
+                f"Column {column.name} of table {schema.qualified} exists in DuckDB as {found[0]},"
+                f" which does not hold every {column.source_type}.",
+                remedy=f"Change it (alter table ... alter {column.name} type {wanted}), or rename or drop the table.",
+            )
+    for name, (_, required) in actual.items():
+        if required and name not in {c.name.lower() for c in schema.columns}:
+            raise Misconfigured(
+                f"Column {name} of table {schema.qualified} in DuckDB is NOT NULL and unknown at the source.",
+                remedy="Drop the constraint or the column.",
+            )
+    _add_columns(cursor, schema, [c for c in schema.columns if c.name.lower() not in actual])
+    if actual.get(VERSION_COLUMN, ("BIGINT",))[0] != "BIGINT":
+        raise Misconfigured(f"Column {VERSION_COLUMN} of table {schema.qualified} is not BIGINT.", remedy="Drop it.")
+    cursor.execute(f"alter table {Statements(schema).target} add column if not exists {quote(VERSION_COLUMN)} BIGINT")
+
+
+def _alter(
+    cursor: duckdb.DuckDBPyConnection,
+    schema: TableSchema,
+    former: TableSchema,
+    actual: dict[str, tuple[str, bool]],
+) -> None:
+    """Drop what is gone or has another type, then add what is new. Columns that were never ours stay."""
+    target = Statements(schema).target
+    wanted = {c.name.lower(): c.type for c in schema.columns}
+    gone = [c for c in former.columns if wanted.get(c.name.lower()) != c.type and c.name.lower() in actual]
+    added = [
+        c for c in schema.columns if c.name.lower() not in actual or c.name.lower() in {g.name.lower() for g in gone}
+    ]
+    # DuckDB refuses to drop a table's last column, so the new ones come first where the names allow it.
+    fresh = [c for c in added if c.name.lower() not in actual]
+    _add_columns(cursor, schema, fresh)
+    for column in gone:
+        cursor.execute(f"alter table {target} drop column {quote(column.name)}")
+    _add_columns(cursor, schema, [c for c in added if c not in fresh])
+
+
+def _add_columns(cursor: duckdb.DuckDBPyConnection, schema: TableSchema, columns: list[Column]) -> None:
+    for column in columns:
+        cursor.execute(
+            f"alter table {Statements(schema).target} add column {quote(column.name)} {duckdb_type(column.type)}"
+        )
