@@ -1,0 +1,206 @@
+"""The tables of the control schema.
+
+They are declared without a schema: its name is a setting, put in by ``schema_translate_map`` when a statement runs and
+by ``version_table_schema`` when a migration does. The migrations are what makes the tables; a test holds both equal.
+
+Names of sources, targets and tables are texts from the configuration, and ``''`` stands for all of them. Places,
+versions and positions are the int64 of :mod:`syncline.change`. No table holds a row value but
+``sync_dead_letters.payload`` (Guarantee 11).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Double,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+__all__ = ["Base", "SyncAlert", "SyncDeadLetter", "SyncGap", "SyncPause", "SyncRequest", "SyncStatus"]
+
+
+class Base(DeclarativeBase):
+    """Every table of the control schema."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as it stands
+        str: Text(),
+        int: BigInteger(),
+        float: Double(),
+        bytes: LargeBinary(),
+        datetime: DateTime(timezone=True),
+    }
+
+
+_NOW = func.now()
+
+
+class SyncStatus(Base):
+    """How far a source, one of its targets (``''``: the capture itself) or one of their tables is."""
+
+    __tablename__ = "sync_status"
+
+    source: Mapped[str] = mapped_column(primary_key=True)
+    target: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    table_name: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    state: Mapped[str]
+    log: Mapped[str] = mapped_column(server_default="")
+    n: Mapped[int] = mapped_column(server_default=text("0"))
+    place: Mapped[int] = mapped_column(server_default=text("0"))
+    through: Mapped[int] = mapped_column(server_default=text("0"))
+    rows_applied: Mapped[int] = mapped_column(server_default=text("0"))
+    rows_per_s: Mapped[float | None]
+    lag_bytes: Mapped[int | None]
+    lag_s: Mapped[float | None]
+    message: Mapped[str] = mapped_column(server_default="")
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class SyncAlert(Base):
+    """Something an operator should know. One open alert per code and subject; seen again, it counts up."""
+
+    __tablename__ = "sync_alerts"
+    __table_args__ = (
+        CheckConstraint("severity in ('info', 'warning', 'error', 'critical')", name="severity"),
+        Index("sync_alerts_open_key", "code", "subject", unique=True, postgresql_where=text("resolved_at is null")),
+        Index(None, "opened_at"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    code: Mapped[str]
+    severity: Mapped[str]
+    subject: Mapped[str]
+    message: Mapped[str]
+    remedy: Mapped[str] = mapped_column(server_default="")
+    opened_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    resolved_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    occurrences: Mapped[int] = mapped_column(server_default=text("1"))
+
+
+class SyncDeadLetter(Base):
+    """A change that a target refused, parked with its reason (Guarantee 7). ``payload`` is an Arrow IPC stream."""
+
+    __tablename__ = "sync_dead_letters"
+    __table_args__ = (
+        CheckConstraint("state in ('parked', 'superseded', 'redriven', 'discarded')", name="state"),
+        Index(
+            "sync_dead_letters_event_key",
+            "source",
+            "target",
+            "incarnation",
+            "version",
+            "ordinal",
+            "key_hash",
+            unique=True,
+        ),
+        Index(
+            "sync_dead_letters_open_idx",
+            "target",
+            "table_name",
+            "key_hash",
+            "version",
+            postgresql_where=text("state = 'parked'"),
+        ),
+        Index(None, "parked_at"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    source: Mapped[str]
+    target: Mapped[str]
+    table_name: Mapped[str]
+    key_hash: Mapped[bytes]
+    incarnation: Mapped[int] = mapped_column(Integer())
+    version: Mapped[int]
+    ordinal: Mapped[int]
+    operation: Mapped[str]
+    code: Mapped[str]
+    reason: Mapped[str]
+    payload: Mapped[bytes]
+    partial: Mapped[bool]
+    state: Mapped[str] = mapped_column(server_default="parked")
+    parked_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    resolved_at: Mapped[datetime | None]
+
+
+class SyncPause(Base):
+    """What an operator holds back.
+
+    ``held_after`` is the position in ``log`` behind which nothing of it was applied. A pause that was resumed but holds
+    such a position stays, with ``resumed_at``, until the target has caught up: a crash in between loses nothing.
+    """
+
+    __tablename__ = "sync_pauses"
+
+    source: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    target: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    table_name: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    log: Mapped[str] = mapped_column(server_default="")
+    held_after: Mapped[int | None]
+    requested_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    requested_by: Mapped[str] = mapped_column(server_default="")
+    resumed_at: Mapped[datetime | None]
+
+
+class SyncGap(Base):
+    """Changes known to be missing. One open gap per source, target, table and code."""
+
+    __tablename__ = "sync_gaps"
+    __table_args__ = (
+        Index(
+            "sync_gaps_open_key",
+            "source",
+            "target",
+            "table_name",
+            "code",
+            unique=True,
+            postgresql_where=text("resolved_at is null"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    source: Mapped[str]
+    target: Mapped[str] = mapped_column(server_default="")
+    table_name: Mapped[str] = mapped_column(server_default="")
+    code: Mapped[str]
+    reason: Mapped[str]
+    from_place: Mapped[int | None]
+    to_place: Mapped[int | None]
+    opened_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    resolved_at: Mapped[datetime | None]
+
+
+class SyncRequest(Base):
+    """What an operator asks of a running engine. ``tables`` is a list of qualified names, NULL for all."""
+
+    __tablename__ = "sync_requests"
+    __table_args__ = (Index("sync_requests_open_idx", "source", "id", postgresql_where=text("done_at is null")),)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    kind: Mapped[str]
+    source: Mapped[str]
+    tables: Mapped[list[str] | None] = mapped_column(JSONB(none_as_null=True))
+    requested_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    taken_at: Mapped[datetime | None]
+    done_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]

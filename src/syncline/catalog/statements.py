@@ -1,0 +1,282 @@
+"""The statements of :class:`~syncline.catalog.repository.ControlSchema`, built once.
+
+Parameters whose name would be a column's in an UPDATE's SET carry a trailing underscore.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Double,
+    Integer,
+    Interval,
+    LargeBinary,
+    Select,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    cast,
+    column,
+    delete,
+    func,
+    null,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
+from sqlalchemy.types import TypeEngine
+
+from syncline.catalog.models import Base, SyncAlert, SyncDeadLetter, SyncGap, SyncPause, SyncRequest, SyncStatus
+
+_TABLES = Base.metadata.tables
+_NOW = func.now()
+
+
+def _all(name: str, *order: Any) -> Select[Any]:
+    return select(_TABLES[name]).order_by(*order)
+
+
+# Tables of the schema that the role may not use in full.
+UNUSABLE = text(
+    """
+    select c.relname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = :schema and c.relkind = 'r' and c.relname like 'sync\\_%'
+      and not (has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
+               and has_table_privilege(c.oid, 'update') and has_table_privilege(c.oid, 'delete'))
+    order by c.relname
+    """
+)
+
+# --------------------------------------------------------------------------------------------------------- alerts
+
+
+def _raise_alert() -> Insert:
+    expires = _NOW + bindparam("expires_in", type_=Interval())
+    new = insert(SyncAlert).values(
+        code=bindparam("code"),
+        severity=bindparam("severity"),
+        subject=bindparam("subject"),
+        message=bindparam("message"),
+        remedy=bindparam("remedy"),
+        expires_at=expires,
+    )
+    return new.on_conflict_do_update(
+        index_elements=["code", "subject"],
+        index_where=SyncAlert.resolved_at.is_(None),
+        set_={
+            "severity": new.excluded.severity,
+            "message": new.excluded.message,
+            "remedy": new.excluded.remedy,
+            "expires_at": new.excluded.expires_at,
+            "last_seen_at": _NOW,
+            "occurrences": SyncAlert.occurrences + 1,
+        },
+    )
+
+
+RAISE_ALERT = _raise_alert()
+RESOLVE_ALERT = (
+    update(SyncAlert)
+    .where(
+        SyncAlert.code == bindparam("code_"),
+        SyncAlert.subject == bindparam("subject_"),
+        SyncAlert.resolved_at.is_(None),
+    )
+    .values(resolved_at=_NOW)
+)
+ALERTS = _all("sync_alerts", SyncAlert.id.desc())
+OPEN_ALERTS = ALERTS.where(
+    SyncAlert.resolved_at.is_(None), or_(SyncAlert.expires_at.is_(None), SyncAlert.expires_at > _NOW)
+)
+
+# --------------------------------------------------------------------------------------------------- dead letters
+
+LETTER_FIELDS: dict[str, TypeEngine[Any]] = {
+    "source": Text(),
+    "target": Text(),
+    "table_name": Text(),
+    "key_hash": LargeBinary(),
+    "incarnation": Integer(),
+    "version": BigInteger(),
+    "ordinal": BigInteger(),
+    "operation": Text(),
+    "code": Text(),
+    "reason": Text(),
+    "payload": LargeBinary(),
+    "partial": Boolean(),
+}
+
+
+def _park() -> Insert:
+    arrays: list[ColumnElement[Any]] = [bindparam(name, type_=ARRAY(kind)) for name, kind in LETTER_FIELDS.items()]
+    letters = func.unnest(*arrays).table_valued(*LETTER_FIELDS).render_derived(name="letter")
+    new = insert(SyncDeadLetter).from_select(list(LETTER_FIELDS), select(letters))
+    return new.on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+
+
+PARK = _park()
+SUPERSEDE = (
+    update(SyncDeadLetter)
+    .where(
+        SyncDeadLetter.target == bindparam("target_"),
+        SyncDeadLetter.table_name == bindparam("table_"),
+        SyncDeadLetter.key_hash == func.any(bindparam("hashes", type_=ARRAY(LargeBinary()))),
+        SyncDeadLetter.version <= bindparam("version_"),
+        SyncDeadLetter.state == text("'parked'"),
+    )
+    .values(state="superseded", resolved_at=_NOW)
+)
+OPEN_LETTERS = (
+    select(
+        SyncDeadLetter.table_name,
+        func.array_agg(SyncDeadLetter.key_hash.distinct()).label("hashes"),
+        func.min(SyncDeadLetter.version).label("least"),
+    )
+    .where(SyncDeadLetter.target == bindparam("target_"), SyncDeadLetter.state == text("'parked'"))
+    .group_by(SyncDeadLetter.table_name)
+)
+COUNT_LETTERS = (
+    select(SyncDeadLetter.source, SyncDeadLetter.target, func.count().label("parked"))
+    .where(SyncDeadLetter.state == text("'parked'"))
+    .group_by(SyncDeadLetter.source, SyncDeadLetter.target)
+)
+
+# --------------------------------------------------------------------------------------------------------- pauses
+
+_PAUSE_KEY = ["source", "target", "table_name"]
+
+
+def _pause() -> Insert:
+    new = insert(SyncPause).values(
+        {name: bindparam(name) for name in ("source", "target", "table_name", "requested_by")}
+    )
+    return new.on_conflict_do_update(index_elements=_PAUSE_KEY, set_={"resumed_at": null()})
+
+
+def _hold() -> Insert:
+    new = insert(SyncPause).values(
+        {name: bindparam(name) for name in ("source", "target", "table_name", "log", "held_after")}
+    )
+    return new.on_conflict_do_update(
+        index_elements=_PAUSE_KEY,
+        set_={"log": new.excluded.log, "held_after": new.excluded.held_after},
+        where=or_(SyncPause.held_after.is_(None), SyncPause.log != new.excluded.log),
+    )
+
+
+def _chosen() -> ColumnElement[bool]:
+    """The pauses that the names given choose: each the same, or all where none is given."""
+
+    def chosen(held: Any, name: str) -> ColumnElement[bool]:
+        given = bindparam(name, type_=Text())
+        return or_(given == text("''"), held == given)
+
+    return and_(
+        chosen(SyncPause.source, "source_"),
+        chosen(SyncPause.target, "target_"),
+        chosen(SyncPause.table_name, "table_"),
+    )
+
+
+PAUSE = _pause()
+HOLD = _hold()
+RESUME = (
+    update(SyncPause)
+    .where(_chosen(), SyncPause.held_after.is_not(None), SyncPause.resumed_at.is_(None))
+    .values(resumed_at=_NOW)
+)
+UNPAUSE = delete(SyncPause).where(_chosen(), SyncPause.held_after.is_(None))
+RELEASE = delete(SyncPause).where(
+    SyncPause.source == bindparam("source_"),
+    SyncPause.target == bindparam("target_"),
+    SyncPause.table_name == bindparam("table_"),
+    SyncPause.resumed_at.is_not(None),
+)
+PAUSES = _all("sync_pauses", SyncPause.source, SyncPause.target, SyncPause.table_name)
+
+# ----------------------------------------------------------------------------------------------------------- gaps
+
+
+def _open_gap() -> Any:
+    names = ("source", "target", "table_name", "code", "reason", "from_place", "to_place")
+    new = insert(SyncGap).values({name: bindparam(name) for name in names})
+    widened = new.on_conflict_do_update(
+        index_elements=["source", "target", "table_name", "code"],
+        index_where=SyncGap.resolved_at.is_(None),
+        set_={
+            "reason": new.excluded.reason,
+            "from_place": func.least(SyncGap.from_place, new.excluded.from_place),
+            "to_place": func.greatest(SyncGap.to_place, new.excluded.to_place),
+        },
+    )
+    return widened.returning(SyncGap.id)
+
+
+OPEN_GAP = _open_gap()
+RESOLVE_GAP = (
+    update(SyncGap)
+    .where(
+        SyncGap.source == bindparam("source_"),
+        SyncGap.target == bindparam("target_"),
+        SyncGap.table_name == bindparam("table_"),
+        or_(bindparam("code_", type_=Text()) == text("''"), SyncGap.code == bindparam("code_", type_=Text())),
+        SyncGap.resolved_at.is_(None),
+    )
+    .values(resolved_at=_NOW)
+)
+GAPS = _all("sync_gaps", SyncGap.id.desc())
+OPEN_GAPS = GAPS.where(SyncGap.resolved_at.is_(None))
+
+# --------------------------------------------------------------------------------------------------------- status
+
+
+def _write_status() -> Insert:
+    fields = [c for c in _TABLES["sync_status"].columns if c.name != "updated_at"]
+    names = [c.name for c in fields]
+    given = func.jsonb_to_recordset(cast(bindparam("rows", type_=Text()), JSONB()))
+    rows = given.table_valued(*(column(c.name, c.type) for c in fields)).render_derived(name="given", with_types=True)
+    new = insert(SyncStatus).from_select(names, select(rows))
+    changed = {name: new.excluded[name] for name in names} | {"updated_at": _NOW}
+    for name in _PAUSE_KEY:
+        del changed[name]
+    return new.on_conflict_do_update(index_elements=_PAUSE_KEY, set_=changed)
+
+
+WRITE_STATUS = _write_status()
+STATUSES = _all("sync_status", SyncStatus.source, SyncStatus.target, SyncStatus.table_name).add_columns(
+    func.extract("epoch", func.clock_timestamp() - SyncStatus.updated_at).cast(Double()).label("age_s")
+)
+
+# ------------------------------------------------------------------------------------------------------- requests
+
+
+def _take(*conditions: ColumnElement[bool]) -> Any:
+    waiting = (
+        select(SyncRequest.id)
+        .where(SyncRequest.source == bindparam("source_"), SyncRequest.done_at.is_(None), *conditions)
+        .with_for_update(skip_locked=True)
+    )
+    taken: Update = update(SyncRequest).where(SyncRequest.id.in_(waiting)).values(taken_at=_NOW)
+    return taken.returning(SyncRequest.id, SyncRequest.kind, SyncRequest.source, SyncRequest.tables)
+
+
+REQUEST = (
+    insert(SyncRequest)
+    .values({name: bindparam(name) for name in ("kind", "source", "tables")})
+    .returning(SyncRequest.id)
+)
+TAKE = _take(SyncRequest.taken_at.is_(None))
+TAKE_AGAIN = _take()
+FINISH = (
+    update(SyncRequest)
+    .where(SyncRequest.id == bindparam("id_"))
+    .values(done_at=_NOW, outcome=bindparam("outcome", type_=Text()))
+)
