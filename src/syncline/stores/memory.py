@@ -262,6 +262,8 @@ def _exact(text: str, logical: str) -> Any:
         return _INFINITE[text] * (2 ** (storage.bit_width - 1) - 1)
     if logical == "time" and text == "24:00:00":
         return 86_400_000_000
+    if logical == "time":  # Arrow reads no time of day, but a day with one
+        text, wanted = f"1970-01-01 {text}", pa.timestamp("us")
     try:
         value = pa.array([text]).cast(wanted)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -63,22 +63,22 @@ class DuckDBStore:
                 self._cursor = database.cursor()
                 self._database = database
                 self._prepare()
-                row = self._cursor.execute("select body from syncline.cursors where source = $1", [source]).fetchone()
+                found = self._cursor.execute("select body from syncline.cursors where source = $1", [source]).fetchall()
         except BaseException:
             self.close()
             raise
-        return msgspec.json.decode(row[0], type=Cursor) if row else None
+        return msgspec.json.decode(found[0][0], type=Cursor) if found else None
 
     def _prepare(self) -> None:
         cursor = self._connection
         for statement in BOOKKEEPING:
             cursor.execute(statement)
-        row = cursor.execute("select max(version) from syncline.format").fetchone()
-        if row is None or row[0] is None:
+        ((written,),) = cursor.execute("select max(version) from syncline.format").fetchall()
+        if written is None:
             cursor.execute(f"insert into syncline.format values ({FORMAT})")
-        elif row[0] > FORMAT:
+        elif written > FORMAT:
             raise Misconfigured(
-                f"The DuckDB file {self.config.path} was written by a newer Syncline (format {row[0]}, this one knows"
+                f"The DuckDB file {self.config.path} was written by a newer Syncline (format {written}, this one knows"
                 f" {FORMAT}).",
                 remedy="Upgrade Syncline.",
             )
@@ -190,10 +190,10 @@ class DuckDBStore:
     def _write_cursor(self, cursor: Cursor) -> None:
         """The cursor commits with the data (Guarantee 3). Updated in place: one row a source."""
         body = msgspec.json.encode(cursor).decode()
-        updated = self._connection.execute(
+        ((updated,),) = self._connection.execute(
             "update syncline.cursors set body = $1 where source = $2", [body, cursor.source]
-        ).fetchone()
-        if not updated or not updated[0]:
+        ).fetchall()
+        if not updated:
             self._connection.execute("insert into syncline.cursors values ($1, $2)", [cursor.source, body])
 
     # ------------------------------------------------------------------------------------------ read and purge
@@ -242,12 +242,12 @@ class DuckDBStore:
         table = Statements(schema).tombstones
         keys = ", ".join(quote(c.name) for c in schema.key)
         # A key may have several tombstones; it is forgotten when the newest is.
-        gone = cursor.execute(
+        ((gone,),) = cursor.execute(
             f"select count(*) from (select 1 from {table} group by {keys} having max(version) < $1)", [below]
-        ).fetchone()
+        ).fetchall()
         cursor.execute(f"delete from {table} where version < $1", [below])
         cursor.execute("delete from syncline.moved where name = $1 and version < $2", [schema.qualified, below])
-        return int(gone[0]) if gone else 0
+        return int(gone)
 
 
 @lru_cache(maxsize=256)

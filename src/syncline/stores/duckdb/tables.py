@@ -52,8 +52,8 @@ def migrate_table(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableS
         Misconfigured: names collide in DuckDB, another source owns the table, or it can't be adopted.
     """
     _check_names(cursor, source, schema)
-    recorded = cursor.execute("select body from syncline.tables where name = $1", [schema.qualified]).fetchone()
-    former = msgspec.json.decode(recorded[0], type=TableSchema) if recorded else None
+    recorded = cursor.execute("select body from syncline.tables where name = $1", [schema.qualified]).fetchall()
+    former = msgspec.json.decode(recorded[0][0], type=TableSchema) if recorded else None
     actual = _actual_columns(cursor, schema)
     if actual is None:
         _create(cursor, schema)
@@ -83,13 +83,14 @@ def table_state(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> Table
     Raises:
         Misconfigured: the table was not migrated to this schema.
     """
-    row = cursor.execute(
+    found = cursor.execute(
         "select fingerprint, truncated, horizon from syncline.tables where name = $1", [schema.qualified]
-    ).fetchone()
-    if row is None or row[0] != schema.fingerprint:
+    ).fetchall()
+    if not found or found[0][0] != schema.fingerprint:
         raise Misconfigured(f"Table {schema.qualified} is not prepared for this schema.", remedy="Migrate it first.")
-    highest = cursor.execute(Statements(schema).highest()).fetchone()
-    return TableState(row[0], row[1], row[2], max(highest[0] if highest else 0, row[1], row[2]))
+    fingerprint, truncated, horizon = found[0]
+    ((highest,),) = cursor.execute(Statements(schema).highest()).fetchall()
+    return TableState(fingerprint, truncated, horizon, max(highest, truncated, horizon))
 
 
 def _check_names(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSchema) -> None:
@@ -130,10 +131,10 @@ def _actual_columns(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> d
         "select table_type from information_schema.tables where lower(table_schema) = lower($1)"
         " and lower(table_name) = lower($2) and table_catalog = current_database()",
         place,
-    ).fetchone()
-    if kind is None:
+    ).fetchall()
+    if not kind:
         return None
-    if kind[0] != "BASE TABLE":
+    if kind[0][0] != "BASE TABLE":
         raise Misconfigured(f"{'.'.join(place)} in DuckDB is a view, not a table.", remedy="Drop it or rename it.")
     rows = cursor.execute(
         "select lower(column_name), data_type, not is_nullable and column_default is null from duckdb_columns()"

@@ -147,8 +147,8 @@ class _Writer:
 
     def _drop_duplicates(self) -> None:
         """A row that someone inserted by hand must not become two: of the rows of one key the newest completes."""
-        found = self.cursor.execute(f"select count(*) > count(distinct n) from {_COMPLETED}").fetchone()
-        if found and found[0]:
+        ((doubled,),) = self.cursor.execute(f"select count(*) > count(distinct n) from {_COMPLETED}").fetchall()
+        if doubled:
             newest = f"select arg_max(rowid, coalesce(base, 0)) from {_COMPLETED} group by n"
             self.cursor.execute(f"delete from {_COMPLETED} where rowid not in ({newest})")
 
