@@ -199,8 +199,8 @@ def _files(folder: Path) -> int:
 
 
 def _fingerprint(prefix: Path) -> str:
-    status = (prefix / "bin" / "postgres").stat()
-    return xxhash.xxh3_64_hexdigest(f"{prefix}:{status.st_size}:{status.st_mtime_ns}".encode())
+    """The same for the same server program, wherever and whenever it was installed."""
+    return xxhash.xxh3_64_hexdigest((prefix / "bin" / "postgres").read_bytes())
 
 
 def reachable(prefix: Path, account: Account) -> Path:
