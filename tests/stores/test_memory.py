@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
@@ -13,6 +12,6 @@ from syncline.testing.store_suite import MakeStore, StoreConformance
 
 class TestMemoryStore(StoreConformance):
     @pytest.fixture
-    def make_store(self) -> Iterator[MakeStore]:
+    def make_store(self) -> MakeStore:
         prefix = uuid4().hex
-        yield lambda name: MemoryStore(MemoryConfig(database=f"{prefix} {name}"), name)
+        return lambda name: MemoryStore(MemoryConfig(database=f"{prefix} {name}"), name)

@@ -99,7 +99,7 @@ class Rows:
         return self
 
     def partial(self, version: int, *values: Any, unchanged: Sequence[str], origin: tuple[Any, ...] = ()) -> Rows:
-        """Write the columns not named ``unchanged``; the rest comes from the row at key ``origin`` (default: itself)."""
+        """Write the columns not named ``unchanged``; the rest comes from the row at ``origin`` (default: itself)."""
         mask = bytearray(self.schema.mask_bytes)
         for i, column in enumerate(self.schema.columns):
             if column.name in unchanged:
@@ -596,9 +596,7 @@ class StoreConformance:
         ],
     )
     @given(data=st.data())
-    def test_random_works_leave_what_the_reference_store_holds(
-        self, make_store: MakeStore, data: st.DataObject
-    ) -> None:
+    def test_random_works_leave_what_the_reference_holds(self, make_store: MakeStore, data: st.DataObject) -> None:
         store, model = make_store(f"model-{uuid.uuid4().hex}"), MemoryStore(MemoryConfig(), "model")
         for each in (store, model):
             each.open("orders")
