@@ -27,7 +27,12 @@ class Incarnation(msgspec.Struct, frozen=True):
 
 
 class LogStatus(msgspec.Struct, frozen=True):
-    """A consistent look at a log. Sizes are bytes on disk, ``end`` is the last visible entry."""
+    """A consistent look at a log.
+
+    ``head`` is the earliest position that can be read after, ``end`` the last visible entry. ``size_bytes`` are the
+    bytes of the entries it holds (what its budget counts), ``file_bytes`` those of its files. ``place`` is the last
+    durable place of the current source incarnation, 0 without one.
+    """
 
     log: str
     head: int
@@ -37,6 +42,7 @@ class LogStatus(msgspec.Struct, frozen=True):
     place: int
     max_version: int
     cursors: dict[str, int]
+    file_bytes: int = 0
 
 
 class Log(Protocol):
