@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import msgspec
@@ -232,7 +232,8 @@ class Truncate:
 class Marker:
     """Progress without data, or a note for one reader of the log.
 
-    ``kind`` is ``progress``, ``load_started`` or ``loaded`` (with ``table``).
+    ``kind`` is ``progress``; or, with ``table``, ``load_started``, ``loaded``, or ``gap`` (changes of the table behind
+    it could not be captured: it waits for a load).
     """
 
     kind: str
@@ -307,8 +308,8 @@ class Cursor(msgspec.Struct, frozen=True):
     """How far one target has durably applied one source; it lives in the target (Guarantee 3).
 
     ``through`` as in :class:`Entry`; ``version`` is the greatest version ever applied; ``place`` the source's place;
-    the rest identifies the source incarnation, so that a new log can choose a base above every version ever written
-    (correctness rule 1).
+    ``loaded`` names the tables whose existing rows are all here; the rest identifies the source incarnation, so that a
+    new log can choose a base above every version ever written (correctness rule 1).
     """
 
     source: str
@@ -319,6 +320,7 @@ class Cursor(msgspec.Struct, frozen=True):
     incarnation: int = 1
     system_identifier: str = ""
     base: int = 0
+    loaded: tuple[str, ...] = ()
     format: int = 1
 
 
@@ -328,11 +330,15 @@ WIRE_FORMAT = 1
 
 
 class _ItemHead(msgspec.Struct, omit_defaults=True):
+    """``kind`` is ``batch`` (an IPC stream), ``bare`` (a record batch message whose schema follows from the table's and
+    from ``form``), ``truncate`` or ``marker``."""
+
     kind: str
-    schema: TableSchema | None = None
+    schema: msgspec.Raw = msgspec.Raw(b"")
     size: int = 0
     version: int = 0
     note: str = ""
+    form: int = 0
 
 
 class _Head(msgspec.Struct, omit_defaults=True):
@@ -346,33 +352,95 @@ class _Head(msgspec.Struct, omit_defaults=True):
     part: tuple[int, bool] | None = None
 
 
-_IPC_OPTIONS = ipc.IpcWriteOptions(compression="lz4")
+# Compressing on Arrow's thread pool costs half as much processor time again, and many times as much for a few rows.
+_WRITE_OPTIONS = ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+_READ_OPTIONS = ipc.IpcReadOptions(use_threads=False)
 _head_encoder = msgspec.msgpack.Encoder()
 _head_decoder = msgspec.msgpack.Decoder(_Head)
+_schema_decoder = msgspec.msgpack.Decoder(TableSchema)
+
+# A batch of a few rows is mostly its own schema and costs more to compress than to write: it is stored bare.
+_BARE_ROWS = 64
+_BARE_BYTES = 32 * 1024
+_PARTIAL, _REKEYS = 1, 2
+
+
+@lru_cache(maxsize=1024)
+def _arrow_schema(schema: TableSchema, form: int) -> pa.Schema:
+    """The Arrow schema of a batch whose columns all have their exact types."""
+    fields = [(c.name, arrow_type(c.type)) for c in schema.columns]
+    old_key = pa.struct([(c.name, arrow_type(c.type)) for c in schema.key])
+    system = [
+        pa.int8(),
+        pa.int64(),
+        pa.int64(),
+        pa.timestamp("us", "UTC"),
+        pa.int64(),
+        pa.binary() if form & _PARTIAL else pa.null(),
+        old_key if form & _REKEYS else pa.null(),
+    ]
+    return pa.schema(fields + list(zip(SYSTEM, system, strict=True)))
+
+
+@lru_cache(maxsize=1024)
+def _packed(schema: TableSchema) -> msgspec.Raw:
+    return msgspec.Raw(_head_encoder.encode(schema))
+
+
+@lru_cache(maxsize=1024)
+def _unpacked(packed: bytes) -> TableSchema:
+    """One object for all entries of a table, so that what is cached on it is computed once."""
+    return _schema_decoder.decode(packed)
+
+
+def _encode_batch(batch: Batch) -> tuple[_ItemHead, pa.Buffer]:
+    rows = batch.rows
+    if rows.num_rows <= _BARE_ROWS:
+        form = (_PARTIAL if batch.partial else 0) | (_REKEYS if batch.rekeys else 0)
+        if rows.schema.equals(_arrow_schema(batch.schema, form), check_metadata=True):
+            body = rows.serialize()
+            if body.size <= _BARE_BYTES:
+                return _ItemHead("bare", _packed(batch.schema), size=body.size, form=form), body
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, rows.schema, options=_WRITE_OPTIONS) as writer:
+        writer.write_batch(rows)
+    body = sink.getvalue()
+    return _ItemHead("batch", _packed(batch.schema), size=body.size), body
 
 
 def encode_entry(entry: Entry) -> tuple[bytes, bytes]:
-    """``(head, body)``: a msgpack head and the Arrow IPC streams (lz4) of its batches, one behind the other."""
+    """``(head, body)``: a msgpack head and the batches as Arrow IPC (lz4, or bare if small), one behind the other."""
     heads: list[_ItemHead] = []
     bodies: list[pa.Buffer] = []
     for item in entry.items:
         match item:
             case Batch():
-                sink = pa.BufferOutputStream()
-                with ipc.new_stream(sink, item.rows.schema, options=_IPC_OPTIONS) as writer:
-                    writer.write_batch(item.rows)
-                body = sink.getvalue()
+                head, body = _encode_batch(item)
+                heads.append(head)
                 bodies.append(body)
-                heads.append(_ItemHead("batch", item.schema, size=body.size))
             case Truncate():
-                heads.append(_ItemHead("truncate", item.schema, version=item.version))
+                heads.append(_ItemHead("truncate", _packed(item.schema), version=item.version))
             case Marker():
                 heads.append(_ItemHead("marker", note=item.kind + "\0" + item.table))
     part = (entry.part.index, entry.part.last) if entry.part else None
-    head = _Head(
-        WIRE_FORMAT, heads, entry.place, entry.through, entry.incarnation, entry.commit_time, entry.targets, part
+    encoded = _head_encoder.encode(
+        _Head(WIRE_FORMAT, heads, entry.place, entry.through, entry.incarnation, entry.commit_time, entry.targets, part)
     )
-    return _head_encoder.encode(head), b"".join(bodies)
+    return encoded, bodies[0].to_pybytes() if len(bodies) == 1 else b"".join(bodies)
+
+
+def _decode_item(head: _ItemHead, body: pa.Buffer) -> Item:
+    match head.kind:
+        case "batch":
+            return Batch(_unpacked(bytes(head.schema)), ipc.open_stream(body, options=_READ_OPTIONS).read_next_batch())
+        case "bare":
+            schema = _unpacked(bytes(head.schema))
+            return Batch(schema, ipc.read_record_batch(body, _arrow_schema(schema, head.form)))
+        case "truncate":
+            return Truncate(_unpacked(bytes(head.schema)), head.version)
+        case "marker":
+            return Marker(*head.note.split("\0"))
+    raise ValueError(f"unknown item kind {head.kind!r}")
 
 
 def decode_entry(head: bytes, body: bytes) -> Entry:
@@ -391,16 +459,19 @@ def decode_entry(head: bytes, body: bytes) -> Entry:
         items: list[Item] = []
         buffer, offset = pa.py_buffer(body), 0
         for item in parsed.items:
-            if item.kind == "batch" and item.schema is not None:
-                reader = ipc.open_stream(buffer.slice(offset, item.size))
-                items.append(Batch(item.schema, reader.read_next_batch()))
-                offset += item.size
-            elif item.kind == "truncate" and item.schema is not None:
-                items.append(Truncate(item.schema, item.version))
-            else:
-                kind, table = item.note.split("\0")
-                items.append(Marker(kind, table))
-    except (msgspec.DecodeError, pa.ArrowInvalid, StopIteration, ValueError, OSError) as error:
+            if offset + item.size > len(body):
+                raise ValueError("its body is cut")
+            items.append(_decode_item(item, buffer.slice(offset, item.size)))
+            offset += item.size
+    except (
+        msgspec.DecodeError,
+        pa.ArrowException,
+        StopIteration,
+        LookupError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:
         raise Damaged(f"A log entry cannot be read: {error}.") from error
     return Entry(
         tuple(items),
