@@ -12,6 +12,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData
 
 from servers import Database, eventually
@@ -89,6 +90,12 @@ def test_the_migrations_make_what_the_models_declare(database: Database) -> None
     assert differences == []
     assert [kind for kind, *_ in after_damage] == ["add_index"]
     assert sorted(checks) == ["sync_alerts_severity_check", "sync_dead_letters_state_check"]
+
+
+def test_the_revisions_are_known_without_loading_them() -> None:
+    scripts = ScriptDirectory.from_config(upgrade._config("", io.StringIO()))
+    assert scripts.get_heads() == [upgrade.latest()]
+    assert {script.revision for script in scripts.walk_revisions()} == upgrade.known()
 
 
 def test_every_revision_can_be_taken_back(database: Database) -> None:

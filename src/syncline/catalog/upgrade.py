@@ -1,4 +1,7 @@
-"""Runs the migrations of the control schema from wherever the package is installed; no alembic.ini anywhere."""
+"""Runs the migrations of the control schema from wherever the package is installed; no alembic.ini anywhere.
+
+Alembic is imported when something is migrated: whoever only uses the schema doesn't wait for it.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, column, func, select, table
 from sqlalchemy.schema import CreateSchema
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 __all__ = ["known", "latest", "offline_sql", "present", "upgrade"]
 
@@ -25,6 +29,8 @@ _one_at_a_time = threading.Lock()
 
 
 def _config(schema_name: str, output: io.StringIO, **attributes: Any) -> Config:
+    from alembic.config import Config
+
     config = Config(stdout=output, output_buffer=output)
     config.set_main_option("script_location", "syncline.catalog:migrations")
     config.set_main_option("path_separator", "newline")
@@ -46,17 +52,15 @@ def _quiet() -> Iterator[None]:
 
 
 @cache
+def known() -> frozenset[str]:
+    """Every revision this version of Syncline has heard of; they are numbered, and so are their files."""
+    names = (entry.name for entry in files("syncline.catalog.migrations.versions").iterdir())
+    return frozenset(name[:4] for name in names if name[:4].isdigit() and name.endswith(".py"))
+
+
 def latest() -> str:
     """The revision that this version of Syncline works with."""
-    head = ScriptDirectory.from_config(_config("", io.StringIO())).get_current_head()
-    assert head is not None, "the package holds no migrations"
-    return head
-
-
-def known() -> frozenset[str]:
-    """Every revision this version of Syncline has heard of."""
-    scripts = ScriptDirectory.from_config(_config("", io.StringIO()))
-    return frozenset(script.revision for script in scripts.walk_revisions())
+    return max(known())
 
 
 def _has_schema(connection: Connection, schema_name: str) -> bool:
@@ -82,6 +86,8 @@ def upgrade(connection: Connection, schema_name: str, progress: Talk) -> None:
 
     Several at once, of any process, wait for one another on an advisory lock of the transaction.
     """
+    from alembic import command
+
     lock = func.hashtextextended(f"syncline.migrate:{schema_name}", 0)
     if not connection.execute(select(func.pg_try_advisory_xact_lock(lock))).scalar():
         progress(f"another migration of schema {schema_name} is running: waiting for it")
@@ -101,6 +107,8 @@ def upgrade(connection: Connection, schema_name: str, progress: Talk) -> None:
 
 def offline_sql(schema_name: str) -> str:
     """The script that makes the schema from nothing, in one transaction."""
+    from alembic import command
+
     output = io.StringIO()
     with _quiet():
         command.upgrade(_config(schema_name, output), "head", sql=True)
