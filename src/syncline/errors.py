@@ -16,6 +16,7 @@ secrets are never part of a message (Guarantee 11).
 
 from __future__ import annotations
 
+import traceback
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ __all__ = [
     "Rejected",
     "SynclineError",
     "Unavailable",
+    "origin",
     "policy",
 ]
 
@@ -113,3 +115,14 @@ class Damaged(Gap):
 def policy(error: BaseException) -> Policy:
     """What happens next after ``error``. Anything that is not a :class:`SynclineError` stops: never guess."""
     return error.policy if isinstance(error, SynclineError) else Policy.STOP
+
+
+def origin(error: BaseException) -> str:
+    """Where the first cause of ``error`` was raised, as ``file:line in function``: never with values of variables."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f"{last.filename.rpartition('/')[2]}:{last.lineno} in {last.name}"

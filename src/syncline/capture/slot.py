@@ -55,14 +55,17 @@ class Identity:
     database: str
 
 
-def identify(connection: psycopg.Connection[Any]) -> Identity:
-    """System identifier, timeline and database (name and oid) of the connected server."""
-    row = connection.execute(
-        "select (pg_control_system()).system_identifier::text, (pg_control_checkpoint()).timeline_id,"
-        " current_database() || ':' || (select oid from pg_database where datname = current_database())"
-    ).fetchone()
-    assert row is not None
-    return Identity(row[0], row[1], row[2])
+def identify(config: SourceConfig) -> Identity:
+    """System identifier, timeline and database (name and oid) of the source, over the replication protocol."""
+    connection = connect_replication(config.replication, timeout_s=config.connect_timeout_s)
+    try:
+        with translated(config.replication, "source.replication_dsn"), connection.cursor() as cursor:
+            cursor.execute("IDENTIFY_SYSTEM")
+            system, timeline, _, database = cursor.fetchone()
+            cursor.execute("select oid from pg_database where datname = current_database()")
+            return Identity(system, int(timeline), f"{database}:{cursor.fetchone()[0]}")
+    finally:
+        connection.close()
 
 
 # ------------------------------------------------------------------------------------------------------ publication
@@ -216,9 +219,9 @@ def _create(config: SourceConfig, name: str, *, temporary: bool, export: bool, t
     watcher.start()
     try:
         with translated(config.replication, "source.replication_dsn"), connection.cursor() as cursor:
-            mode = "temporary " if temporary else ""
+            mode = "TEMPORARY " if temporary else ""
             snapshot = "export" if export else "nothing"
-            cursor.execute(f"create_replication_slot \"{name}\" {mode}logical pgoutput (snapshot '{snapshot}')")
+            cursor.execute(f"CREATE_REPLICATION_SLOT \"{name}\" {mode}LOGICAL pgoutput (SNAPSHOT '{snapshot}')")
             row = cursor.fetchone()
         return parse_lsn(row[1]), row[2] or "", connection
     except BaseException:

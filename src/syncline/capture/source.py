@@ -9,12 +9,12 @@ from typing import Any
 import psycopg
 import psycopg2
 import psycopg2.extras
-from psycopg import conninfo
+from psycopg import conninfo, sql
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 
-__all__ = ["SourceConfig", "connect", "connect_replication", "describe", "translated"]
+__all__ = ["SourceConfig", "connect", "connect_plain", "connect_replication", "describe", "printed", "translated"]
 
 # Both connections must print every value the same way (hard-cases: Values).
 _SESSION = {
@@ -54,9 +54,7 @@ class SourceConfig(BaseModel):
     batch_rows: int = Field(20_000, ge=1, description="Rows after which captured changes are handed on.")
     batch_bytes: int = Field(8 * 1024 * 1024, ge=4096, description="Bytes after which they are handed on.")
     linger_s: float = Field(0.1, ge=0, le=10, description="Longest wait for a fuller batch during a flood.")
-    max_entry_bytes: int = Field(
-        16 * 1024 * 1024, ge=65536, description="A transaction above this is stored in parts."
-    )
+    max_entry_bytes: int = Field(16 * 1024 * 1024, ge=65536, description="A transaction above this is stored in parts.")
     heartbeat_s: float = Field(10.0, gt=0, description="How often an idle source is moved on.")
     load_chunk_bytes: int = Field(16 * 1024 * 1024, ge=8192, description="Table bytes read by one COPY of a load.")
     connect_timeout_s: int = Field(10, ge=1, description="How long one attempt to connect may take.")
@@ -150,3 +148,28 @@ def connect_replication(dsn: str, *, timeout_s: int = 10) -> Any:
             options=options,
             client_encoding="UTF8",
         )
+
+
+def connect_plain(dsn: str, *, timeout_s: int = 10) -> Any:
+    """A psycopg2 connection in autocommit with the same session settings: its COPY hands on a row in one C call."""
+    options = " ".join(f"-c {k}={v}" for k, v in _SESSION.items() if k != "client_encoding")
+    with translated(dsn):
+        given = conninfo.conninfo_to_dict(dsn)
+        options = f"{given.get('options', '')} {options}".strip()
+        connection = psycopg2.connect(
+            dsn,
+            connect_timeout=timeout_s,
+            application_name="syncline-load",
+            options=options,
+            client_encoding="UTF8",
+        )
+        connection.autocommit = True
+        return connection
+
+
+def printed(column: sql.Composable) -> sql.Composed:
+    """SQL for a value as its type's output function prints it, the same text that pgoutput sends; NULL stays NULL.
+
+    Not ``::text``, which prints a boolean as ``true``, adds a mask to an inet and trims a char(n).
+    """
+    return sql.SQL("case when {0} is not null then concat({0}) end").format(column)

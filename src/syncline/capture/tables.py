@@ -28,6 +28,7 @@ __all__ = [
     "Relation",
     "TableInfo",
     "TablePattern",
+    "identity_problem",
     "key_columns",
     "matching",
     "matching_tables",
@@ -421,28 +422,35 @@ def _column(info: TableInfo, name: str, key: bool) -> Column:
 
 def usable_identity(info: TableInfo) -> str | None:
     """None when updates and deletes of the table can be told apart; else one sentence that ends with the statement
-    that mends it."""
+    that mends it (:func:`identity_problem` has the two apart)."""
+    problem = identity_problem(info)
+    return None if problem is None else ": ".join(problem)
+
+
+def identity_problem(info: TableInfo) -> tuple[str, str] | None:
+    """What is wrong with the table's replica identity, and the statement that mends it; None when nothing is."""
     key = key_columns(info)
     if info.replica_identity == "n":
-        return f"its replica identity is NOTHING, so updates and deletes name no row: {_mend(info)}"
+        return "its replica identity is NOTHING, so updates and deletes name no row", _mend(info)
     if info.replica_identity == "i" and not info.identity_columns:
-        return f"the index of its replica identity is gone: {_mend(info)}"
+        return "the index of its replica identity is gone", _mend(info)
     if info.replica_identity == "f" and not key:
-        return f"REPLICA IDENTITY FULL without a primary key can't tell identical rows apart: {_mend(info)}"
+        return "REPLICA IDENTITY FULL without a primary key can't tell identical rows apart", _mend(info)
     if not key:
-        return f"it has no primary key, so updates and deletes name no row: {_mend(info)}"
+        return "it has no primary key, so updates and deletes name no row", _mend(info)
     if not info.identity_columns:
         return (
-            "its primary key is deferrable (or invalid), which PostgreSQL doesn't take as replica identity: "
-            f"ALTER TABLE {info.sql_name} REPLICA IDENTITY FULL;"
+            "its primary key is deferrable (or invalid), which PostgreSQL doesn't take as replica identity",
+            f"ALTER TABLE {info.sql_name} REPLICA IDENTITY FULL;",
         )
     generated = [c.name for c in info.columns if c.name in key and c.generated]
     if generated:
         return (
-            f"its key column {generated[0]} is generated and not part of what is published: CREATE UNIQUE INDEX over "
-            f"plain NOT NULL columns, then ALTER TABLE {info.sql_name} REPLICA IDENTITY USING INDEX that_index;"
+            f"its key column {generated[0]} is generated and not part of what is published",
+            "CREATE UNIQUE INDEX over plain NOT NULL columns, "
+            f"then ALTER TABLE {info.sql_name} REPLICA IDENTITY USING INDEX that_index;",
         )
-    return _usable_leaves(info)
+    return _leaf_problem(info)
 
 
 def _mend(info: TableInfo) -> str:
@@ -454,17 +462,20 @@ def _mend(info: TableInfo) -> str:
     return f"ALTER TABLE {info.sql_name} ADD PRIMARY KEY (...);"
 
 
-def _usable_leaves(info: TableInfo) -> str | None:
+def _leaf_problem(info: TableInfo) -> tuple[str, str] | None:
     """A partitioned table is described to us by its root, but each old row is written as its leaf's identity says: they
     must agree, or old rows hold NULL where the root promises values."""
     for leaf in info.partition_leaves:
         if leaf.relkind == "f":
-            return f"its partition {leaf.sql_name} is a foreign table, whose changes are not in this server's WAL"
+            return (
+                f"its partition {leaf.sql_name} is a foreign table, whose changes are not in this server's WAL",
+                f"ALTER TABLE ... DETACH PARTITION {leaf.sql_name}; or exclude the table.",
+            )
         if leaf.replica_identity == info.replica_identity and set(leaf.identity_columns) == set(info.identity_columns):
             continue
         how = {"d": "DEFAULT", "f": "FULL", "i": "USING INDEX its_own_index", "n": "NOTHING"}[info.replica_identity]
         return (
-            f"its partition {leaf.sql_name} has another replica identity: "
-            f"ALTER TABLE {leaf.sql_name} REPLICA IDENTITY {how};"
+            f"its partition {leaf.sql_name} has another replica identity",
+            f"ALTER TABLE {leaf.sql_name} REPLICA IDENTITY {how};",
         )
     return None

@@ -1,0 +1,83 @@
+"""Healing: a partial change of a key that the target does not have is completed from the source.
+
+Correctness rule 6: the row is read in a snapshot that sees the change, and written whole at the change's version. It may
+already hold later changes; they come again through the log and win. A key that is no longer at the source needs nothing:
+its delete is on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from syncline.apply.keys import key_bytes
+from syncline.change import TableSchema
+from syncline.stores import Store, TableWork
+
+__all__ = ["Healer", "complete"]
+
+
+class Healer(Protocol):
+    """Reads rows at the source: see :func:`syncline.capture.heal.read_rows`."""
+
+    def __call__(self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int]) -> pa.RecordBatch:
+        """The table's columns of the rows with these keys, seen after all of these transactions."""
+
+
+def complete(work: TableWork, store: Store, healer: Healer, xids: Sequence[int]) -> tuple[TableWork, int]:
+    """The work with every partial row either resting on a row that the store has, or made whole; and how many of those.
+
+    Raises:
+        Unavailable: the source can't be read just now.
+    """
+    partials = work.rows.partials
+    if partials is None:
+        return work, 0
+    schema = work.schema
+    missing = _absent(schema, partials.column("from_key"), store)
+    count = pc.sum(missing).as_py() or 0
+    if not count:
+        return work, 0
+    broken = partials.filter(missing)
+    keys = broken.select([c.name for c in schema.key])
+    healed = healer(schema, keys, xids)
+    whole = _with_versions(schema, healed, keys, broken.column("version"))
+    rest = partials.filter(pc.invert(missing))
+    upserts = [b for b in (work.rows.upserts, whole) if b is not None and b.num_rows]
+    rows = replace(
+        work.rows,
+        upserts=_joined(upserts) if upserts else None,
+        partials=rest if rest.num_rows else None,
+    )
+    return replace(work, rows=rows), count
+
+
+def _absent(schema: TableSchema, from_key: pa.StructArray, store: Store) -> pa.Array:
+    """True where the store holds no row under the key."""
+    names = [c.name for c in schema.key]
+    keys = pa.RecordBatch.from_arrays([from_key.field(i) for i in range(len(names))], names=names)
+    stored = store.fetch(schema, keys).select(names).combine_chunks()
+    wanted = key_bytes(keys.columns)
+    if not stored.num_rows:
+        return pa.array([True] * len(wanted))
+    have = key_bytes([c.combine_chunks().cast(k.type) for c, k in zip(stored.columns, keys.columns, strict=True)])
+    return pc.invert(pc.is_in(wanted, value_set=have))
+
+
+def _with_versions(
+    schema: TableSchema, healed: pa.RecordBatch, keys: pa.RecordBatch, versions: pa.Array
+) -> pa.RecordBatch:
+    found = key_bytes([healed.column(i) for i in schema.key_positions])
+    at = pc.index_in(found, value_set=key_bytes(keys.columns))
+    names = [*(c.name for c in schema.columns), "version"]
+    return pa.RecordBatch.from_arrays([*healed.columns, versions.take(at)], names=names)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]

@@ -1,0 +1,157 @@
+"""Parking: changes that a store refuses are set aside in the dead letters, with everything that depends on them.
+
+Guarantee 7 and correctness rule 26: the dead letter commits before the target's cursor passes it; a partial change of a
+parked key parks behind it, in order; a later whole row or delete of the key supersedes what is parked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from pyarrow import ipc
+
+from syncline.apply.keys import key_bytes
+from syncline.catalog.repository import ControlSchema, DeadLetter
+from syncline.change import TableSchema
+from syncline.errors import Rejected
+from syncline.stores import Folded, TableWork
+
+__all__ = ["Parking"]
+
+_FOLLOWS = "an earlier change of its key is parked"
+
+
+@dataclass(slots=True)
+class _Letter:
+    operation: str
+    code: str
+    reason: str
+
+
+class Parking:
+    """The dead letters of one target, written through the control schema. Used by one worker."""
+
+    def __init__(self, control: ControlSchema, source: str, target: str) -> None:
+        self._control = control
+        self._source = source
+        self._target = target
+        self._parked: dict[str, set[bytes]] | None = None
+
+    def follow(self, work: TableWork, incarnation: int) -> TableWork:
+        """Park partial rows that would complete a parked key; the work without them."""
+        partials = work.rows.partials
+        parked = self._keys(work.schema.qualified)
+        if partials is None or not parked:
+            return work
+        hashes = _hashes(work.schema, partials.column("from_key").flatten())
+        behind = np.fromiter((h in parked for h in hashes), bool, len(hashes))
+        if not behind.any():
+            return work
+        self._write(
+            work.schema, partials.filter(pa.array(behind)), incarnation, _Letter("update", "SL-PARKED-KEY", _FOLLOWS)
+        )
+        rest = partials.filter(pa.array(~behind))
+        return replace(work, rows=replace(work.rows, partials=rest if rest.num_rows else None))
+
+    def park(self, works: Sequence[TableWork], rejected: Rejected, incarnation: int) -> list[TableWork]:
+        """Park the refused rows (positions count the upserts, then the partials); the works without them."""
+        return [
+            self._without(work, rejected, incarnation) if work.schema.qualified == rejected.table else work
+            for work in works
+        ]
+
+    def settle(self, works: Sequence[TableWork]) -> None:
+        """The works are durable: whole rows and deletes of parked keys supersede what is parked there."""
+        for work in works:
+            parked = self._keys(work.schema.qualified)
+            if not parked:
+                continue
+            for batch in (work.rows.upserts, work.rows.deletes):
+                if batch is not None:
+                    self._supersede(work.schema, batch, parked)
+
+    def _supersede(self, schema: TableSchema, batch: pa.RecordBatch, parked: set[bytes]) -> None:
+        keys = [batch.column(c.name) for c in schema.key]
+        settled = parked.intersection(_hashes(schema, keys))
+        if settled:
+            version = int(pc.max(batch.column("version")).as_py())
+            self._control.supersede(self._target, schema.qualified, sorted(settled), version)
+            parked -= settled
+
+    def _without(self, work: TableWork, rejected: Rejected, incarnation: int) -> TableWork:
+        refused = set(rejected.rows)
+        letter = _Letter("upsert", rejected.code, rejected.reason)
+        upserts, offset = work.rows.upserts, 0
+        if upserts is not None:
+            upserts = self._split(work.schema, upserts, refused, 0, incarnation, letter)
+            offset = work.rows.upserts.num_rows
+        partials = work.rows.partials
+        if partials is not None:
+            letter = _Letter("update", rejected.code, rejected.reason)
+            partials = self._split(work.schema, partials, refused, offset, incarnation, letter)
+        return replace(work, rows=Folded(upserts, partials, work.rows.deletes))
+
+    def _split(
+        self,
+        schema: TableSchema,
+        batch: pa.RecordBatch,
+        refused: set[int],
+        offset: int,
+        incarnation: int,
+        letter: _Letter,
+    ) -> pa.RecordBatch | None:
+        bad = np.fromiter((offset + i in refused for i in range(batch.num_rows)), bool, batch.num_rows)
+        if not bad.any():
+            return batch
+        self._write(schema, batch.filter(pa.array(bad)), incarnation, letter)
+        rest = batch.filter(pa.array(~bad))
+        return rest if rest.num_rows else None
+
+    def _write(self, schema: TableSchema, rows: pa.RecordBatch, incarnation: int, letter: _Letter) -> None:
+        hashes = _hashes(schema, [rows.column(c.name) for c in schema.key])
+        versions = rows.column("version").to_pylist()
+        partial = "unchanged" in rows.schema.names
+        self._control.park(
+            [
+                DeadLetter(
+                    source=self._source,
+                    target=self._target,
+                    table_name=schema.qualified,
+                    key_hash=key_hash,
+                    incarnation=incarnation,
+                    version=version,
+                    ordinal=0,  # folding leaves one change per key and version
+                    operation=letter.operation,
+                    code=letter.code,
+                    reason=letter.reason,
+                    payload=_payload(rows.slice(i, 1)),
+                    partial=partial,
+                )
+                for i, (key_hash, version) in enumerate(zip(hashes, versions, strict=True))
+            ]
+        )
+        self._keys(schema.qualified).update(hashes)
+
+    def _keys(self, table: str) -> set[bytes]:
+        if self._parked is None:
+            found = self._control.open_dead_letters(self._target)
+            self._parked = {name: set(letters.key_hashes) for name, letters in found.items()}
+        return self._parked.setdefault(table, set())
+
+
+def _hashes(schema: TableSchema, columns: Sequence[pa.Array]) -> list[bytes]:
+    """16 bytes a key. Row by row, but only for tables that have parked keys."""
+    digest: Callable[[bytes], bytes] = xxhash.xxh3_128_digest
+    return [digest(key) for key in key_bytes(columns).to_pylist()]
+
+
+def _payload(row: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, row.schema) as writer:
+        writer.write_batch(row)
+    return bytes(sink.getvalue())

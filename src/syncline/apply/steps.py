@@ -1,0 +1,100 @@
+"""From log entries to steps: what one target writes in one transaction. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from syncline.change import Batch, Entry, Marker, Position, TableSchema, Truncate
+
+__all__ = ["Read", "Scope", "Step", "steps", "whole"]
+
+Read = tuple[Position, Entry]
+
+
+class Scope(Protocol):
+    """Which tables' changes a target takes, at the place in the log that is being read."""
+
+    def wanted(self, table: str) -> bool:
+        """Whether the table's changes are applied: it is neither paused nor in a gap."""
+
+    def passing(self, marker: Marker) -> None:
+        """The reader is at a marker: a gap begins, or a load that ends one."""
+
+
+@dataclass(slots=True)
+class Step:
+    """Changes by table (in log order, one schema a table), and what the cursor becomes behind them."""
+
+    position: Position
+    through: int = 0
+    place: int = 0
+    version: int = 0
+    incarnation: int = 1
+    rows: int = 0
+    nbytes: int = 0
+    tables: dict[str, list[Batch | Truncate]] = field(default_factory=dict)
+    schemas: dict[str, TableSchema] = field(default_factory=dict)
+    markers: list[Marker] = field(default_factory=list)
+
+    def takes(self, entry: Entry) -> bool:
+        """Whether every table of the entry still has the schema it has in this step."""
+        return all(
+            self.schemas.get(item.schema.qualified, item.schema) == item.schema
+            for item in entry.items
+            if not isinstance(item, Marker)
+        )
+
+    def add(self, position: Position, entry: Entry, scope: Scope) -> None:
+        """Take an entry in, without the tables that are not wanted."""
+        self.position = position
+        self.through = max(self.through, entry.through)
+        self.place = max(self.place, entry.place)
+        self.incarnation = entry.incarnation
+        self.nbytes += entry.nbytes
+        self.version = max(self.version, entry.max_version)
+        for item in entry.items:
+            if isinstance(item, Marker):
+                scope.passing(item)
+                self.markers.append(item)
+            elif scope.wanted(item.schema.qualified):
+                name = item.schema.qualified
+                self.schemas[name] = item.schema
+                self.tables.setdefault(name, []).append(item)
+                self.rows += len(item) if isinstance(item, Batch) else 0
+
+
+def whole(found: Sequence[Read]) -> list[Read]:
+    """The leading entries that end on a commit boundary; empty when they are all parts of one transaction."""
+    end = len(found)
+    while end and not found[end - 1][1].boundary:
+        end -= 1
+    return list(found[:end])
+
+
+def steps(found: Sequence[Read], target: str, scope: Scope, max_rows: int, max_bytes: int) -> Iterator[Step]:
+    """Group entries into steps of up to ``max_rows`` and ``max_bytes``, cut at commit boundaries (Guarantee 4) and
+    where a table's schema changes (the store migrates there; captures see to it that no entry holds two of one table).
+
+    Entries for other targets only move the position.
+    """
+    step: Step | None = None
+    inside = False
+    for position, entry in found:
+        mine = entry.targets is None or target in entry.targets
+        if (step is not None and mine and not step.takes(entry)) or (
+            step is not None and not inside and (step.rows >= max_rows or step.nbytes >= max_bytes)
+        ):
+            yield step
+            step = None
+        if step is None:
+            step = Step(position)
+        if mine:
+            step.add(position, entry, scope)
+        else:
+            step.position = position
+            step.through, step.place = max(step.through, entry.through), max(step.place, entry.place)
+        inside = not entry.boundary
+    if step is not None:
+        yield step

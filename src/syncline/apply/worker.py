@@ -1,0 +1,245 @@
+"""The loop that brings one target up to date: read, fold, complete, apply, advance. Each verb lives elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from syncline.apply.fold import fold
+from syncline.apply.heal import Healer, complete
+from syncline.apply.parking import Parking
+from syncline.apply.progress import Progress
+from syncline.apply.retry import Backoff, persist
+from syncline.apply.steps import Read, Scope, Step, steps, whole
+from syncline.change import Batch, Cursor, Marker, Position, TableSchema
+from syncline.config import ApplyConfig
+from syncline.errors import Rejected, SynclineError
+from syncline.log import Log
+from syncline.stores import Store, TableWork, Work
+
+__all__ = ["Host", "Worker"]
+
+_READ_WAIT_S = 0.5
+_PURGE_EVERY_S = 30.0
+
+
+class Host(Scope, Protocol):
+    """What a worker asks of, and tells to, the pipeline around it."""
+
+    def paused(self) -> bool:
+        """Whether this target rests."""
+
+    def resumed(self) -> list[tuple[str, int]]:
+        """Tables that are no longer paused, each with the ``n`` behind which nothing of it was applied."""
+
+    def caught_up(self, table: str) -> None:
+        """A resumed table has everything up to the cursor."""
+
+    def purge_below(self) -> int | None:
+        """Tombstones below this version may be forgotten; None while an older change could still come."""
+
+    def schema_changed(self, before: TableSchema, after: TableSchema) -> None:
+        """The table has a new shape at this target."""
+
+    def retrying(self, error: SynclineError | None) -> None:
+        """A step is tried again for this error; None when it worked."""
+
+
+class Worker:
+    """Applies one source's log to one store, from the store's own cursor on, in the calling thread."""
+
+    def __init__(
+        self,
+        target: str,
+        log: Log,
+        store: Store,
+        cursor: Cursor,
+        config: ApplyConfig,
+        host: Host,
+        parking: Parking,
+        healer: Healer,
+    ) -> None:
+        self._target = target
+        self._log = log
+        self._store = store
+        self.cursor = cursor
+        self._config = config
+        self._host = host
+        self._parking = parking
+        self._healer = healer
+        self._schemas: dict[str, TableSchema] = {}
+        self._backoff = Backoff(config.retry_base_s, config.retry_max_s)
+        self._stop = threading.Event()
+        self._purged = time.monotonic()
+        self.progress = Progress()
+
+    def stop(self) -> None:
+        """Let :meth:`run` end behind the step it is in. Any thread."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Apply until stopped.
+
+        Raises:
+            SynclineError: a gap, damage or misconfiguration; the cursor stands before what could not be applied.
+        """
+        while not self._stop.is_set():
+            if self._host.paused():
+                self.progress.state = "paused"
+                self._stop.wait(_READ_WAIT_S)
+                continue
+            self.progress.state = "streaming"
+            for table, after in self._host.resumed():
+                self._catch_up(table, after)
+            found = self._read()
+            self._take_all(found, self._host)
+            if not found:
+                self._purge()
+
+    def _take_all(self, found: list[Read], scope: Scope) -> None:
+        for step in steps(found, self._target, scope, self._config.max_rows, self._config.max_bytes):
+            self._take(step)
+            if self._stop.is_set():
+                return
+
+    def _purge(self) -> None:
+        """Nothing to apply: forget old tombstones now and then."""
+        below = self._host.purge_below()
+        if below is not None and time.monotonic() - self._purged >= _PURGE_EVERY_S:
+            self._store.purge(self.cursor.source, below)
+            self._purged = time.monotonic()
+
+    def _catch_up(self, table: str, after: int) -> None:
+        """Apply what passed by while the table was paused; the guard makes a second time harmless."""
+        position, end = Position(self._log.uuid, after), self.cursor.position
+        while position < end and not self._stop.is_set():
+            found = [r for r in self._log.read(position, self._config.max_bytes) if r[0] <= end]
+            self._take_all(found, _Only(table))
+            position = found[-1][0] if found else end
+        if not self._stop.is_set():
+            self._host.caught_up(table)
+
+    def _read(self) -> list[Read]:
+        """Entries up to a commit boundary; a transaction beyond the stated size comes part by part (Guarantee 4)."""
+        found = self._log.read(self.cursor.position, self._config.max_bytes, _READ_WAIT_S)
+        if not found or found[-1][1].boundary:
+            return found
+        return whole(found) or self._read_large()
+
+    def _read_large(self) -> list[Read]:
+        found = self._log.read(self.cursor.position, self._config.max_transaction_bytes)
+        return whole(found) or found
+
+    def _take(self, step: Step) -> None:
+        """One step, tried until it is durable."""
+        try:
+            persist(lambda: self._attempt(step), self._backoff, self._stop, self._host.retrying)
+        except SynclineError as error:
+            if self._stop.is_set() and error.policy.value == "retry":
+                return
+            raise
+        self._advance(step)
+
+    def _attempt(self, step: Step) -> None:
+        self._migrate(step)
+        works = [work for items in step.tables.values() for work in fold(items)]
+        works = [self._parking.follow(work, step.incarnation) for work in works]
+        works = [self._complete(work, step) for work in works]
+        layers = _layers(works)
+        for layer in layers[:-1]:
+            self._write(layer, self.cursor, step.incarnation)
+        self._write(layers[-1], self._cursor_behind(step), step.incarnation)
+
+    def _write(self, works: list[TableWork], cursor: Cursor, incarnation: int) -> None:
+        while True:
+            try:
+                self._store.apply(Work(tuple(works), cursor))
+                break
+            except Rejected as rejected:
+                # The dead letter commits before the cursor passes it (correctness rule 26, Guarantee 7).
+                works = self._parking.park(works, rejected, incarnation)
+                self.progress.parked += len(rejected.rows)
+        self._parking.settle(works)
+
+    def _complete(self, work: TableWork, step: Step) -> TableWork:
+        if work.rows.partials is None:
+            return work
+        done, healed = complete(work, self._store, self._healer, _xids(step, work.schema))
+        self.progress.healed += healed
+        return done
+
+    def _migrate(self, step: Step) -> None:
+        for name, schema in step.schemas.items():
+            if self._schemas.get(name) == schema:
+                continue
+            before = self._store.migrate(schema)
+            self._schemas[name] = schema
+            if before is not None and before.columns != schema.columns:
+                self._host.schema_changed(before, schema)
+
+    def _cursor_behind(self, step: Step) -> Cursor:
+        now = self.cursor
+        loaded = [m.table for m in step.markers if m.kind == "loaded"]
+        return msgspec.structs.replace(
+            now,
+            loaded=tuple(sorted({*now.loaded, *loaded})) if loaded else now.loaded,
+            position=max(now.position, step.position),
+            through=max(now.through, step.through),
+            place=max(now.place, step.place),
+            version=max(now.version, step.version),
+            incarnation=step.incarnation,
+        )
+
+    def _advance(self, step: Step) -> None:
+        self.cursor = self._cursor_behind(step)
+        self._log.advance(self._target, self.cursor.position)
+        self.progress.applied(step.rows, _commit_times(step))
+
+
+class _Only:
+    """The scope of one table."""
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+
+    def wanted(self, table: str) -> bool:
+        return table == self._table
+
+    def passing(self, marker: Marker) -> None:
+        """Markers were heeded when the cursor passed them."""
+
+
+def _layers(works: list[TableWork]) -> list[list[TableWork]]:
+    """Works with one part a table each. Nearly always one; a table has several parts where one column came in two forms
+    (see :func:`~syncline.apply.fold.fold`), and the first ones then leave the cursor where it is."""
+    layers: list[list[TableWork]] = [[]]
+    for work in works:
+        table = work.schema.qualified
+        depth = sum(any(w.schema.qualified == table for w in layer) for layer in layers)
+        if depth == len(layers):
+            layers.append([])
+        layers[depth].append(work)
+    return layers
+
+
+def _xids(step: Step, schema: TableSchema) -> list[int]:
+    """The source transactions of the step that changed this table."""
+    batches = [i for i in step.tables[schema.qualified] if isinstance(i, Batch)]
+    return sorted({int(x) for b in batches for x in np.unique(b.ints("xid"))} - {0})
+
+
+def _commit_times(step: Step) -> np.ndarray[Any, Any]:
+    """Commit times (microseconds) of the step's streamed transactions; rows of a load have none (version only)."""
+    found: Sequence[np.ndarray[Any, Any]] = [
+        np.unique(item.ints("commit_time"))
+        for items in step.tables.values()
+        for item in items
+        if isinstance(item, Batch) and len(item)
+    ]
+    times = np.concatenate(found) if found else np.empty(0, np.int64)
+    return times[times > 0]

@@ -1,0 +1,91 @@
+"""Reading single rows at the source, in a snapshot that is known to see given transactions (correctness rule 6)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pyarrow as pa
+from psycopg import sql
+
+from syncline.capture.pgtypes import cast_text
+from syncline.capture.source import SourceConfig, connect, printed, translated
+from syncline.change import TableSchema, arrow_type
+from syncline.errors import Unavailable
+
+__all__ = ["read_rows"]
+
+_VISIBLE_WITHIN_S = 30.0
+
+
+def read_rows(config: SourceConfig, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int]) -> pa.RecordBatch:
+    """The rows of ``schema`` with these keys, seen after all transactions ``xids`` (64-bit ids, all committed).
+
+    Keys that are gone are missing from the result. A committed transaction may be in the WAL and still invisible (it
+    waits for a synchronous standby), so visibility is waited for, for a bounded time.
+
+    Raises:
+        Unavailable: the source can't be reached, or the transactions did not become visible in time.
+    """
+    dsn = config.dsn.get_secret_value()
+    with translated(dsn), connect(dsn, timeout_s=config.connect_timeout_s, application="syncline-heal") as connection:
+        deadline = time.monotonic() + _VISIBLE_WITHIN_S
+        while True:
+            with connection.transaction():
+                connection.execute("set transaction isolation level repeatable read, read only")
+                connection.execute("set local row_security = off")
+                if _visible(connection, xids):
+                    rows = connection.execute(_statement(schema), _key_lists(schema, keys)).fetchall()
+                    return _batch(schema, rows)
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"Rows of table {schema.qualified} can't be healed yet: their transaction is not visible.",
+                    remedy="Look for a synchronous standby that does not answer.",
+                )
+            time.sleep(0.05)
+
+
+def _visible(connection: object, xids: Sequence[int]) -> bool:
+    row = connection.execute(  # type: ignore[attr-defined]
+        "select coalesce(bool_and(pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot())), true)"
+        " from unnest(%s::int8[]) as x",
+        [list(xids)],
+    ).fetchone()
+    return bool(row[0])
+
+
+def _statement(schema: TableSchema) -> sql.Composed:
+    """Every column as text, joined to the wanted keys as text of the key's own type."""
+    key = schema.key
+    return sql.SQL("select {columns} from unnest({lists}) as wanted({names}) join {table} as t on {match}").format(
+        columns=sql.SQL(", ").join(printed(sql.Identifier("t", c.name)) for c in schema.columns),
+        lists=sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in key),
+        names=sql.SQL(", ").join(sql.Identifier(f"k{i}") for i in range(len(key))),
+        table=sql.Identifier(schema.namespace, schema.name),
+        match=sql.SQL(" and ").join(
+            sql.SQL("t.{} = wanted.{}::{}").format(
+                sql.Identifier(c.name),
+                sql.Identifier(f"k{i}"),
+                sql.SQL(c.source_type),  # type: ignore[arg-type]
+            )
+            for i, c in enumerate(key)
+        ),
+    )
+
+
+def _key_lists(schema: TableSchema, keys: pa.RecordBatch) -> list[list[str]]:
+    return [[_text(v, c.type) for v in keys.column(c.name).to_pylist()] for c in schema.key]
+
+
+def _text(value: object, logical: str) -> str:
+    if isinstance(value, bytes):
+        return value.hex() if logical == "uuid" else "\\x" + value.hex()
+    return str(value)
+
+
+def _batch(schema: TableSchema, rows: list[tuple[str | None, ...]]) -> pa.RecordBatch:
+    columns = []
+    for position, column in enumerate(schema.columns):
+        values = pa.array([r[position] for r in rows], pa.string())
+        columns.append(cast_text(values, column.type) if len(values) else pa.array([], arrow_type(column.type)))
+    return pa.RecordBatch.from_arrays(columns, names=[c.name for c in schema.columns])

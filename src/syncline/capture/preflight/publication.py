@@ -1,0 +1,150 @@
+"""The publication: what is there, what would be made of it, and whether our role may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from psycopg import sql
+
+from syncline.capture.preflight.look import Finding, Look, name
+from syncline.capture.tables import TableInfo, key_columns
+
+__all__ = ["check_publication"]
+
+_PUBLICATION = """
+select p.puballtables, p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as publishes_all, p.pubviaroot,
+  pg_has_role(p.pubowner, 'usage') as owned,
+  array(select n.nspname::text from pg_publication_namespace s join pg_namespace n on n.oid = s.pnnspid
+        where s.pnpubid = p.oid) as schemas
+from pg_publication p where p.pubname = %s
+"""
+
+_PUBLISHED = """
+select r.prrelid::int8 as oid, n.nspname as namespace, c.relname as name, r.prqual is not null as filtered,
+  case when r.prattrs is null then null else array(
+    select a.attname::text from unnest(r.prattrs::int2[]) k(attnum)
+    join pg_attribute a on a.attrelid = r.prrelid and a.attnum = k.attnum) end as columns
+from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+  join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
+where p.pubname = %s order by 2, 3
+"""
+
+
+def check_publication(look: Look) -> Iterator[Finding]:
+    publication = look.config.publication
+    found = look.rows(_PUBLICATION, publication)
+    if not found:
+        yield _missing_publication(look)
+        return
+    state = found[0]
+    if not state["publishes_all"]:
+        yield Finding(
+            "SL-PUBLICATION",
+            "error",
+            publication,
+            "It leaves out some of insert, update, delete and truncate.",
+            f"ALTER PUBLICATION {name(publication)} SET (publish = 'insert, update, delete, truncate');",
+        )
+    partitioned = [t.qualified for t in look.tables if t.relkind == "p"]
+    if partitioned and not state["pubviaroot"]:
+        yield Finding(
+            "SL-PUBLICATION",
+            "error",
+            publication,
+            f"It publishes the partitions of {partitioned[0]} instead of the table.",
+            f"ALTER PUBLICATION {name(publication)} SET (publish_via_partition_root = true);",
+        )
+    yield from _check_published(look, state)
+    if look.slot is not None and look.slot.before_publication:
+        yield Finding(
+            "SL-PUBLICATION-ORDER",
+            "warning",
+            publication,
+            f"It is younger than what slot {look.config.slot} has still to deliver. If it was created after the slot (not "
+            "merely altered), those changes can never be decoded.",
+            f"SELECT pg_drop_replication_slot({sql.quote(look.config.slot)}); Syncline then makes it anew, and loads again.",
+        )
+
+
+def _missing_publication(look: Look) -> Finding:
+    publication = look.config.publication
+    if not look.server.may_create or _foreign(look, look.tables):
+        return Finding(
+            "SL-PUBLICATION",
+            "error",
+            publication,
+            f"It does not exist, and role {look.server.role} may not create it for these tables.",
+            f"As the owner of the tables: CREATE PUBLICATION {name(publication)} FOR TABLE {_names(look.tables)} "
+            "WITH (publish_via_partition_root = true);",
+        )
+    return Finding("SL-PUBLICATION", "ok", publication, f"It will be created for {len(look.tables)} tables.")
+
+
+def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
+    publication = look.config.publication
+    if state["puballtables"]:
+        yield Finding("SL-PUBLICATION", "ok", publication, "It covers all tables of the database.")
+        return
+    published = {row["oid"]: row for row in look.rows(_PUBLISHED, publication)}
+    absent = [t for t in look.tables if t.oid not in published and t.namespace not in state["schemas"]]
+    if absent and (not state["owned"] or _foreign(look, absent)):
+        yield Finding(
+            "SL-PUBLICATION",
+            "error",
+            publication,
+            f"It lacks {len(absent)} of the tables ({absent[0].qualified}, ...), and role {look.server.role} may not add "
+            "them.",
+            f"As its owner: ALTER PUBLICATION {name(publication)} ADD TABLE {_names(absent)};",
+        )
+    elif absent:
+        yield Finding(
+            "SL-PUBLICATION", "info", publication, f"{len(absent)} tables will be added: {_some(absent)}.", ""
+        )
+    else:
+        yield Finding("SL-PUBLICATION", "ok", publication, f"It covers the {len(look.tables)} tables.")
+    for table in look.tables:
+        if table.oid in published:
+            yield from _check_list(publication, table, published[table.oid])
+
+
+def _check_list(publication: str, table: TableInfo, row: dict[str, Any]) -> Iterator[Finding]:
+    if row["filtered"]:
+        yield Finding(
+            "SL-ROW-FILTER",
+            "info",
+            table.qualified,
+            f"Publication {publication} has a row filter for it: only matching rows are copied.",
+        )
+    if row["columns"] is None:
+        return
+    absent = [column for column in key_columns(table) if column not in row["columns"]]
+    if absent:
+        yield Finding(
+            "SL-COLUMN-LIST",
+            "error",
+            table.qualified,
+            f"The column list in publication {publication} lacks the key column {absent[0]}.",
+            f"Add it with ALTER PUBLICATION {name(publication)} SET TABLE ..., naming all tables of the publication.",
+        )
+    else:
+        yield Finding(
+            "SL-COLUMN-LIST",
+            "info",
+            table.qualified,
+            f"Publication {publication} lists {len(row['columns'])} of its columns: only those are copied.",
+        )
+
+
+def _foreign(look: Look, tables: Sequence[TableInfo]) -> bool:
+    """Whether some table belongs to a role that ours isn't a member of."""
+    query = "select 1 from pg_class where oid = any(%s::oid[]) and not pg_has_role(relowner, 'usage') limit 1"
+    return bool(look.rows(query, [table.oid for table in tables]))
+
+
+def _names(tables: Sequence[TableInfo]) -> str:
+    return ", ".join(table.sql_name for table in tables)
+
+
+def _some(tables: Sequence[TableInfo]) -> str:
+    return ", ".join(table.qualified for table in tables[:5]) + (", ..." if len(tables) > 5 else "")

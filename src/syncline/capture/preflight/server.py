@@ -1,0 +1,147 @@
+"""The server as a whole: version, settings, room, the replication connection, and transactions in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from psycopg import conninfo, sql
+
+from syncline.capture.preflight.look import Finding, Look, name
+from syncline.capture.slot import identify
+from syncline.capture.source import describe
+from syncline.errors import SynclineError
+
+__all__ = ["check_open_transactions", "check_replication", "check_room", "check_server"]
+
+OLDEST, NEWEST = 15, 18
+# Open transactions younger than this end by themselves before anyone could act on the message.
+OPEN_S, LONG_S = 5, 900
+
+
+def check_server(look: Look) -> Iterator[Finding]:
+    server, where = look.server, look.where
+    major = server.version_num // 10000
+    if major < OLDEST:
+        yield Finding(
+            "SL-SERVER-VERSION",
+            "error",
+            where,
+            f"PostgreSQL {server.version} is older than {OLDEST}, the oldest supported.",
+            f"Upgrade the server to PostgreSQL {OLDEST} or newer.",
+        )
+    elif major > NEWEST:
+        yield Finding(
+            "SL-SERVER-VERSION",
+            "warning",
+            where,
+            f"PostgreSQL {server.version} is newer than {NEWEST}, the newest that was tested.",
+            "Look for a newer Syncline.",
+        )
+    else:
+        yield Finding("SL-SERVER-VERSION", "ok", where, f"PostgreSQL {server.version} is supported.")
+    if server.recovering:
+        yield Finding(
+            "SL-STANDBY",
+            "error",
+            where,
+            "The server is a standby, where neither publication nor heartbeat can be written.",
+            "Point source.dsn at the primary.",
+        )
+    # PostgreSQL 19 raises its effective level by itself when the first logical slot is made.
+    if server.wal_level == "logical" or (major >= 19 and server.wal_level == "replica"):
+        yield Finding("SL-WAL-LEVEL", "ok", where, f"wal_level is {server.wal_level}.")
+    else:
+        yield Finding(
+            "SL-WAL-LEVEL",
+            "error",
+            where,
+            f"wal_level is {server.wal_level}, so the WAL lacks what logical decoding needs.",
+            "ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL.",
+        )
+
+
+def check_room(look: Look) -> Iterator[Finding]:
+    """Slots and senders: one of each to stream, one more while a load reads its snapshot."""
+    server, slot = look.server, look.slot
+    loading = 1 if look.config.initial_load and slot is None else 0
+    streaming = slot is not None and slot.active_pid is not None
+    for setting, most, used, needed in (
+        ("max_replication_slots", server.max_slots, server.used_slots, 0 if slot else 1),
+        ("max_wal_senders", server.max_senders, server.used_senders, 0 if streaming else 1),
+    ):
+        free = most - used
+        if free < needed + loading:
+            yield Finding(
+                "SL-ROOM",
+                "error",
+                setting,
+                f"{used} of {most} are in use; {needed + loading} more are needed"
+                + (" (one of them only while the initial load begins)." if loading else "."),
+                f"ALTER SYSTEM SET {setting} = {most + 5}; then restart PostgreSQL.",
+            )
+        else:
+            yield Finding("SL-ROOM", "ok", setting, f"{free} of {most} are free.")
+
+
+def check_replication(look: Look) -> Iterator[Finding]:
+    """Connect as capture will. A logical replication connection is matched by pg_hba.conf lines of its *database*."""
+    where = describe(look.config.replication)
+    setting = "source.replication_dsn" if look.config.replication_dsn else "source.dsn"
+    try:
+        identity = identify(look.config)
+    except SynclineError as error:
+        role = conninfo.conninfo_to_dict(look.config.replication).get("user") or look.server.role
+        yield Finding("SL-REPLICATION", "error", where, error.message, _replication_remedy(error, str(role), setting))
+        return
+    if (identity.system_identifier, identity.database) != (look.server.system_identifier, look.server.database_id):
+        yield Finding(
+            "SL-REPLICATION",
+            "error",
+            where,
+            f"source.replication_dsn leads to another server or database than source.dsn ({look.where}).",
+            "Let both name the same database of the same server.",
+        )
+        return
+    yield Finding("SL-REPLICATION", "ok", where, "A replication connection works.")
+
+
+def _replication_remedy(error: SynclineError, role: str, setting: str) -> str:
+    text = error.message
+    if "pg_hba.conf" in text:
+        return (
+            "Add to pg_hba.conf: host <database> <role> <this client>/32 scram-sha-256; then SELECT pg_reload_conf();"
+        )
+    if "walsender" in text.lower() or "wal sender" in text.lower() or "replication" in text.lower():
+        return f"ALTER ROLE {name(role)} REPLICATION;"
+    return error.remedy or f"Correct {setting}."
+
+
+def check_open_transactions(look: Look) -> Iterator[Finding]:
+    """Transactions that hold up what capture does next. pg_locks shows their pids even to roles that may not see what
+    others do."""
+    least = OPEN_S if look.slot is None else LONG_S
+    for row in look.rows(_OPEN, least):
+        held = "Creating the slot waits until it ends" if look.slot is None else "The WAL since it began is kept"
+        age = f"for {row['age_s']} s" if row["age_s"] is not None else "since an unknown time"
+        if row["gid"] is not None:
+            subject, what = "prepared transaction", f"Transaction {row['gid']!r} has been prepared {age}."
+            remedy = f"ROLLBACK PREPARED {sql.quote(row['gid'])}; or COMMIT PREPARED, in database {row['datname']}."
+        else:
+            subject = f"pid {row['pid']}"
+            what = f"Its transaction has been open {age} (application {row['application_name'] or 'unnamed'!r})."
+            remedy = f"End it, or: SELECT pg_terminate_backend({row['pid']});"
+        yield Finding("SL-OPEN-TRANSACTION", "warning", subject, f"{what} {held}.", remedy)
+
+
+_OPEN = """
+with open as (
+  select l.pid, null as gid, a.datname, a.application_name,
+    extract(epoch from clock_timestamp() - a.xact_start)::int as age_s
+  from (select distinct pid from pg_locks
+        where locktype = 'transactionid' and mode = 'ExclusiveLock' and granted and pid <> pg_backend_pid()) l
+    join pg_stat_activity a on a.pid = l.pid
+  union all
+  select null, gid, database, null, extract(epoch from clock_timestamp() - prepared)::int from pg_prepared_xacts
+)
+select * from open where age_s >= %s or (age_s is null and gid is null) order by age_s desc nulls last limit 10
+"""

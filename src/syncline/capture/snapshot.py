@@ -1,0 +1,272 @@
+"""Loads: existing rows, read under an exact consistent point and written to the log like any other change.
+
+Method: DBLog (Andreakis and Papapanagiotou, 2020) without its watermarks. A temporary logical slot gives a pair of LSN
+and snapshot that belong together; rows read under the point S carry the version S - 1, so that the stream's own rows at
+or behind S win (correctness rule 3), and ``Truncate(S - 2)`` at the end sweeps out what the load did not find.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import psycopg2
+from psycopg import sql
+
+from syncline.capture.pgoutput import decode_copy
+from syncline.capture.pgtypes import binary_exact
+from syncline.capture.slot import Talk, snapshot_point
+from syncline.capture.source import SourceConfig, connect, connect_plain, describe, printed, translated
+from syncline.capture.tables import TableInfo, table_schema
+from syncline.change import Batch, Entry, Item, Marker, Truncate
+from syncline.errors import Gap, Unavailable
+
+__all__ = ["Load", "LoadProgress", "load"]
+
+_COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
+_COPY_HEADER = 19
+_COPY_TRAILER = b"\xff\xff"
+_ROWS_PER_ENTRY = 50_000
+_RESTARTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far the load of one table is; ``bytes_total`` is the size of its heap, ``rows`` what was read."""
+
+    table: str
+    rows: int
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What to load, as which versions, for which targets (None: all)."""
+
+    tables: Sequence[TableInfo]
+    base: int
+    incarnation: int
+    targets: tuple[str, ...] | None = None
+
+
+def load(
+    config: SourceConfig,
+    what: Load,
+    stop: threading.Event,
+    talk: Talk,
+    progress: Callable[[LoadProgress], None],
+) -> Iterator[Entry]:
+    """Yield the entries of a load: per table a start marker, rows, and the sweep with its end marker.
+
+    A load that is cut off leaves rows that the next one overwrites or sweeps out: start again from the beginning.
+
+    Raises:
+        Unavailable: the source went away, or ``stop`` was set.
+        Gap: a table was rewritten again and again under the load.
+    """
+    for attempt in range(_RESTARTS):
+        try:
+            yield from _load_once(config, what, stop, talk, progress)
+            return
+        except _Rewritten as error:
+            talk(f"table {error} was truncated or rewritten while it was read; the load starts again")
+            if attempt == _RESTARTS - 1:
+                raise Gap(
+                    f"Table {error} was rewritten during each of {_RESTARTS} attempts to read it.",
+                    remedy="Run `syncline resync` when the rewriting is over.",
+                ) from error
+
+
+class _Rewritten(Exception):
+    """TRUNCATE and rewriting ALTER are not MVCC-safe: an older snapshot reads an empty table (correctness rule 18)."""
+
+
+def _load_once(
+    config: SourceConfig, what: Load, stop: threading.Event, talk: Talk, progress: Callable[[LoadProgress], None]
+) -> Iterator[Entry]:
+    point, exported, slot = snapshot_point(config, f"{config.slot[:50]}_load", talk)
+    try:
+        holder = connect(config.replication, timeout_s=config.connect_timeout_s, application="syncline-load-holder")
+        snapshot = _hold(holder, exported)
+    finally:
+        # The holder keeps the snapshot from here on, so a long read retains no WAL (correctness rule 25).
+        slot.close()
+
+    def entry(*items: Item) -> Entry:
+        return Entry(items, incarnation=what.incarnation, targets=what.targets)
+
+    try:
+        version = what.base + point - 1
+        for info in what.tables:
+            yield entry(Marker("load_started", info.qualified))
+            schema = table_schema(info)
+            for batch in _read_table(config, info, snapshot, version, stop, progress):
+                schema = batch.schema
+                yield entry(batch)
+            yield entry(Truncate(schema, version - 1), Marker("loaded", info.qualified))
+    finally:
+        holder.close()
+
+
+def _hold(holder: psycopg.Connection[Any], exported: str) -> str:
+    holder.execute("begin isolation level repeatable read, read only")
+    holder.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(exported)))
+    row = holder.execute("select pg_export_snapshot()").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def _read_table(
+    config: SourceConfig,
+    info: TableInfo,
+    snapshot: str,
+    version: int,
+    stop: threading.Event,
+    progress: Callable[[LoadProgress], None],
+) -> Iterator[Batch]:
+    """All rows of one table, leaf by leaf, chunk by chunk of its heap; the next chunk is read while one is decoded."""
+    leaves = [(leaf.oid, leaf.sql_name, leaf.heap_bytes) for leaf in info.partition_leaves]
+    if info.relkind == "r":
+        leaves = [(info.oid, info.sql_name, info.heap_bytes)]
+    total = sum(size for _, _, size in leaves)
+    rows = done = 0
+    reader = _Reader(config, info, snapshot)
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+            spans = deque(reader.spans(leaves))
+            ahead = pool.submit(reader.copy, spans[0]) if spans else None
+            while ahead is not None:
+                raw, span = ahead.result(), spans.popleft()
+                ahead = pool.submit(reader.copy, spans[0]) if spans and not stop.is_set() else None
+                for batch in reader.decoded(raw, version, rows):
+                    rows += len(batch)
+                    yield batch
+                done += span.nbytes
+                progress(LoadProgress(info.qualified, rows, min(done, total), total))
+            if stop.is_set():
+                raise Unavailable("The load was asked to stop.")
+    finally:
+        reader.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Blocks ``start`` to ``end`` (None: all that follow) of one leaf."""
+
+    oid: int
+    name: str
+    start: int
+    end: int | None
+    nbytes: int
+
+
+class _Reader:
+    """Reads one table under a snapshot with COPY, in the binary format."""
+
+    def __init__(self, config: SourceConfig, info: TableInfo, snapshot: str) -> None:
+        self._config = config
+        self._info = info
+        self._snapshot = snapshot
+        self._connection = connect_plain(config.replication, timeout_s=config.connect_timeout_s)
+        names, self._filter = self._published()
+        self.schema = table_schema(info, names)
+        self._columns = [c for s in self.schema.columns if (c := info.column(s.name)) is not None]
+        self._binary = [binary_exact(c.type_oid, c.typmod) for c in self._columns]
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def spans(self, leaves: Sequence[tuple[int, str, int]]) -> Iterator[_Span]:
+        """Pieces of about ``load_chunk_bytes`` with what TOAST holds for them."""
+        with self._cursor() as cursor:
+            cursor.execute("select current_setting('block_size')::int8")
+            block = cursor.fetchone()[0]
+        toasted = max(1, self._info.size_bytes // max(1, self._info.heap_bytes))
+        step = max(1, self._config.load_chunk_bytes // block // toasted)
+        for oid, name, size in leaves:
+            blocks = size // block
+            for start in range(0, blocks + 1, step):
+                # The last span is open-ended: the heap may have grown since its size was read.
+                end = start + step if start + step <= blocks else None
+                yield _Span(oid, name, start, end, min(step, max(0, blocks - start)) * block)
+
+    def copy(self, span: _Span) -> list[bytes]:
+        """The raw rows of one span, in a transaction of its own, so that no table lock outlives it."""
+        sink = _Rows()
+        with self._cursor() as cursor:
+            cursor.execute("begin isolation level repeatable read, read only")
+            cursor.execute(f"set transaction snapshot '{self._snapshot}'; set local row_security = off")
+            try:
+                cursor.copy_expert(self._statement(span), sink)
+            except psycopg2.errors.UndefinedTable as error:
+                raise _Rewritten(self._info.qualified) from error
+            cursor.execute("select relfilenode = pg_relation_filenode(oid) from pg_class where oid = %s", [span.oid])
+            same = cursor.fetchone()
+            cursor.execute("commit")
+        if same is None or not same[0]:
+            raise _Rewritten(self._info.qualified)
+        return sink.rows
+
+    def decoded(self, rows: list[bytes], version: int, first_ordinal: int) -> Iterator[Batch]:
+        """Batches of raw COPY rows."""
+        if not rows or not rows[0].startswith(_COPY_SIGNATURE):
+            raise Unavailable(f"COPY from {describe(self._config.replication)} did not begin with its signature.")
+        rows[0] = rows[0][_COPY_HEADER:]
+        if rows[-1].endswith(_COPY_TRAILER):
+            rows[-1] = rows[-1][: -len(_COPY_TRAILER)]
+        rows = [r for r in (rows[0], *rows[1:-1], rows[-1]) if r] if len(rows) > 1 else [r for r in rows if r]
+        oids = [(c.base_type_oid, c.base_typmod) for c in self._columns]
+        for start in range(0, len(rows), _ROWS_PER_ENTRY):
+            piece = rows[start : start + _ROWS_PER_ENTRY]
+            yield decode_copy(
+                self.schema, oids, piece, self._binary, version=version, commit_time=0,
+                first_ordinal=first_ordinal + start,
+            )  # fmt: skip
+
+    def _cursor(self) -> Any:
+        return _cursor(self._connection, self._config.replication)
+
+    def _statement(self, span: _Span) -> str:
+        columns = sql.SQL(", ").join(
+            sql.Identifier(c.name) if exact else printed(sql.Identifier(c.name))
+            for c, exact in zip(self._columns, self._binary, strict=True)
+        )
+        upper = f" and ctid < '({span.end},0)'" if span.end is not None else ""
+        where = f"ctid >= '({span.start},0)'{upper}{self._filter}"
+        return f"copy (select {columns.as_string(None)} from only {span.name} where {where}) to stdout (format binary)"
+
+    def _published(self) -> tuple[list[str] | None, str]:
+        """Column list and row filter of the publication: what they leave out must not come in by the load (rule 22)."""
+        with self._cursor() as cursor:
+            cursor.execute(
+                "select attnames::text[], rowfilter from pg_publication_tables"
+                " where pubname = %s and schemaname = %s and tablename = %s",
+                [self._config.publication, self._info.namespace, self._info.name],
+            )
+            row = cursor.fetchone()
+        if row is None:
+            return None, ""
+        generated = {c.name for c in self._info.columns if c.generated}
+        names = [n for n in row[0] if n not in generated]
+        return names, f" and ({row[1]})" if row[1] else ""
+
+
+@contextmanager
+def _cursor(connection: Any, dsn: str) -> Iterator[Any]:
+    with translated(dsn, "source.replication_dsn"), connection.cursor() as cursor:
+        yield cursor
+
+
+class _Rows:
+    """What ``copy_expert`` writes into: each call brings one row."""
+
+    def __init__(self) -> None:
+        self.rows: list[bytes] = []
+        self.write = self.rows.append

@@ -1,0 +1,11 @@
+"""Wiring: one source's capture, log and targets as threads; starting, supervising, draining, stopping.
+
+``service`` runs every source of a configuration, ``source`` one of them; ``target`` is a worker with its store, ``board``
+what holds tables back, ``reports`` the talk with the control schema.
+"""
+
+from __future__ import annotations
+
+from syncline.pipeline.service import SyncService
+
+__all__ = ["SyncService"]

@@ -1,0 +1,162 @@
+"""What has to be done now and then: status rows, pauses, requests, trimming, lag."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import psycopg
+import structlog
+
+from syncline.capture.source import connect, translated
+from syncline.catalog.repository import ControlSchema, Pause, Request, StatusRow
+from syncline.change import Position
+from syncline.errors import SynclineError, Unavailable
+from syncline.pipeline.reports import Reports
+from syncline.pipeline.source import SourcePipeline
+from syncline.pipeline.target import Target
+
+__all__ = ["Housekeeping"]
+
+_log = structlog.get_logger()
+_EVERY_S = 1.0
+
+
+class Housekeeping:
+    """One thread for all sources. Nothing here is on the path of a change; what fails is done at the next tick."""
+
+    def __init__(self, sources: dict[str, SourcePipeline], control: ControlSchema, reports: Reports) -> None:
+        self._sources = sources
+        self._control = control
+        self._reports = reports
+        self._requests: dict[str, list[Request]] = {}
+        self._connections: dict[str, psycopg.Connection[Any]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+        self.lags: dict[str, int] = {}
+
+    def prepare(self) -> None:
+        """Before any source runs: requests left by earlier runs, and what is paused."""
+        for name in self._sources:
+            self._requests[name] = self._control.take_requests(name, again=True)
+        self._apply_pauses(self._control.pauses())
+
+    def take_resync(self, source: str) -> bool:
+        """Whether a whole resync of the source is waiting; narrower requests are handed on once it streams."""
+        return any(r.tables is None for r in self._requests[source])
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write the last status and end."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+        for connection in self._connections.values():
+            connection.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._tick()
+            self._stop.wait(_EVERY_S)
+        self._tick()
+
+    def _tick(self) -> None:
+        try:
+            for name, source in self._sources.items():
+                self._measure(name, source)
+                source.log.trim()
+                self._reports.status(_rows(name, source, self.lags.get(name)))
+                source.reload_due()
+            self._apply_pauses(self._control.pauses())
+            for name, source in self._sources.items():
+                self._serve(name, source)
+            self._reports.flush()
+        except Unavailable as error:
+            _log.debug("housekeeping waits", error=str(error))
+        except SynclineError as error:
+            _log.warning("housekeeping failed", error=str(error))
+
+    def _measure(self, name: str, source: SourcePipeline) -> None:
+        """How many bytes of WAL the log is behind the source."""
+        dsn = source.settings.dsn.get_secret_value()
+        try:
+            if name not in self._connections or self._connections[name].closed:
+                self._connections[name] = connect(dsn, application="syncline-housekeeping")
+            with translated(dsn):
+                row = self._connections[name].execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
+        except SynclineError:
+            self.lags.pop(name, None)  # unknown while the source is away; its own thread raises the alert
+            return
+        place = source.log.status().place
+        if row and place:
+            self.lags[name] = max(0, int(row[0]) - place)
+
+    def _serve(self, name: str, source: SourcePipeline) -> None:
+        """Hand on requests: whole resyncs at once, single tables to the next load."""
+        self._requests[name] += self._control.take_requests(name)
+        for request in self._requests[name]:
+            source.resync(None if request.tables is None else list(request.tables))
+            self._control.finish_request(request.id, "handed to the engine")
+        self._requests[name] = []
+
+    # ---------------------------------------------------------------------------------------------------------- pauses
+
+    def _apply_pauses(self, pauses: list[Pause]) -> None:
+        for name, source in self._sources.items():
+            for target in source.targets.values():
+                mine = [p for p in pauses if p.source in ("", name) and p.target in ("", target.name)]
+                target.board.pause_target(any(not p.table_name and p.resumed_at is None for p in mine))
+                self._hold_tables(name, source, target, [p for p in mine if p.table_name])
+
+    def _hold_tables(self, name: str, source: SourcePipeline, target: Target, pauses: list[Pause]) -> None:
+        worker = target.worker
+        held = target.board.held()
+        for pause in pauses:
+            table = pause.table_name
+            if pause.resumed_at is None and table not in held and worker is not None:
+                # Noted before anything is skipped: a crash in between replays more, never less.
+                after = pause.held_after if pause.log == worker.cursor.position.log else worker.cursor.position.n
+                after = worker.cursor.position.n if after is None else after
+                log = worker.cursor.position.log
+                self._control.hold(name, target.name, table, log, after)
+                source.log.advance(f"{target.name}/{table}", Position(log, after))
+                target.board.hold(table, after)
+            elif pause.resumed_at is not None and table in held:
+                target.board.resume(table)
+        for table in set(held) - {p.table_name for p in pauses}:
+            target.board.resume(table)
+
+
+def _rows(name: str, source: SourcePipeline, lag: int | None) -> list[StatusRow]:
+    log = source.log.status()
+    message = str(source.error) if source.error else ""
+    rows = [
+        StatusRow(name, state=source.state, log=log.log, n=log.end, place=log.place, lag_bytes=lag, message=message)
+    ]
+    for target in source.targets.values():
+        worker = target.worker
+        if worker is None:
+            failed = str(target.error) if target.error else ""
+            rows.append(StatusRow(name, target.name, state="failed" if failed else "starting", message=failed))
+            continue
+        progress, cursor = worker.progress, worker.cursor
+        behind = log.end > cursor.position.n
+        rows.append(
+            StatusRow(
+                name,
+                target.name,
+                state=progress.state,
+                log=cursor.position.log,
+                n=cursor.position.n,
+                place=cursor.place,
+                through=cursor.through,
+                rows_applied=progress.rows,
+                rows_per_s=progress.rate(),
+                lag_s=max(0.0, time.time() - progress.last_commit_us / 1e6) if behind else 0.0,
+                message=progress.message,
+            )
+        )
+    return rows

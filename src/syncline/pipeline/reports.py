@@ -1,0 +1,85 @@
+"""Alerts, gaps and status on their way to the control schema, which may be away for a while."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from syncline.catalog.repository import ControlSchema, StatusRow
+from syncline.errors import SynclineError, Unavailable
+
+__all__ = ["Reports"]
+
+_log = structlog.get_logger()
+
+
+class Reports:
+    """Writes for the engine without ever holding it up: what can't be written now is written at the next tick.
+
+    Of several reports about one thing only the newest waits, so the memory is bounded by what there is to say.
+    """
+
+    def __init__(self, control: ControlSchema) -> None:
+        self._control = control
+        self._lock = threading.Lock()
+        self._waiting: dict[tuple[str, ...], Callable[[], object]] = {}
+        self._away = False
+
+    def alert(self, code: str, severity: str, subject: str, error: SynclineError) -> None:
+        """Open (or renew) an alert with the error's message and remedy."""
+        message, remedy = error.message, error.remedy
+        _log.warning("alert raised", code=code, subject=subject, message=message, remedy=remedy)
+        self._put(("alert", code, subject), lambda: self._control.raise_alert(code, severity, subject, message, remedy))
+
+    def resolve(self, code: str, subject: str) -> None:
+        """Close an alert."""
+        self._put(("alert", code, subject), lambda: self._control.resolve_alert(code, subject))
+
+    def gap(self, source: str, error: SynclineError, *, target: str = "", table: str = "") -> None:
+        """Record a gap, and alert of it."""
+        subject = "/".join(part for part in (source, target, table) if part)
+        self._put(
+            ("gap", error.code, source, target, table),
+            lambda: self._control.open_gap(source, error.code, error.message, target=target, table=table),
+        )
+        self.alert(error.code, "critical", subject, error)
+
+    def gap_closed(self, source: str, *, target: str = "", table: str = "") -> None:
+        """The gaps of exactly these names are mended."""
+
+        def close() -> None:
+            for gap in self._control.gaps():
+                if (gap["source"], gap["target"], gap["table_name"]) == (source, target, table):
+                    self._control.resolve_alert(gap["code"], "/".join(p for p in (source, target, table) if p))
+            self._control.resolve_gap(source, target=target, table=table)
+
+        self._put(("gap closed", source, target, table), close)
+
+    def status(self, rows: list[StatusRow]) -> None:
+        """Replace the status of one source."""
+        if rows:
+            self._put(("status", rows[0].source), lambda: self._control.write_status(rows))
+
+    def flush(self) -> None:
+        """Write what waits, in order, as far as the control schema answers."""
+        with self._lock:
+            waiting = list(self._waiting.items())
+        for key, write in waiting:
+            try:
+                write()
+            except Unavailable as error:
+                if not self._away:
+                    _log.warning("control schema away, reports wait", error=str(error))
+                self._away = True
+                return
+            self._away = False
+            with self._lock:
+                if self._waiting.get(key) is write:
+                    del self._waiting[key]
+
+    def _put(self, key: tuple[str, ...], write: Callable[[], object]) -> None:
+        with self._lock:
+            self._waiting.pop(key, None)
+            self._waiting[key] = write

@@ -1,0 +1,173 @@
+"""The engine: every source of a configuration, in the caller's process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from syncline.capture.snapshot import LoadProgress
+from syncline.catalog.repository import ControlSchema
+from syncline.config import Config, store_class
+from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
+from syncline.pipeline.housekeeping import Housekeeping
+from syncline.pipeline.reports import Reports
+from syncline.pipeline.source import SourcePipeline
+from syncline.stores import Store
+
+__all__ = ["EXIT_GAP", "EXIT_INTERNAL", "EXIT_MISCONFIGURED", "EXIT_UNAVAILABLE", "SyncService"]
+
+_log = structlog.get_logger()
+
+EXIT_INTERNAL, EXIT_MISCONFIGURED, EXIT_UNAVAILABLE, EXIT_GAP = 1, 2, 3, 4
+
+
+class SyncService:
+    """Keeps the targets of a configuration in step with its sources.
+
+    >>> service = SyncService(load_config())      # doctest: +SKIP
+    >>> service.start()                           # doctest: +SKIP
+    >>> service.status()["sources"]["main"]["state"]   # doctest: +SKIP
+    'streaming'
+    >>> service.stop()                            # doctest: +SKIP
+
+    ``talk`` hears what a person starting it wants to know, ``on_load`` the progress of loads; both from any thread.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        talk: Callable[[str], None] | None = None,
+        on_load: Callable[[LoadProgress], None] | None = None,
+    ) -> None:
+        self.config = config
+        self._talk = talk or (lambda line: _log.info(line))
+        self._on_load = on_load or (lambda progress: None)
+        self._control = ControlSchema(config.control_dsn, config.control.schema_name)
+        self._reports = Reports(self._control)
+        self._stopped = threading.Event()
+        self._housekeeping: Housekeeping | None = None
+        self.sources: dict[str, SourcePipeline] = {}
+
+    def start(self) -> None:
+        """Make the control schema ready, open logs, and start every source; returns when they run.
+
+        Raises:
+            Unavailable: the database of the control schema can't be reached.
+            Misconfigured: a setting, a right or a lock stands in the way.
+        """
+        self._control.migrate()
+        self._control.check()
+        try:
+            for name in self.config.sources:
+                self.sources[name] = SourcePipeline(
+                    name, self.config, self._stores(name), self._control, self._reports, self._talk, self._on_load
+                )
+        except BaseException:
+            self.stop()
+            raise
+        self._housekeeping = Housekeeping(self.sources, self._control, self._reports)
+        self._housekeeping.prepare()
+        for name, source in self.sources.items():
+            source.start(start_over=self._housekeeping.take_resync(name))
+        self._housekeeping.start()
+
+    def _stores(self, source: str) -> dict[str, Store]:
+        return {
+            name: store_class(target.type)(target.store, name)
+            for name, target in self.config.targets.items()
+            if source in self.config.followed_by(name)
+        }
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """Drain: end behind the step each target is in, confirm nothing that is not durable, release everything."""
+        for source in self.sources.values():
+            source.stop(timeout_s)
+        if self._housekeeping:
+            self._housekeeping.stop()
+        self._control.close()
+        self._stopped.set()
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Block until :meth:`stop` was called or nothing runs any more; the exit code (0 done, 1 internal, 2
+        misconfigured, 3 unavailable, 4 gap), None when ``timeout_s`` ran out."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._stopped.wait(0.2):
+            if self.sources and all(s.ended for s in self.sources.values()):
+                break
+            if deadline is not None and time.monotonic() > deadline:
+                return None
+        return self.exit_code()
+
+    def exit_code(self) -> int:
+        """0, or the code of the gravest error that ended a source or a target."""
+        codes = [_code(e) for e in self.errors()]
+        return min(codes) if codes else 0
+
+    def errors(self) -> list[SynclineError]:
+        """What ended sources and targets, if anything did."""
+        found = [s.error for s in self.sources.values() if s.error is not None and s.state in ("gap", "failed")]
+        found += [t.error for s in self.sources.values() for t in s.targets.values() if t.error is not None]
+        return found
+
+    def resync(self, source: str | None = None, tables: list[str] | None = None) -> None:
+        """Read tables again (all of them by default), as ``syncline resync`` does."""
+        for name in [source] if source else list(self.sources):
+            self.sources[name].resync(tables)
+
+    def status(self) -> dict[str, Any]:
+        """A JSON-able picture: per source its state, place and lag, its log, and each target's cursor and figures."""
+        lags = self._housekeeping.lags if self._housekeeping else {}
+        return {"sources": {name: _source_status(source, lags.get(name)) for name, source in self.sources.items()}}
+
+
+def _code(error: SynclineError) -> int:
+    if isinstance(error, Gap):
+        return EXIT_GAP
+    if isinstance(error, Misconfigured):
+        return EXIT_MISCONFIGURED
+    return EXIT_UNAVAILABLE if isinstance(error, Unavailable) else EXIT_INTERNAL
+
+
+def _source_status(source: SourcePipeline, lag_bytes: int | None) -> dict[str, Any]:
+    log = source.log.status()
+    return {
+        "state": source.state,
+        "message": str(source.error) if source.error else "",
+        "place": log.place,
+        "lag_bytes": lag_bytes,
+        "tables": [t.qualified for t in source.tables],
+        "loading": {
+            p.table: {"rows": p.rows, "bytes_done": p.bytes_done, "bytes_total": p.bytes_total}
+            for p in list(source.loading.values())
+        },
+        "log": {"log": log.log, "head": log.head, "end": log.end, "size_bytes": log.size_bytes},
+        "targets": {name: _target_status(target, log.end) for name, target in source.targets.items()},
+    }
+
+
+def _target_status(target: Any, end: int) -> dict[str, Any]:
+    worker = target.worker
+    if worker is None:
+        state = "starting" if target.error is None else ("gap" if isinstance(target.error, Gap) else "failed")
+        return {"state": state, "message": str(target.error) if target.error else ""}
+    progress, cursor = worker.progress, worker.cursor
+    behind = end > cursor.position.n
+    return {
+        "state": progress.state,
+        "message": progress.message,
+        "cursor": cursor.position.n,
+        "place": cursor.place,
+        "through": cursor.through,
+        "rows_applied": progress.rows,
+        "rows_per_s": round(progress.rate(), 1),
+        "lag_s": round(max(0.0, time.time() - progress.last_commit_us / 1e6), 3) if behind else 0.0,
+        "healed": progress.healed,
+        "parked": progress.parked,
+        "loaded": list(cursor.loaded),
+        **progress.latency_ms(),
+    }

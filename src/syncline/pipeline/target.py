@@ -1,0 +1,105 @@
+"""One target of one source: its store, its worker's thread, and the state that status shows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from syncline.apply.heal import Healer
+from syncline.apply.parking import Parking
+from syncline.apply.worker import Worker
+from syncline.change import Cursor, Marker, TableSchema
+from syncline.config import ApplyConfig
+from syncline.errors import Gap, SynclineError
+from syncline.log import Log
+from syncline.pipeline.board import Board
+from syncline.stores import Store
+
+__all__ = ["Target", "TargetEvents"]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEvents:
+    """What a target tells its source: failures, retries (None: it works again), new shapes, and the purge horizon."""
+
+    failed: Callable[[str, SynclineError], None]
+    retrying: Callable[[str, SynclineError | None], None]
+    schema_changed: Callable[[TableSchema, TableSchema], None]
+    purge_below: Callable[[str], int | None]
+    caught_up: Callable[[str, str], None]
+
+
+class Target:
+    """Runs a :class:`~syncline.apply.worker.Worker` in a thread. ``board`` decides which tables it takes."""
+
+    def __init__(self, name: str, store: Store, events: TargetEvents) -> None:
+        self.name = name
+        self.store = store
+        self.board = Board()
+        self.error: SynclineError | None = None
+        self._events = events
+        self._thread: threading.Thread | None = None
+        self.worker: Worker | None = None
+
+    def start(self, log: Log, cursor: Cursor, config: ApplyConfig, parking: Parking, healer: Healer) -> None:
+        """Apply from this cursor on."""
+        self.error = None
+        self.worker = Worker(self.name, log, self.store, cursor, config, self, parking, healer)
+        log.advance(self.name, cursor.position)
+        self._thread = threading.Thread(target=self._run, args=(self.worker,), name=f"apply-{self.name}", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End behind the step in progress."""
+        if self.worker:
+            self.worker.stop()
+        if self._thread:
+            self._thread.join(timeout_s)
+
+    def _run(self, worker: Worker) -> None:
+        try:
+            worker.run()
+            worker.progress.state = "stopped"
+        except SynclineError as error:
+            self._fail(worker, error)
+        except Exception as error:
+            # A defect of ours: the target stops where it is, durable, and says so; the others go on (Guarantee 8).
+            failure = SynclineError(f"Target {self.name} failed: {type(error).__name__}: {error}.")
+            failure.__cause__ = error
+            self._fail(worker, failure)
+
+    def _fail(self, worker: Worker, error: SynclineError) -> None:
+        self.error = error
+        worker.progress.state = "gap" if isinstance(error, Gap) else "failed"
+        worker.progress.message = str(error)
+        self._events.failed(self.name, error)
+
+    # ------------------------------------------------------------------------------------------ Host, for the worker
+
+    def paused(self) -> bool:
+        return self.board.paused()
+
+    def wanted(self, table: str) -> bool:
+        return self.board.wanted(table)
+
+    def passing(self, marker: Marker) -> None:
+        self.board.passing(marker)
+
+    def resumed(self) -> list[tuple[str, int]]:
+        return self.board.resumed()
+
+    def caught_up(self, table: str) -> None:
+        self.board.caught_up(table)
+        self._events.caught_up(self.name, table)
+
+    def purge_below(self) -> int | None:
+        return self._events.purge_below(self.name)
+
+    def schema_changed(self, before: TableSchema, after: TableSchema) -> None:
+        self._events.schema_changed(before, after)
+
+    def retrying(self, error: SynclineError | None) -> None:
+        if self.worker:
+            self.worker.progress.message = str(error) if error else ""
+        self._events.retrying(self.name, error)
