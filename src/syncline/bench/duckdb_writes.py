@@ -98,7 +98,8 @@ def _load(cursor: duckdb.DuckDBPyConnection, target: str, rows: int, order: str)
     shuffled = " order by hash(id)" if order == "random" else ""
     cursor.execute(
         f"insert into {target} select * from (select i as id, i % 9973 as customer,"
-        f" ['open', 'paid', 'sent'][i % 3 + 1], (i % 1000000000)::decimal(12,2), make_timestamptz(1767225600000000 + i * 1000), i % 2 = 0,"
+        f" ['open', 'paid', 'sent'][i % 3 + 1], (i % 1000000000)::decimal(12,2),"
+        f" make_timestamptz(1767225600000000 + i * 1000), i % 2 = 0,"
         f" lpad((i * 2654435761 % 1000000000000000000)::varchar, 19, '0') || repeat('x', 290), 1"
         f" from range({rows}) as g(i)){shuffled}"
     )

@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
+from syncline.stores.duckdb.door import Door
 
 __all__ = ["Database", "DuckDBConfig", "quarantine", "translate"]
 
@@ -46,7 +48,11 @@ class DuckDBConfig(BaseModel):
 
 
 class Database:
-    """A DuckDB instance, counted by the stores that use it. ``lock`` is held for every transaction that writes."""
+    """A DuckDB instance, counted by the stores that use it. ``lock`` is held for every transaction that writes.
+
+    A fatal error (such as a full disk while a checkpoint is written) makes DuckDB refuse the instance from then on; the
+    file is sound. The next :meth:`connection` or :meth:`session` then closes everything and opens the file again.
+    """
 
     _open: ClassVar[dict[Path, Database]] = {}
     _guard: ClassVar[threading.RLock] = threading.RLock()
@@ -56,10 +62,12 @@ class Database:
         self.path = path
         self.lock = threading.RLock()
         self._users = 0
+        self._broken = False
         self._dirty_since: float | None = None
-        self._wake = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
+        self._connections: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
         self._root = _connect(config, path)
+        self._door = Door(path, self.session) if config.door else None
         self._timer: threading.Thread | None = None
         if config.checkpoint_idle_s:
             self._timer = threading.Thread(target=self._checkpoint_when_idle, name="duckdb-checkpoint", daemon=True)
@@ -92,17 +100,61 @@ class Database:
             self._users -= 1
             if self._users:
                 return
-            self._open.pop(self.path, None)
-            self._closing = True
-            self._wake.set()
+            self._closing.set()
+            if self._door:
+                self._door.close()
             if self._timer:
                 self._timer.join()
             with self.lock:
-                self._root.close()
+                self._close_all()
+            self._open.pop(self.path, None)
 
-    def cursor(self) -> duckdb.DuckDBPyConnection:
-        """A connection of one's own: each thread needs one."""
-        return self._root.cursor()
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """A connection of one's own: each thread needs one. The owner closes it.
+
+        Raises:
+            Unavailable, Misconfigured, Gap: the file had to be opened again, as :meth:`acquire` says.
+        """
+        if self._broken:
+            self._open_again()
+        connection = self._root.cursor()
+        self._connections.add(connection)
+        return connection
+
+    @contextmanager
+    def session(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for the block, with DuckDB's errors raised as ours.
+
+        Raises:
+            Unavailable, Misconfigured, Gap: as :meth:`failed` decides.
+        """
+        try:
+            with self.connection() as connection:
+                yield connection
+        except duckdb.Error as error:
+            raise self.failed(error) from error
+
+    def failed(self, error: duckdb.Error) -> SynclineError:
+        """DuckDB's error as one of ours; a fatal one makes the next connection open the file again."""
+        if isinstance(error, duckdb.FatalException | duckdb.InternalException):
+            self._broken = True
+        return translate(error, self.path)
+
+    def _open_again(self) -> None:
+        with self.lock:
+            if self._broken:
+                self._close_all()
+                self._root = _connect(self.config, self.path)
+                self._broken = False
+
+    def _close_all(self) -> None:
+        """DuckDB lets go of a file when its last connection closes."""
+        for connection in [*self._connections, self._root]:
+            try:
+                connection.close()
+            except duckdb.Error:
+                # The checkpoint of the last close failed; its log keeps everything for the next start.
+                continue
 
     def touched(self) -> None:
         """Something was committed: a checkpoint is due when it gets quiet."""
@@ -110,19 +162,20 @@ class Database:
 
     def _checkpoint_when_idle(self) -> None:
         idle = self.config.checkpoint_idle_s
-        while not self._wake.wait(min(idle, 1.0)) and not self._closing:
+        while not self._closing.wait(min(idle, 1.0)):
             since = self._dirty_since
             if since is not None and time.monotonic() - since >= idle:
                 self.checkpoint()
 
     def checkpoint(self) -> bool:
-        """Write the log into the file, so that the next start has nothing to replay. False if readers prevent it."""
+        """Write the log into the file, so that the next start has nothing to replay. False if it has to wait."""
         with self.lock:
             try:
-                with self.cursor() as cursor:
-                    cursor.execute("checkpoint")
-            except duckdb.Error:
-                # Open read transactions forbid it. The log keeps everything; the next quiet moment tries again.
+                with self.session() as connection:
+                    connection.execute("checkpoint")
+            except SynclineError:
+                # Open read transactions forbid it, or the disk is full; the log keeps everything, and whoever applies
+                # next hears of what is wrong. The next quiet moment tries again.
                 self.touched()
                 return False
             self._dirty_since = None
@@ -138,6 +191,7 @@ def _connect(config: DuckDBConfig, path: Path) -> duckdb.DuckDBPyConnection:
         "allow_community_extensions": False,
         # Nothing the store does reads or writes other files, and whoever queries through the door must not.
         "enable_external_access": False,
+        "python_enable_replacements": False,
     }
     if config.temp_directory is not None:
         settings["temp_directory"] = str(config.temp_directory)
@@ -243,12 +297,3 @@ def translate(error: duckdb.Error, path: Path) -> SynclineError:
     if isinstance(error, duckdb.NotSupportedError | duckdb.ProgrammingError):
         return Misconfigured(f"DuckDB {duckdb.__version__} refused a statement on {path} ({kind}).")
     return Unavailable(f"DuckDB failed on {path} ({kind}).", remedy="It is tried again.")
-
-
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Raise DuckDB's errors of the block as ours."""
-    try:
-        yield
-    except duckdb.Error as error:
-        raise translate(error, path) from error

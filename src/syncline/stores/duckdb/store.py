@@ -8,6 +8,7 @@ and no stored version is looked at; otherwise the rows that pass it are picked f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import duckdb
@@ -17,7 +18,7 @@ import pyarrow as pa
 from syncline.change import Cursor, TableSchema, arrow_type
 from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.stores import Limits, TableWork, Work, stored_columns
-from syncline.stores.duckdb.database import Database, DuckDBConfig, translate, translated
+from syncline.stores.duckdb.database import Database, DuckDBConfig
 from syncline.stores.duckdb.sql import BOOKKEEPING, FORMAT, Statements, quote
 from syncline.stores.duckdb.tables import TableState, migrate_table, table_state
 from syncline.stores.duckdb.writing import refused_rows, view_of_keys, write_table
@@ -25,6 +26,7 @@ from syncline.stores.duckdb.writing import refused_rows, view_of_keys, write_tab
 __all__ = ["DuckDBConfig", "DuckDBStore"]
 
 _SCAN_ROWS = 20_000
+_REFUSALS = (duckdb.DataError, duckdb.IntegrityError)
 
 
 class DuckDBStore:
@@ -41,7 +43,7 @@ class DuckDBStore:
         self.config = config
         self.name = name
         self._database: Database | None = None
-        self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._connection: duckdb.DuckDBPyConnection | None = None
         self._source = ""
         self._states: dict[str, TableState] = {}
 
@@ -57,25 +59,22 @@ class DuckDBStore:
         """
         self.close()
         self._source = source
-        database = Database.acquire(self.config)
+        self._database = Database.acquire(self.config)
         try:
-            with database.lock, translated(database.path):
-                self._cursor = database.cursor()
-                self._database = database
-                self._prepare()
-                found = self._cursor.execute("select body from syncline.cursors where source = $1", [source]).fetchall()
+            with self._transaction() as connection:
+                self._prepare(connection)
+                found = connection.execute("select body from syncline.cursors where source = $1", [source]).fetchall()
         except BaseException:
             self.close()
             raise
         return msgspec.json.decode(found[0][0], type=Cursor) if found else None
 
-    def _prepare(self) -> None:
-        cursor = self._connection
+    def _prepare(self, connection: duckdb.DuckDBPyConnection) -> None:
         for statement in BOOKKEEPING:
-            cursor.execute(statement)
-        ((written,),) = cursor.execute("select max(version) from syncline.format").fetchall()
+            connection.execute(statement)
+        ((written,),) = connection.execute("select max(version) from syncline.format").fetchall()
         if written is None:
-            cursor.execute(f"insert into syncline.format values ({FORMAT})")
+            connection.execute(f"insert into syncline.format values ({FORMAT})")
         elif written > FORMAT:
             raise Misconfigured(
                 f"The DuckDB file {self.config.path} was written by a newer Syncline (format {written}, this one knows"
@@ -85,19 +84,10 @@ class DuckDBStore:
 
     def close(self) -> None:
         """Close the file (with a checkpoint) if no other store of this process uses it. Idempotent."""
-        self._states.clear()
-        cursor, self._cursor = self._cursor, None
+        self._let_go()
         database, self._database = self._database, None
-        if cursor is not None:
-            cursor.close()
         if database is not None:
             database.release()
-
-    @property
-    def _connection(self) -> duckdb.DuckDBPyConnection:
-        if self._cursor is None:
-            raise Misconfigured(f"Target {self.name} is not open.")
-        return self._cursor
 
     @property
     def _db(self) -> Database:
@@ -105,7 +95,42 @@ class DuckDBStore:
             raise Misconfigured(f"Target {self.name} is not open.")
         return self._database
 
-    # ------------------------------------------------------------------------------------------ migrate
+    @contextmanager
+    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """One write transaction: committed and durable behind the block, or rolled back if it raises.
+
+        Raises:
+            Unavailable, Misconfigured, Gap: DuckDB failed; its error is the cause.
+        """
+        database = self._db
+        with database.lock:
+            try:
+                if self._connection is None:
+                    self._connection = database.connection()
+                self._connection.execute("begin")
+                yield self._connection
+                self._connection.execute("commit")
+            except duckdb.Error as error:
+                self._let_go()
+                raise database.failed(error) from error
+            except BaseException:
+                self._let_go()
+                raise
+            database.touched()
+
+    def _let_go(self) -> None:
+        """Close the connection, which rolls back, and forget what is known of the tables: a commit that failed may or
+        may not have happened."""
+        self._states.clear()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except duckdb.Error:
+                # The instance is lost after a fatal error; the next connection opens the file again.
+                return
+
+    # ------------------------------------------------------------------------------------------ migrate and apply
 
     def migrate(self, schema: TableSchema) -> None:
         """Make the table fit the schema; see the contract.
@@ -113,26 +138,9 @@ class DuckDBStore:
         Raises:
             Misconfigured: an existing table can't be adopted, names collide in DuckDB, or another source owns it.
         """
-        with self._db.lock, translated(self._db.path):
-            self._connection.execute("begin")
-            try:
-                self._states[schema.qualified] = migrate_table(self._connection, self._source, schema)
-                self._connection.execute("commit")
-            except BaseException:
-                self._abandon()
-                raise
-            self._db.touched()
-
-    def _abandon(self) -> None:
-        """Roll back, and forget what is known of the tables: a failed commit may or may not have happened."""
-        self._states.clear()
-        try:
-            self._connection.execute("rollback")
-        except duckdb.Error:
-            # No transaction is open (the commit itself failed), or the database is lost and says so at the next use.
-            return
-
-    # ------------------------------------------------------------------------------------------ apply
+        with self._transaction() as connection:
+            state = migrate_table(connection, self._source, schema)
+        self._states[schema.qualified] = state
 
     def apply(self, work: Work) -> None:
         """Write the work and its cursor in one transaction, durable on return.
@@ -143,68 +151,55 @@ class DuckDBStore:
         """
         with self._db.lock:
             try:
-                self._connection.execute("begin")
-                for table in work.tables:
-                    write_table(self._connection, table, self._state(table.schema))
-                self._write_cursor(work.cursor)
-                self._connection.execute("commit")
-            except (duckdb.DataError, duckdb.IntegrityError) as error:
-                self._abandon()
-                raise self._blame(work, error) from error
-            except duckdb.Error as error:
-                self._abandon()
-                raise translate(error, self._db.path) from error
-            except BaseException:
-                self._abandon()
-                raise
-            self._db.touched()
+                with self._transaction() as connection:
+                    for table in work.tables:
+                        write_table(connection, table, self._state(connection, table.schema))
+                    _write_cursor(connection, work.cursor)
+            except SynclineError as error:
+                if not isinstance(error.__cause__, _REFUSALS):
+                    raise
+                raise self._blame(work, error.__cause__) from error.__cause__
 
-    def _state(self, schema: TableSchema) -> TableState:
+    def _state(self, connection: duckdb.DuckDBPyConnection, schema: TableSchema) -> TableState:
         state = self._states.get(schema.qualified)
         if state is None or state.fingerprint != schema.fingerprint:
-            state = self._states[schema.qualified] = table_state(self._connection, schema)
+            state = self._states[schema.qualified] = table_state(connection, schema)
         return state
 
-    def _blame(self, work: Work, error: duckdb.Error) -> SynclineError:
+    def _blame(self, work: Work, error: BaseException) -> SynclineError:
         """DuckDB refused values without saying which: try each table's rows by halves, and roll everything back."""
+        kind = type(error).__name__
         for table in work.tables:
             rows = refused_rows(table, self._refuses)
             if rows:
-                return Rejected(table.schema.qualified, rows, f"DuckDB does not take a value ({type(error).__name__})")
+                return Rejected(table.schema.qualified, rows, f"DuckDB does not take a value ({kind})")
         return Misconfigured(
-            f"DuckDB refused changes of {', '.join(t.schema.qualified for t in work.tables)}"
-            f" ({type(error).__name__}), though it takes each of them alone.",
+            f"DuckDB refused changes of {', '.join(t.schema.qualified for t in work.tables)} ({kind}), though it takes"
+            " each of them alone.",
             remedy="Drop the constraints of adopted tables: the source keeps them.",
         )
 
     def _refuses(self, table: TableWork) -> bool:
         try:
-            self._connection.execute("begin")
-            write_table(self._connection, table, self._state(table.schema))
-        except (duckdb.DataError, duckdb.IntegrityError):
+            with self._transaction() as connection:
+                write_table(connection, table, self._state(connection, table.schema))
+                raise _Undo
+        except _Undo:
+            return False
+        except SynclineError as error:
+            if not isinstance(error.__cause__, _REFUSALS):
+                raise
             return True
-        finally:
-            self._abandon()
-        return False
-
-    def _write_cursor(self, cursor: Cursor) -> None:
-        """The cursor commits with the data (Guarantee 3). Updated in place: one row a source."""
-        body = msgspec.json.encode(cursor).decode()
-        ((updated,),) = self._connection.execute(
-            "update syncline.cursors set body = $1 where source = $2", [body, cursor.source]
-        ).fetchall()
-        if not updated:
-            self._connection.execute("insert into syncline.cursors values ($1, $2)", [cursor.source, body])
 
     # ------------------------------------------------------------------------------------------ read and purge
 
     def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
         """The stored rows of these keys, in one look. A row without a version has version 0."""
         types = tuple(keys.schema.types[: len(schema.key)])
-        with translated(self._db.path), self._db.cursor() as cursor:
-            cursor.register("syncline_keys", view_of_keys(schema, keys))
+        with self._db.session() as connection:
+            connection.register("syncline_keys", view_of_keys(schema, keys))
             query = Statements(schema, keys=types).select("syncline_keys")
-            found = cursor.sql(query).to_arrow_table()
+            found = connection.sql(query).to_arrow_table()
         batches = [_contract(schema, b) for b in found.to_batches()]
         return pa.Table.from_batches(batches, _contract_schema(schema))
 
@@ -213,41 +208,46 @@ class DuckDBStore:
 
         The view holds back checkpoints until the iterator is exhausted or closed.
         """
-        with translated(self._db.path), self._db.cursor() as cursor:
-            for batch in cursor.sql(Statements(schema).select()).to_arrow_reader(_SCAN_ROWS):
+        with self._db.session() as connection:
+            for batch in connection.sql(Statements(schema).select()).to_arrow_reader(_SCAN_ROWS):
                 yield _contract(schema, batch)
 
     def purge(self, source: str, below: int) -> int:
         """Forget tombstones below ``below`` of the tables of ``source``, and record the horizon, in one transaction."""
-        with self._db.lock, translated(self._db.path):
-            cursor = self._connection
-            cursor.execute("begin")
-            try:
-                rows = cursor.execute("select body from syncline.tables where source = $1", [source]).fetchall()
-                schemas = [msgspec.json.decode(body, type=TableSchema) for (body,) in rows]
-                forgotten = sum(self._purge_table(schema, below) for schema in schemas)
-                cursor.execute(
-                    "update syncline.tables set horizon = $1 where source = $2 and horizon < $1", [below, source]
-                )
-                cursor.execute("commit")
-            except BaseException:
-                self._abandon()
-                raise
-            self._states.clear()
-            self._db.touched()
-            return forgotten
+        with self._transaction() as connection:
+            rows = connection.execute("select body from syncline.tables where source = $1", [source]).fetchall()
+            schemas = [msgspec.json.decode(body, type=TableSchema) for (body,) in rows]
+            forgotten = sum(_purge_table(connection, schema, below) for schema in schemas)
+            connection.execute(
+                "update syncline.tables set horizon = $1 where source = $2 and horizon < $1", [below, source]
+            )
+        self._states.clear()
+        return forgotten
 
-    def _purge_table(self, schema: TableSchema, below: int) -> int:
-        cursor = self._connection
-        table = Statements(schema).tombstones
-        keys = ", ".join(quote(c.name) for c in schema.key)
-        # A key may have several tombstones; it is forgotten when the newest is.
-        ((gone,),) = cursor.execute(
-            f"select count(*) from (select 1 from {table} group by {keys} having max(version) < $1)", [below]
-        ).fetchall()
-        cursor.execute(f"delete from {table} where version < $1", [below])
-        cursor.execute("delete from syncline.moved where name = $1 and version < $2", [schema.qualified, below])
-        return int(gone)
+
+class _Undo(Exception):
+    """Rolls back a trial."""
+
+
+def _write_cursor(connection: duckdb.DuckDBPyConnection, cursor: Cursor) -> None:
+    """The cursor commits with the data (Guarantee 3). Updated in place: one row a source."""
+    body = msgspec.json.encode(cursor).decode()
+    ((updated,),) = connection.execute(
+        "update syncline.cursors set body = $1 where source = $2", [body, cursor.source]
+    ).fetchall()
+    if not updated:
+        connection.execute("insert into syncline.cursors values ($1, $2)", [cursor.source, body])
+
+
+def _purge_table(connection: duckdb.DuckDBPyConnection, schema: TableSchema, below: int) -> int:
+    """A key may have several tombstones; it is forgotten when the newest is."""
+    table, keys = Statements(schema).tombstones, ", ".join(quote(c.name) for c in schema.key)
+    ((forgotten,),) = connection.execute(
+        f"select count(*) from (select 1 from {table} group by {keys} having max(version) < $1)", [below]
+    ).fetchall()
+    connection.execute(f"delete from {table} where version < $1", [below])
+    connection.execute("delete from syncline.moved where name = $1 and version < $2", [schema.qualified, below])
+    return int(forgotten)
 
 
 @lru_cache(maxsize=256)
