@@ -262,7 +262,7 @@ def matching(found: Sequence[Relation], monitored: Sequence[str], excluded: Sequ
 
 def _refusal(relation: Relation) -> str | None:
     if relation.persistence == "u":
-        return "an unlogged table is never written to the WAL; ALTER TABLE ... SET LOGGED to capture it"
+        return "an unlogged table is never written to the WAL"
     return _REFUSED_KINDS.get(relation.relkind)
 
 

@@ -36,8 +36,6 @@ def preflight(config: SourceConfig, control_schema: str = "syncline") -> list[Fi
         Unavailable: the server can't be reached with ``source.dsn``.
         Misconfigured: it refuses the login, or a pattern of the configuration can't be read.
     """
-    from syncline.capture.preflight_tables import check_tables
-
     dsn = config.dsn.get_secret_value()
     connection = connect(dsn, timeout_s=config.connect_timeout_s, application="syncline-preflight")
     with connection, translated(dsn):

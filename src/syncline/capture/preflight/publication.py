@@ -32,6 +32,7 @@ where p.pubname = %s order by 2, 3
 
 
 def check_publication(look: Look) -> Iterator[Finding]:
+    """Whether it publishes what is monitored, whole, or can be made to by our role."""
     publication = look.config.publication
     found = look.rows(_PUBLICATION, publication)
     if not found:
@@ -61,9 +62,10 @@ def check_publication(look: Look) -> Iterator[Finding]:
             "SL-PUBLICATION-ORDER",
             "warning",
             publication,
-            f"It is younger than what slot {look.config.slot} has still to deliver. If it was created after the slot (not "
-            "merely altered), those changes can never be decoded.",
-            f"SELECT pg_drop_replication_slot({sql.quote(look.config.slot)}); Syncline then makes it anew, and loads again.",
+            f"It is younger than what slot {look.config.slot} has still to deliver. If it was created after the slot "
+            "(not merely altered), those changes can never be decoded.",
+            f"SELECT pg_drop_replication_slot({sql.quote(look.config.slot)}); "
+            "Syncline then makes it anew, and loads again.",
         )
 
 
@@ -93,16 +95,18 @@ def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
             "SL-PUBLICATION",
             "error",
             publication,
-            f"It lacks {len(absent)} of the tables ({absent[0].qualified}, ...), and role {look.server.role} may not add "
-            "them.",
+            f"It lacks tables that role {look.server.role} may not add: {_some(absent)}.",
             f"As its owner: ALTER PUBLICATION {name(publication)} ADD TABLE {_names(absent)};",
         )
     elif absent:
-        yield Finding(
-            "SL-PUBLICATION", "info", publication, f"{len(absent)} tables will be added: {_some(absent)}.", ""
-        )
+        yield Finding("SL-PUBLICATION", "info", publication, f"Tables will be added to it: {_some(absent)}.")
     else:
         yield Finding("SL-PUBLICATION", "ok", publication, f"It covers the {len(look.tables)} tables.")
+    wanted = {table.oid for table in look.tables}
+    surplus = [f"{row['namespace']}.{row['name']}" for oid, row in published.items() if oid not in wanted]
+    if surplus:
+        names = ", ".join(surplus[:5]) + (", ..." if len(surplus) > 5 else "")
+        yield Finding("SL-PUBLICATION", "info", publication, f"Tables not monitored will be dropped from it: {names}.")
     for table in look.tables:
         if table.oid in published:
             yield from _check_list(publication, table, published[table.oid])

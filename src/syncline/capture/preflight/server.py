@@ -19,6 +19,7 @@ OPEN_S, LONG_S = 5, 900
 
 
 def check_server(look: Look) -> Iterator[Finding]:
+    """Version, role in a cluster, and wal_level."""
     server, where = look.server, look.where
     major = server.version_num // 10000
     if major < OLDEST:

@@ -12,6 +12,7 @@ __all__ = ["check_slot"]
 
 
 def check_slot(look: Look) -> Iterator[Finding]:
+    """Whether the slot is ours, whole and free, and how much WAL it may keep."""
     slot, subject = look.slot, look.config.slot
     if slot is None:
         yield Finding("SL-SLOT", "ok", subject, "It will be created.")
@@ -46,7 +47,7 @@ def _check_our_slot(subject: str, slot: SlotState) -> Iterator[Finding]:
             "SL-SLOT-LOST",
             "warning",
             subject,
-            f"It needs {size(slot.retained)} of WAL, more than max_slot_wal_keep_size: the next checkpoint may lose it.",
+            f"It needs {size(slot.retained)} of WAL, more than max_slot_wal_keep_size: a checkpoint may lose it.",
             "Run Syncline now, or raise the limit: ALTER SYSTEM SET max_slot_wal_keep_size = -1; "
             "SELECT pg_reload_conf();",
         )
@@ -79,7 +80,7 @@ def _check_retention(look: Look) -> Iterator[Finding]:
             "warning",
             "max_slot_wal_keep_size",
             "It is unlimited: while Syncline is stopped, WAL grows until the server's disk is full.",
-            "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf(); with a size the disk can spare.",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf(); (what the disk can spare)",
         )
     elif slot is not None and slot.safe_wal_size is not None and slot.safe_wal_size < server.keep_mb * 2**20 // 5:
         yield Finding(

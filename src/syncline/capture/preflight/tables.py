@@ -99,10 +99,9 @@ def _check_table(
             "SL-TOAST",
             "info",
             table.qualified,
-            f"Updates that leave a large value untouched ({', '.join(toastable[:3])}) arrive without it, and are applied "
-            "to the other columns only.",
-            f"Nothing need be done; where verification heals many rows: ALTER TABLE {table.sql_name} REPLICA IDENTITY "
-            "FULL;",
+            f"Updates that leave a large value untouched ({', '.join(toastable[:3])}) arrive without it, and are "
+            "applied to the other columns only.",
+            f"Only if many rows are healed: ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;",
         )
     if table.has_children:
         yield Finding(
