@@ -168,7 +168,10 @@ class Batch:
     def ints(self, name: str) -> np.ndarray[Any, Any]:
         """An integer system column (or ``commit_time`` in microseconds) as numpy, without a copy."""
         array = self.system(name)
-        return array.view(pa.int64()).to_numpy() if name == "commit_time" else array.to_numpy()
+        if name == "commit_time":
+            array = array.view(pa.int64())
+        values: np.ndarray[Any, Any] = array.to_numpy()
+        return values
 
     def data(self) -> pa.RecordBatch:
         """The table's columns alone."""

@@ -1,0 +1,1 @@
+"""Applying entries to a target: fold, complete, write, advance. No store is named here."""

@@ -1,8 +1,8 @@
 """Folding: of several changes of one key only the last state is left. Pure, and columnar on the main path.
 
-Changes are ordered by version, ties by their place in the log (parts of one transaction, statements of one transaction).
-What is left of a key is a whole row, a delete, or a partial row over what the store held before (Guarantee 6). A partial
-row completes itself from earlier changes in the same fold where they carry the missing columns.
+Changes are ordered by version, ties by their place in the log (parts and statements of one transaction). What is left
+of a key is a whole row, a delete, or a partial row over what the store held before (Guarantee 6). A partial row
+completes itself from earlier changes in the same fold where they carry the missing columns.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ def _contributors(changes: _Changes, events: _Events, live: Ints) -> tuple[Ints,
 
 
 def _follow_moves(changes: _Changes, events: _Events, live: Ints, contributor: Ints, origin: Ints) -> None:
-    """Replay, one by one, the events of keys connected by rekeys of partial rows. They are rare; all else is columnar."""
+    """Replay, one by one, the events of keys connected by rekeys of partial rows. Rare; all else is columnar."""
     assert changes.mask is not None
     partial = changes.mask.any(axis=1)
     moves = (events.source != events.code) & ~events.gone
@@ -324,7 +324,7 @@ def _partials(
     if not len(contributor):
         return None
     schema = changes.schema
-    unchanged = contributor < 0
+    unchanged: Bools = np.asarray(contributor < 0)
     columns = [changes.data.column(i).take(pa.array(contributor[:, i], mask=unchanged[:, i])) for i in range(width)]
     for position, i in enumerate(schema.key_positions):
         columns[i] = events.keys[position].take(pa.array(live))

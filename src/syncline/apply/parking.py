@@ -88,8 +88,8 @@ class Parking:
         letter = _Letter("upsert", rejected.code, rejected.reason)
         upserts, offset = work.rows.upserts, 0
         if upserts is not None:
+            offset = upserts.num_rows
             upserts = self._split(work.schema, upserts, refused, 0, incarnation, letter)
-            offset = work.rows.upserts.num_rows
         partials = work.rows.partials
         if partials is not None:
             letter = _Letter("update", rejected.code, rejected.reason)

@@ -64,6 +64,11 @@ class Step:
                 self.tables.setdefault(name, []).append(item)
                 self.rows += len(item) if isinstance(item, Batch) else 0
 
+    def drop(self, table: str) -> None:
+        """Leave a table out after all."""
+        del self.schemas[table]
+        self.rows -= sum(len(i) for i in self.tables.pop(table) if isinstance(i, Batch))
+
 
 def whole(found: Sequence[Read]) -> list[Read]:
     """The leading entries that end on a commit boundary; empty when they are all parts of one transaction."""

@@ -18,7 +18,7 @@ from syncline.apply.retry import Backoff, persist
 from syncline.apply.steps import Read, Scope, Step, steps, whole
 from syncline.change import Batch, Cursor, Marker, Position, TableSchema
 from syncline.config import ApplyConfig
-from syncline.errors import Rejected, SynclineError
+from syncline.errors import Misconfigured, Policy, Rejected, SynclineError, policy
 from syncline.log import Log
 from syncline.stores import Store, TableWork, Work
 
@@ -45,6 +45,9 @@ class Host(Scope, Protocol):
 
     def schema_changed(self, before: TableSchema, after: TableSchema) -> None:
         """The table has a new shape at this target."""
+
+    def refused(self, table: str, error: SynclineError) -> None:
+        """The store can't take the table; it is not wanted any more until it is loaded again."""
 
     def retrying(self, error: SynclineError | None) -> None:
         """A step is tried again for this error; None when it worked."""
@@ -140,7 +143,7 @@ class Worker:
         try:
             persist(lambda: self._attempt(step), self._backoff, self._stop, self._host.retrying)
         except SynclineError as error:
-            if self._stop.is_set() and error.policy.value == "retry":
+            if self._stop.is_set() and policy(error) is Policy.RETRY:
                 return
             raise
         self._advance(step)
@@ -174,17 +177,23 @@ class Worker:
         return done
 
     def _migrate(self, step: Step) -> None:
-        for name, schema in step.schemas.items():
+        """Prepare the step's tables. One that the store can't take drops out, with a gap (Guarantee 8)."""
+        for name, schema in list(step.schemas.items()):
             if self._schemas.get(name) == schema:
                 continue
-            before = self._store.migrate(schema)
+            try:
+                before = self._store.migrate(schema)
+            except Misconfigured as error:
+                self._host.refused(name, error)
+                step.drop(name)
+                continue
             self._schemas[name] = schema
             if before is not None and before.columns != schema.columns:
                 self._host.schema_changed(before, schema)
 
     def _cursor_behind(self, step: Step) -> Cursor:
         now = self.cursor
-        loaded = [m.table for m in step.markers if m.kind == "loaded"]
+        loaded = [m.table for m in step.markers if m.kind == "loaded" and self._host.wanted(m.table)]
         return msgspec.structs.replace(
             now,
             loaded=tuple(sorted({*now.loaded, *loaded})) if loaded else now.loaded,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any, LiteralString, cast
 
+import psycopg
 import pyarrow as pa
 from psycopg import sql
 
@@ -45,13 +47,13 @@ def read_rows(config: SourceConfig, schema: TableSchema, keys: pa.RecordBatch, x
             time.sleep(0.05)
 
 
-def _visible(connection: object, xids: Sequence[int]) -> bool:
-    row = connection.execute(  # type: ignore[attr-defined]
+def _visible(connection: psycopg.Connection[Any], xids: Sequence[int]) -> bool:
+    row = connection.execute(
         "select coalesce(bool_and(pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot())), true)"
         " from unnest(%s::int8[]) as x",
         [list(xids)],
     ).fetchone()
-    return bool(row[0])
+    return row is not None and bool(row[0])
 
 
 def _statement(schema: TableSchema) -> sql.Composed:
@@ -66,7 +68,7 @@ def _statement(schema: TableSchema) -> sql.Composed:
             sql.SQL("t.{} = wanted.{}::{}").format(
                 sql.Identifier(c.name),
                 sql.Identifier(f"k{i}"),
-                sql.SQL(c.source_type),  # type: ignore[arg-type]
+                sql.SQL(cast(LiteralString, c.source_type)),
             )
             for i, c in enumerate(key)
         ),

@@ -10,6 +10,7 @@ import select
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
@@ -151,8 +152,7 @@ class Receiver:
             self._mailbox.fail(error)
         except (psycopg2.Error, OSError) as error:
             self._mailbox.fail(translate(error, self._config.replication, "source.replication_dsn"))
-        except Exception as error:
-            # A defect of ours: the capture must stop on it, never wait for a dead thread.
+        except Exception as error:  # noqa: BLE001 - the capture must stop on a defect, never wait for a dead thread
             failure = SynclineError(f"The receiving thread failed: {type(error).__name__}: {error}.")
             failure.__cause__ = error
             self._mailbox.fail(failure)
@@ -163,7 +163,8 @@ class Receiver:
         """Take messages until the socket is empty. The loop costs about a microsecond a row: keep it bare."""
         read = self._cursor.read_message
         assembler = self._assembler
-        head, append, room = b"", assembler.chunk.items.append, assembler.room
+        append: Callable[[bytes], None]
+        head, room = b"", assembler.room
         while (message := read()) is not None:
             payload = message.payload
             if payload[0] in ROW_KINDS:

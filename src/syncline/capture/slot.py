@@ -173,7 +173,7 @@ def check_slot(slot: Slot | None, name: str, database: str, durable: int) -> Non
         raise Gap(f"Replication slot {name} is gone; changes behind {format_lsn(durable)} are lost.", remedy=remedy)
     if slot.plugin != "pgoutput" or slot.database != database:
         raise Misconfigured(
-            f"Replication slot {name} belongs to plugin {slot.plugin or '(physical)'}, database {slot.database or '-'}.",
+            f"Replication slot {name} is of plugin {slot.plugin or '(physical)'}, database {slot.database or '-'}.",
             remedy="Choose another name with source.slot, or drop that slot if nothing uses it.",
         )
     if slot.wal_status == "lost":
@@ -187,7 +187,7 @@ def check_slot(slot: Slot | None, name: str, database: str, durable: int) -> Non
 
 
 def create_slot(config: SourceConfig, name: str, talk: Talk) -> int:
-    """Create the permanent slot; returns its consistent point. Waits for transactions that are open (and says which)."""
+    """Create the permanent slot; returns its consistent point. Waits for open transactions (and says for which)."""
     point, _, connection = _create(config, name, temporary=False, export=False, talk=talk)
     connection.close()
     return point

@@ -290,8 +290,9 @@ class Heartbeat:
     def _wait(self, connection: psycopg.Connection[Any]) -> bool:
         """Sleep until the next beat; True when closing. A connection that becomes readable is saying good-bye: the next
         statement on it fails and names the reason."""
-        readable, _, _ = select.select([connection.fileno(), self._wake_read], [], [], self._config.heartbeat_s)
-        return self._wake_read in readable
+        wake = self._wake_read.fileno()
+        readable, _, _ = select.select([connection.fileno(), wake], [], [], self._config.heartbeat_s)
+        return wake in readable
 
 
 def emit_progress(connection: psycopg.Connection[Any]) -> int:

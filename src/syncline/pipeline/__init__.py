@@ -1,7 +1,7 @@
 """Wiring: one source's capture, log and targets as threads; starting, supervising, draining, stopping.
 
-``service`` runs every source of a configuration, ``source`` one of them; ``target`` is a worker with its store, ``board``
-what holds tables back, ``reports`` the talk with the control schema.
+``service`` runs every source of a configuration, ``source`` one of them; ``target`` is a worker with its store,
+``board`` what holds tables back, ``reports`` the talk with the control schema, ``housekeeping`` what recurs.
 """
 
 from __future__ import annotations

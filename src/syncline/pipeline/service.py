@@ -45,7 +45,7 @@ class SyncService:
         on_load: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         self.config = config
-        self._talk = talk or (lambda line: _log.info(line))
+        self._talk = talk or _log.info
         self._on_load = on_load or (lambda progress: None)
         self._control = ControlSchema(config.control_dsn, config.control.schema_name)
         self._reports = Reports(self._control)

@@ -76,6 +76,7 @@ class SourcePipeline:
             schema_changed=self._schema_changed,
             purge_below=self._purge_below,
             caught_up=self._caught_up,
+            refused=self._refused,
         )
         self.targets = {n: Target(n, s, events) for n, s in stores.items()}
         self._cursors: dict[str, Cursor | None] = {}
@@ -128,7 +129,7 @@ class SourcePipeline:
                 self._session()
             except SynclineError as error:
                 self._handle(error)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a defect stops this source and says so, not the process
                 failure = SynclineError(f"Source {self.name} failed: {type(error).__name__}: {error}.")
                 failure.__cause__ = error
                 self._handle(failure)
@@ -241,8 +242,9 @@ class SourcePipeline:
             ):
                 return current
             raise Gap(
-                f"Source {self.name} is not the server that the log was captured from (system {identity.system_identifier}"
-                f" timeline {identity.timeline}, the log has {current.system_identifier} timeline {current.timeline}).",
+                f"Source {self.name} is not the server that the log was captured from: it is system "
+                f"{identity.system_identifier} timeline {identity.timeline}, the log has {current.system_identifier} "
+                f"timeline {current.timeline}.",
                 remedy="If that is meant to be, run `syncline resync`; else correct source.dsn.",
                 code="SL-SOURCE-CHANGED",
             )
@@ -317,7 +319,7 @@ class SourcePipeline:
     def _restore(self, name: str, target: Target) -> None:
         """Take over what an earlier run recorded: gaps of single tables."""
         for gap in self._control.gaps():
-            if gap["source"] == self.name and gap["table_name"]:
+            if gap["source"] == self.name and gap["table_name"] and gap["target"] in ("", name):
                 target.board.open_gap(gap["table_name"])
                 with self._lock:
                     if self.settings.on_gap == "resync":
@@ -386,7 +388,8 @@ class SourcePipeline:
             for item in entry.items:
                 if isinstance(item, Marker) and item.kind == "loaded":
                     self.loading.pop(item.table, None)
-                    self._reports.gap_closed(self.name, table=item.table)
+                    for name in ("", *names):
+                        self._reports.gap_closed(self.name, target=name, table=item.table)
 
     def _loading(self, progress: LoadProgress) -> None:
         self.loading[progress.table] = progress
@@ -446,6 +449,10 @@ class SourcePipeline:
             return
         self._talk(f"table {after.qualified} changed its columns; it is read again")
         self.resync([after.qualified])
+
+    def _refused(self, name: str, table: str, error: SynclineError) -> None:
+        """A target can't take one table: a gap of that table there, until someone mends it and asks for a resync."""
+        self._reports.gap(self.name, error, target=name, table=table)
 
     def _purge_below(self, name: str) -> int | None:
         worker = self.targets[name].worker

@@ -28,6 +28,7 @@ class TargetEvents:
     schema_changed: Callable[[TableSchema, TableSchema], None]
     purge_below: Callable[[str], int | None]
     caught_up: Callable[[str, str], None]
+    refused: Callable[[str, str, SynclineError], None]
 
 
 class Target:
@@ -63,8 +64,7 @@ class Target:
             worker.progress.state = "stopped"
         except SynclineError as error:
             self._fail(worker, error)
-        except Exception as error:
-            # A defect of ours: the target stops where it is, durable, and says so; the others go on (Guarantee 8).
+        except Exception as error:  # noqa: BLE001 - Guarantee 8: a defect stops this target only, and says so
             failure = SynclineError(f"Target {self.name} failed: {type(error).__name__}: {error}.")
             failure.__cause__ = error
             self._fail(worker, failure)
@@ -98,6 +98,10 @@ class Target:
 
     def schema_changed(self, before: TableSchema, after: TableSchema) -> None:
         self._events.schema_changed(before, after)
+
+    def refused(self, table: str, error: SynclineError) -> None:
+        self.board.open_gap(table)
+        self._events.refused(self.name, table, error)
 
     def retrying(self, error: SynclineError | None) -> None:
         if self.worker:

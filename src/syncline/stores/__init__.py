@@ -102,11 +102,12 @@ class Store(Protocol):
     def open(self, source: str) -> Cursor | None:
         """Connect, prepare the store's own tables, and return the durable cursor of this source, None if none."""
 
-    def migrate(self, schema: TableSchema) -> None:
+    def migrate(self, schema: TableSchema) -> TableSchema | None:
         """Make the table fit the schema: create it, adopt an existing one, add columns, drop columns, change types.
 
-        Idempotent and durable on return. Called before the first ``apply`` with a schema. A column whose type changed
-        keeps no values (a reload follows). Raises ``Misconfigured`` when an existing table can't be adopted.
+        Idempotent and durable on return; returns the schema that the table had here before, None if it was not ours.
+        Called before the first ``apply`` with a schema. A column whose type changed keeps no values (a reload follows).
+        Raises ``Misconfigured`` when an existing table can't be adopted.
         """
 
     def apply(self, work: Work) -> None:

@@ -77,15 +77,18 @@ class MemoryStore:
         self._source = source
         return self._database.cursors.get(source)
 
-    def migrate(self, schema: TableSchema) -> None:
-        """Create the table, or give its rows the columns of ``schema``."""
+    def migrate(self, schema: TableSchema) -> TableSchema | None:
+        """Create the table, or give its rows the columns of ``schema``; the former schema."""
         with self._database.lock:
             self._database.sources[schema.qualified] = self._source
             table = self._database.tables.get(schema.qualified)
             if table is None:
                 self._database.tables[schema.qualified] = _Table(schema)
-            elif table.schema != schema:
+                return None
+            former = table.schema
+            if former != schema:
                 _reshape(table, schema)
+            return former
 
     def apply(self, work: Work) -> None:
         """Apply to a copy, then put the copy in place: whole works or nothing.

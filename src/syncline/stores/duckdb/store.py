@@ -132,15 +132,16 @@ class DuckDBStore:
 
     # ------------------------------------------------------------------------------------------ migrate and apply
 
-    def migrate(self, schema: TableSchema) -> None:
+    def migrate(self, schema: TableSchema) -> TableSchema | None:
         """Make the table fit the schema; see the contract.
 
         Raises:
             Misconfigured: an existing table can't be adopted, names collide in DuckDB, or another source owns it.
         """
         with self._transaction() as connection:
-            state = migrate_table(connection, self._source, schema)
+            state, former = migrate_table(connection, self._source, schema)
         self._states[schema.qualified] = state
+        return former
 
     def apply(self, work: Work) -> None:
         """Write the work and its cursor in one transaction, durable on return.

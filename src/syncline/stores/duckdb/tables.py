@@ -45,8 +45,10 @@ def fits(actual: str, logical: str) -> bool:
     return actual in _WIDER.get(logical, (duckdb_type(logical),))
 
 
-def migrate_table(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSchema) -> TableState:
-    """Make the table fit, inside the caller's transaction, and record the schema.
+def migrate_table(
+    cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSchema
+) -> tuple[TableState, TableSchema | None]:
+    """Make the table fit, inside the caller's transaction, and record the schema; its state, and its former schema.
 
     Raises:
         Misconfigured: names collide in DuckDB, another source owns the table, or it can't be adopted.
@@ -74,7 +76,7 @@ def migrate_table(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableS
             "update syncline.tables set fingerprint = $1, body = $2 where name = $3",
             [schema.fingerprint, body, schema.qualified],
         )
-    return table_state(cursor, schema)
+    return table_state(cursor, schema), former
 
 
 def table_state(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> TableState:
