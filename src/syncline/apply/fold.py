@@ -244,7 +244,7 @@ def _fold_events(changes: _Changes) -> Folded:
         )
     live = last[~gone]
     contributor, origin = _contributors(changes, events, live)
-    whole = (contributor >= 0).all(axis=1)
+    whole: Bools = np.all(contributor >= 0, axis=1)
     version = changes.version[events.row]
     return Folded(
         upserts=_merged(changes, contributor[whole], version[live[whole]]),
@@ -324,7 +324,8 @@ def _partials(
     if not len(contributor):
         return None
     schema = changes.schema
-    unchanged: Bools = np.asarray(contributor < 0)
+    unchanged: Bools = np.empty(contributor.shape, bool)
+    np.less(contributor, 0, out=unchanged)
     columns = [changes.data.column(i).take(pa.array(contributor[:, i], mask=unchanged[:, i])) for i in range(width)]
     for position, i in enumerate(schema.key_positions):
         columns[i] = events.keys[position].take(pa.array(live))

@@ -112,10 +112,14 @@ class Worker:
 
     def _purge(self) -> None:
         """Nothing to apply: forget old tombstones now and then."""
+        if time.monotonic() - self._purged < _PURGE_EVERY_S:
+            return
+        self._purged = time.monotonic()
         below = self._host.purge_below()
-        if below is not None and time.monotonic() - self._purged >= _PURGE_EVERY_S:
-            self._store.purge(self.cursor.source, below)
-            self._purged = time.monotonic()
+        if below is not None:
+            persist(
+                lambda: self._store.purge(self.cursor.source, below), self._backoff, self._stop, self._host.retrying
+            )
 
     def _catch_up(self, table: str, after: int) -> None:
         """Apply what passed by while the table was paused; the guard makes a second time harmless."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 import pyarrow as pa
@@ -57,21 +57,18 @@ def _visible(connection: psycopg.Connection[Any], xids: Sequence[int]) -> bool:
 
 
 def _statement(schema: TableSchema) -> sql.Composed:
-    """Every column as text, joined to the wanted keys as text of the key's own type."""
-    key = schema.key
+    """Every column as its type prints it, joined to the wanted keys as text of the key's own type."""
+    names = [sql.Identifier(f"k{i}") for i in range(len(schema.key))]
+    matches = [
+        sql.SQL("t.{} = wanted.{}::{}").format(sql.Identifier(c.name), name, sql.SQL(c.source_type))
+        for c, name in zip(schema.key, names, strict=True)
+    ]
     return sql.SQL("select {columns} from unnest({lists}) as wanted({names}) join {table} as t on {match}").format(
-        columns=sql.SQL(", ").join(printed(sql.Identifier("t", c.name)) for c in schema.columns),
-        lists=sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in key),
-        names=sql.SQL(", ").join(sql.Identifier(f"k{i}") for i in range(len(key))),
+        columns=sql.SQL(", ").join([printed(sql.Identifier("t", c.name)) for c in schema.columns]),
+        lists=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
+        names=sql.SQL(", ").join(names),
         table=sql.Identifier(schema.namespace, schema.name),
-        match=sql.SQL(" and ").join(
-            sql.SQL("t.{} = wanted.{}::{}").format(
-                sql.Identifier(c.name),
-                sql.Identifier(f"k{i}"),
-                sql.SQL(cast(LiteralString, c.source_type)),
-            )
-            for i, c in enumerate(key)
-        ),
+        match=sql.SQL(" and ").join(matches),
     )
 
 

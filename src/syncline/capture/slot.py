@@ -72,7 +72,10 @@ def identify(config: SourceConfig) -> Identity:
 
 
 def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[TableInfo]) -> list[str]:
-    """Create the publication, or add missing tables and drop those no longer monitored; returns what was done."""
+    """Create the publication, or add missing tables to it; returns what was done.
+
+    Tables that it has beyond the wanted ones stay: it may be the user's own. The capture passes over them.
+    """
     wanted = {(t.namespace, t.name) for t in tables}
     found = connection.execute("select puballtables from pg_publication where pubname = %s", [name]).fetchone()
     if found is None:
@@ -93,16 +96,11 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
     published = {(r[0], r[1]) for r in rows}
     schemas = {r[0] for r in by_schema}
     added = sorted(t for t in wanted - published if t[0] not in schemas)
-    dropped = sorted(published - wanted)
-    done = []
-    for verb, names in (("ADD", added), ("DROP", dropped)):
-        if names:
-            statement = sql.SQL("alter publication {} {} table {}").format(
-                sql.Identifier(name), sql.SQL(verb), _table_list(names)
-            )
-            _run(connection, statement, name)
-            done.append(f"publication {name}: {verb.lower()} {', '.join('.'.join(n) for n in names)}")
-    return done
+    if not added:
+        return []
+    statement = sql.SQL("alter publication {} add table {}").format(sql.Identifier(name), _table_list(added))
+    _run(connection, statement, name)
+    return [f"publication {name}: added {', '.join('.'.join(n) for n in added)}"]
 
 
 def _create_publication(connection: psycopg.Connection[Any], name: str, tables: list[tuple[str, str]]) -> None:

@@ -35,8 +35,9 @@ class WalCapture:
     """A :class:`~syncline.capture.Capture` over one replication slot.
 
     ``base`` and ``incarnation`` come from the log (correctness rule 1): a change's version is ``base`` plus the LSN of
-    its transaction's commit record. ``tables`` are the published tables as the catalogue shows them now. ``lost`` hears
-    of a table whose changes can't be captured any more; the stream goes on without it (Guarantee 8).
+    its transaction's commit record. ``tables`` are the monitored tables as the catalogue shows them now; what else the
+    publication may hold is passed over. ``lost`` hears of a table whose changes can't be captured any more; the stream
+    goes on without it (Guarantee 8).
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class WalCapture:
         self._lost = lost
         self._base = base
         self._incarnation = incarnation
+        self._wanted = {(t.namespace, t.name) for t in tables}
         self._binary = _use_binary(config, tables)
         self._schemas: dict[Relation, TableSchema] = {}
         self._catalogue: psycopg.Connection[Any] | None = None
@@ -132,6 +134,8 @@ class WalCapture:
         for item in piece:
             relations = (item.relation,) if isinstance(item, Group) else item.relations
             for relation in relations:
+                if (relation.namespace, relation.name) not in self._wanted:
+                    continue
                 try:
                     if isinstance(item, Group):
                         yield self._batch(item)
@@ -280,6 +284,7 @@ class Heartbeat:
         try:
             with translated(dsn), connect(dsn, application="syncline-heartbeat") as connection:
                 connection.execute("set statement_timeout = '30s'")
+                emit_progress(connection)  # at once: until a message came, psycopg2 confirms any keepalive (Receiver)
                 while not self._wait(connection):
                     emit_progress(connection)
         except SynclineError as error:

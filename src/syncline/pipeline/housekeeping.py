@@ -14,7 +14,7 @@ from syncline.catalog.repository import ControlSchema, Pause, Request, StatusRow
 from syncline.change import Position
 from syncline.errors import SynclineError, Unavailable
 from syncline.pipeline.reports import Reports
-from syncline.pipeline.source import SourcePipeline
+from syncline.pipeline.source import SourcePipeline, hold_name
 from syncline.pipeline.target import Target
 
 __all__ = ["Housekeeping"]
@@ -122,7 +122,7 @@ class Housekeeping:
                 after = worker.cursor.position.n if after is None else after
                 log = worker.cursor.position.log
                 self._control.hold(name, target.name, table, log, after)
-                source.log.advance(f"{target.name}/{table}", Position(log, after))
+                source.log.advance(hold_name(target.name, table), Position(log, after))
                 target.board.hold(table, after)
             elif pause.resumed_at is not None and table in held:
                 target.board.resume(table)

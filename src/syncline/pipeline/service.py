@@ -89,6 +89,8 @@ class SyncService:
             source.stop(timeout_s)
         if self._housekeeping:
             self._housekeeping.stop()
+        for source in self.sources.values():
+            source.close()
         self._control.close()
         self._stopped.set()
 

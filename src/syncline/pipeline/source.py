@@ -29,7 +29,7 @@ from syncline.pipeline.reports import Reports
 from syncline.pipeline.target import Target, TargetEvents
 from syncline.stores import Store
 
-__all__ = ["SourcePipeline"]
+__all__ = ["SourcePipeline", "hold_name"]
 
 _log = structlog.get_logger()
 Talk = Callable[[str], None]
@@ -80,6 +80,7 @@ class SourcePipeline:
         )
         self.targets = {n: Target(n, s, events) for n, s in stores.items()}
         self._cursors: dict[str, Cursor | None] = {}
+        self._capture: WalCapture | None = None
         self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
 
     # ------------------------------------------------------------------------------------------------------ lifecycle
@@ -90,19 +91,24 @@ class SourcePipeline:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Stop capturing, finish the step each target is in, release everything."""
+        """Stop capturing, and finish the step each target is in."""
         self._stop.set()
         self._again.set()
+        self._interrupt()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         if self._loader:
             self._loader.join(timeout_s)
         for target in self.targets.values():
             target.stop(timeout_s)
-            target.store.close()
-        self.log.close()
         if self.state not in ("gap", "failed"):
             self.state = "stopped"
+
+    def close(self) -> None:
+        """After :meth:`stop`: release the stores and the log."""
+        for target in self.targets.values():
+            target.store.close()
+        self.log.close()
 
     def resync(self, tables: Sequence[str] | None) -> None:
         """Read these tables again (None: everything, from a new log on). Any thread."""
@@ -112,6 +118,7 @@ class SourcePipeline:
             return
         self._start_over = True
         self._again.set()
+        self._interrupt()
 
     @property
     def ended(self) -> bool:
@@ -170,6 +177,7 @@ class SourcePipeline:
             incarnation = self._incarnation(connection, identity)
             self._ensure_slot(connection, identity, incarnation)
         self._start_targets(incarnation, identity)
+        self._forget_removed()
         self._load_missing(incarnation)
         self._stream(incarnation)
 
@@ -177,6 +185,7 @@ class SourcePipeline:
         capture = WalCapture(
             self.settings, self.tables, base=incarnation.base, incarnation=incarnation.number, lost=self._table_lost
         )
+        self._capture = capture
         try:
             self._talk(f"streaming from slot {self.settings.slot}, {'binary' if capture.binary else 'text'} format")
             for entry in capture.entries(self.log.status().place):
@@ -187,6 +196,13 @@ class SourcePipeline:
                 if self._stop.is_set() or self._start_over:
                     return
         finally:
+            self._capture = None
+            capture.close()
+
+    def _interrupt(self) -> None:
+        """End the stream soon: its thread may be waiting for the source's next change."""
+        capture = self._capture
+        if capture is not None:
             capture.close()
 
     def _streaming(self) -> None:
@@ -316,6 +332,13 @@ class SourcePipeline:
             self._restore(name, target)
             target.start(self.log, cursor, self.config.apply, parking, self._heal)
 
+    def _forget_removed(self) -> None:
+        """Targets that are no longer configured must not hold back trimming. Brought back later, they are in a gap."""
+        for noted in self.log.status().cursors:
+            if noted.partition("/")[0] not in self.targets:
+                self._talk(f"target {noted} is no longer configured; the log keeps nothing for it")
+                self.log.forget(noted)
+
     def _restore(self, name: str, target: Target) -> None:
         """Take over what an earlier run recorded: gaps of single tables."""
         for gap in self._control.gaps():
@@ -348,6 +371,7 @@ class SourcePipeline:
             target.stop(30)
             target.worker = None
             target.error = None
+            target.store.close()
             cursor = target.store.open(self.name)
             if cursor is not None:
                 cursor = msgspec.structs.replace(cursor, loaded=())
@@ -458,13 +482,19 @@ class SourcePipeline:
         worker = self.targets[name].worker
         if worker is None or self.loading or self._due or (self._loader and self._loader.is_alive()):
             return None
-        if self._control.open_dead_letters(name) or self.targets[name].board.held():
+        try:
+            parked = self._control.open_dead_letters(name)
+        except Unavailable:
             return None
-        return worker.cursor.version
+        return None if parked or self.targets[name].board.held() else worker.cursor.version
 
-    def _caught_up(self, name: str, table: str) -> None:
-        self.log.forget(_hold_name(name, table))
-        self._control.release(self.name, name, table)
+    def _caught_up(self, name: str, table: str) -> bool:
+        try:
+            self._control.release(self.name, name, table)
+        except Unavailable:
+            return False
+        self.log.forget(hold_name(name, table))
+        return True
 
 
 def _retire(folder: Path) -> None:
@@ -475,6 +505,6 @@ def _retire(folder: Path) -> None:
         folder.rename(aside)
 
 
-def _hold_name(target: str, table: str) -> str:
+def hold_name(target: str, table: str) -> str:
     """The name under which the log keeps what a paused table has yet to see."""
     return f"{target}/{table}"

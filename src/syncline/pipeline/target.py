@@ -21,13 +21,17 @@ __all__ = ["Target", "TargetEvents"]
 
 @dataclass(frozen=True, slots=True)
 class TargetEvents:
-    """What a target tells its source: failures, retries (None: it works again), new shapes, and the purge horizon."""
+    """What a target tells its source, and asks of it.
+
+    ``retrying`` with None: it works again. ``caught_up`` answers whether that is recorded; if not, the target does it
+    again. ``purge_below`` answers None while older changes could still come.
+    """
 
     failed: Callable[[str, SynclineError], None]
     retrying: Callable[[str, SynclineError | None], None]
     schema_changed: Callable[[TableSchema, TableSchema], None]
     purge_below: Callable[[str], int | None]
-    caught_up: Callable[[str, str], None]
+    caught_up: Callable[[str, str], bool]
     refused: Callable[[str, str, SynclineError], None]
 
 
@@ -90,8 +94,8 @@ class Target:
         return self.board.resumed()
 
     def caught_up(self, table: str) -> None:
-        self.board.caught_up(table)
-        self._events.caught_up(self.name, table)
+        if self._events.caught_up(self.name, table):
+            self.board.caught_up(table)
 
     def purge_below(self) -> int | None:
         return self._events.purge_below(self.name)
