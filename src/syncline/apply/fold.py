@@ -275,7 +275,7 @@ def _contributors(changes: _Changes, events: _Events, live: Ints) -> tuple[Ints,
 def _follow_moves(changes: _Changes, events: _Events, live: Ints, contributor: Ints, origin: Ints) -> None:
     """Replay, one by one, the events of keys connected by rekeys of partial rows. Rare; all else is columnar."""
     assert changes.mask is not None
-    partial = changes.mask.any(axis=1)
+    partial: Bools = np.any(changes.mask, axis=1)
     moves = (events.source != events.code) & ~events.gone
     touched = _connected(events, moves & partial[events.row], moves)
     if not touched:

@@ -25,7 +25,7 @@ from syncline.capture.slot import Talk, snapshot_point
 from syncline.capture.source import SourceConfig, connect, connect_plain, describe, printed, translated
 from syncline.capture.tables import TableInfo, table_schema
 from syncline.change import Batch, Entry, Item, Marker, Truncate
-from syncline.errors import Gap, Unavailable
+from syncline.errors import Damaged, Gap, Unavailable
 
 __all__ = ["Load", "LoadProgress", "load"]
 
@@ -216,12 +216,11 @@ class _Reader:
 
     def decoded(self, rows: list[bytes], version: int, first_ordinal: int) -> Iterator[Batch]:
         """Batches of raw COPY rows."""
-        if not rows or not rows[0].startswith(_COPY_SIGNATURE):
-            raise Unavailable(f"COPY from {describe(self._config.replication)} did not begin with its signature.")
+        if not rows or not rows[0].startswith(_COPY_SIGNATURE) or not rows[-1].endswith(_COPY_TRAILER):
+            raise Damaged(f"COPY from {describe(self._config.replication)} lacks its signature or its trailer.")
+        # The signature comes with the first row, the trailer alone (or, without rows, with the signature).
         rows[0] = rows[0][_COPY_HEADER:]
-        if rows[-1].endswith(_COPY_TRAILER):
-            rows[-1] = rows[-1][: -len(_COPY_TRAILER)]
-        rows = [r for r in (rows[0], *rows[1:-1], rows[-1]) if r] if len(rows) > 1 else [r for r in rows if r]
+        rows.pop()
         oids = [(c.base_type_oid, c.base_typmod) for c in self._columns]
         for start in range(0, len(rows), _ROWS_PER_ENTRY):
             piece = rows[start : start + _ROWS_PER_ENTRY]
