@@ -80,7 +80,7 @@ def _missing_publication(look: Look) -> Finding:
             f"As the owner of the tables: CREATE PUBLICATION {name(publication)} FOR TABLE {_names(look.tables)} "
             "WITH (publish_via_partition_root = true);",
         )
-    return Finding("SL-PUBLICATION", "ok", publication, f"It will be created for {len(look.tables)} tables.")
+    return Finding("SL-PUBLICATION", "ok", publication, f"It will be created for {len(look.tables)} table(s).")
 
 
 def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
@@ -101,7 +101,7 @@ def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
     elif absent:
         yield Finding("SL-PUBLICATION", "info", publication, f"Tables will be added to it: {_some(absent)}.")
     else:
-        yield Finding("SL-PUBLICATION", "ok", publication, f"It covers the {len(look.tables)} tables.")
+        yield Finding("SL-PUBLICATION", "ok", publication, f"It covers the {len(look.tables)} table(s).")
     wanted = {table.oid for table in look.tables}
     surplus = [f"{row['namespace']}.{row['name']}" for oid, row in published.items() if oid not in wanted]
     if surplus:

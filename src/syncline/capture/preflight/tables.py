@@ -34,7 +34,7 @@ def check_tables(look: Look) -> Iterator[Finding]:
         "SL-TABLES",
         "ok" if ready else "info",
         look.where,
-        f"{ready} of {len(look.tables)} tables can be captured (about {rows:,} rows, {size(held)} in all).",
+        f"{ready} of {len(look.tables)} table(s) can be captured (about {rows:,} rows, {size(held)} in all).",
     )
 
 
