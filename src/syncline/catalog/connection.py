@@ -15,7 +15,7 @@ from syncline.errors import Misconfigured, SynclineError, Unavailable
 
 __all__ = ["grants", "make_engine", "quoted", "translated"]
 
-SETTING = "control.dsn"
+SETTING = "control.dsn (by default source.dsn)"
 
 # A control database that hangs must not hang an applier: these bound every wait of a statement.
 _SESSION = "-c timezone=UTC -c statement_timeout=30s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"

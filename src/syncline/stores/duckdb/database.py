@@ -32,13 +32,22 @@ class DuckDBConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # Variables under which documents of other systems know these settings; the configuration reads them.
+    environment_names: ClassVar[dict[str, str]] = {
+        "DUCKDB_DATABASE_PATH": "path",
+        "DUCKDB_MEMORY_LIMIT": "memory_limit",
+        "DUCKDB_WORKER_THREADS": "threads",
+    }
+
     path: Path = Field(description="The database file, created if missing.")
     memory_limit: str = Field("2GB", pattern=_SIZE, description="Memory DuckDB may use before it spills to disk.")
     threads: int = Field(
         default_factory=lambda: min(4, os.cpu_count() or 1), ge=1, description="Threads DuckDB may use."
     )
     wal_autocheckpoint: str = Field(
-        "512MB", pattern=_SIZE, description="Size of the write-ahead log that makes a commit write a checkpoint."
+        "128MB",
+        pattern=_SIZE,
+        description="Write-ahead log size at which a commit writes a checkpoint; at most half of memory_limit.",
     )
     temp_directory: Path | None = Field(None, description="Where DuckDB spills; null: beside the file.")
     checkpoint_idle_s: float = Field(

@@ -1,0 +1,37 @@
+"""`syncline demo` and `bench`: their bodies are loaded when they are called, with all that they need."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from syncline.config import LoggingConfig
+from syncline.service.logging import configure_logging
+from syncline.service.session import session_of, talk
+
+__all__ = ["PASS_ON", "bench", "demo"]
+
+PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def demo(
+    context: typer.Context,
+    rows: Annotated[int, typer.Option(min=1, help="Rows that the workload ends up having written.")] = 200_000,
+    as_json: Annotated[bool, typer.Option("--json", help="No live view; one JSON object at the end.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the databases afterwards, and say where.")] = False,
+) -> None:
+    """Sync a real PostgreSQL live into DuckDB, from nothing, and compare both at the end."""
+    from syncline.service.demo import run_demo
+
+    debug = session_of(context).debug
+    configure_logging(LoggingConfig(level="warning"), debug=debug)
+    raise typer.Exit(run_demo(rows, as_json, keep, talk))
+
+
+def bench(context: typer.Context) -> None:
+    """Measure Syncline against other programs on the same rows; `syncline bench --help` lists the benchmarks."""
+    from syncline.bench.cli import app
+
+    configure_logging(LoggingConfig(level="warning"), debug=session_of(context).debug)
+    app(args=context.args, prog_name="syncline bench")

@@ -1,0 +1,102 @@
+"""Logs on stderr: structlog, ISO times in UTC, ``key=value`` or JSON, never a secret (Guarantee 11)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from pydantic import SecretStr
+
+from syncline.config import LoggingConfig
+
+__all__ = ["configure_logging", "without_secrets"]
+
+Event = MutableMapping[str, Any]
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_SECRET_KEY = re.compile(r"dsn|passw|secret|token|api_?key|credential", re.IGNORECASE)
+# The login of a URL, and the password of a libpq keyword string.
+_SECRET_TEXT = (
+    (re.compile(r"(\w://)[^/\s@]*@"), r"\1***@"),
+    (re.compile(r"(passw(?:or)?d\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE), r"\1***"),
+)
+
+
+def configure_logging(config: LoggingConfig, *, debug: bool = False) -> None:
+    """Send what this process logs to stderr. Tracebacks are shown when ``debug`` is on."""
+    level = logging.DEBUG if debug else _LEVELS[config.level]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info if debug else _name_of_exception,
+        _hide_secrets,
+    ]
+    final = _renderer(config.json_lines)
+    structlog.configure(
+        processors=[*shared, final],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: _Stderr(),
+        cache_logger_on_first_use=False,
+    )
+    _route_libraries(shared, final, level)
+
+
+def _renderer(json_lines: bool) -> structlog.typing.Processor:
+    if json_lines:
+        return structlog.processors.JSONRenderer(default=str)
+    return structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"], drop_missing=True)
+
+
+def _route_libraries(shared: list[structlog.typing.Processor], final: Any, level: int) -> None:
+    """Whatever libraries log by the standard library, from warning on, in the same form and place."""
+    handler = _StderrHandler()
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=final, foreign_pre_chain=shared))
+    root = logging.getLogger()
+    root.handlers = [h for h in root.handlers if not isinstance(h, _StderrHandler)] + [handler]
+    root.setLevel(max(level, logging.WARNING))
+
+
+class _Stderr:
+    """Prints to whatever stderr is at that moment: a live view replaces it while it is drawn."""
+
+    def msg(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    log = debug = info = warning = error = critical = exception = msg
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def _name_of_exception(_: Any, __: str, event: Event) -> Event:
+    """The class of an exception, without its message: a driver's may hold row values."""
+    error = event.pop("exc_info", None)
+    if error:
+        kind = error[0] if isinstance(error, tuple) else type(error) if isinstance(error, BaseException) else None
+        kind = kind or sys.exc_info()[0]
+        event["exception"] = kind.__name__ if kind else "unknown"
+    return event
+
+
+def _hide_secrets(_: Any, __: str, event: Event) -> Event:
+    for key, value in event.items():
+        event[key] = "***" if _SECRET_KEY.search(key) or isinstance(value, SecretStr) else _cleaned(value)
+    return event
+
+
+def _cleaned(value: Any) -> Any:
+    return without_secrets(value) if isinstance(value, str) else value
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with the logins of URLs and the passwords of connection strings replaced by ``***``."""
+    for pattern, replacement in _SECRET_TEXT:
+        text = pattern.sub(replacement, text)
+    return text

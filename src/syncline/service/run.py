@@ -1,0 +1,114 @@
+"""`syncline run`: the engine in the foreground, until a signal or a fatal error ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from syncline.errors import Misconfigured, SynclineError
+from syncline.service.figures import source_line
+from syncline.service.loads import LoadBars
+from syncline.service.session import as_message, session_of, talk
+
+if TYPE_CHECKING:
+    from syncline.pipeline import SyncService
+
+__all__ = ["run"]
+
+_ABORTED = 130  # 128 + SIGINT: ended without draining; nothing is lost, the next start replays
+_STOP_S = 30.0
+
+
+class _AskedWhileStarting(BaseException):
+    """A signal came before the engine ran: nothing is there to be drained yet."""
+
+
+class _Signals:
+    """SIGTERM and SIGINT ask once; the second time they end the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.starting = True
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self.asked:
+            os.write(2, b"Aborted. Nothing is lost: the next start goes on from the durable place.\n")
+            os._exit(_ABORTED)
+        self.asked = True
+        os.write(2, f"Stopping ({signal.Signals(number).name}); once more to abort.\n".encode())
+        if self.starting:
+            raise _AskedWhileStarting
+
+
+def run(
+    context: typer.Context,
+    status_every_s: Annotated[
+        float,
+        typer.Option("--status-every", min=0, metavar="SECONDS", help="How often to say how far it is; 0: never."),
+    ] = 10.0,
+) -> None:
+    """Keep the targets in step with the sources, until stopped (SIGTERM and Ctrl-C drain first)."""
+    from syncline.pipeline import SyncService
+
+    config = session_of(context).config()
+    if not config.targets:
+        raise Misconfigured("There is no target: changes would fill the log for nobody.", remedy="Configure `target:`.")
+    service = SyncService(config, talk=talk.print)
+    with _Signals() as signals:
+        try:
+            service.start()
+            signals.starting = False
+        except _AskedWhileStarting:
+            service.stop(_STOP_S)
+            raise typer.Exit(0) from None
+        talk.print(f"Syncline runs ({', '.join(config.sources)} -> {', '.join(config.targets)}). Ctrl-C stops it.")
+        try:
+            code = _watch(service, signals, status_every_s)
+        finally:
+            service.stop(_STOP_S)
+    if signals.asked:
+        talk.print("Stopped.")
+        raise typer.Exit(0)
+    for error in service.errors():
+        talk.print(as_message(error))
+    raise typer.Exit(code)
+
+
+def _watch(service: SyncService, signals: _Signals, every_s: float) -> int:
+    """Wait for the end, telling now and then how far it is; the exit code."""
+    due = time.monotonic() + min(every_s, 2.0)
+    with LoadBars(talk) as bars:
+        while not signals.asked:
+            code = service.wait(0.25)
+            if code is not None:
+                return code
+            if signals.asked:
+                break
+            status = _status(service)
+            bars.show(status)
+            if every_s and time.monotonic() >= due:
+                due = time.monotonic() + every_s
+                for name, source in status["sources"].items():
+                    talk.print(source_line(name, source))
+    return 0
+
+
+def _status(service: SyncService) -> dict[str, Any]:
+    """The status, or nothing while a log can't say: the engine's own threads decide what that means."""
+    try:
+        return service.status()
+    except SynclineError:
+        return {"sources": {}}

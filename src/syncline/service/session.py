@@ -1,0 +1,73 @@
+"""What a command has at hand: the global options, the configuration they lead to, and where to speak."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from syncline.config import Config, load_config
+from syncline.errors import Misconfigured, SynclineError
+from syncline.service.logging import configure_logging, without_secrets
+
+if TYPE_CHECKING:
+    from syncline.catalog import ControlSchema
+
+__all__ = ["Session", "as_message", "chosen", "control_schema", "print_json", "session_of", "stdout", "talk"]
+
+# Talk goes to stderr, so that what is on stdout can be piped.
+talk = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+stdout = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+@dataclass
+class Session:
+    """One invocation of the command line."""
+
+    file: Path | None = None
+    environment: str | None = None
+    debug: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def config(self) -> Config:
+        """Load the configuration and set up logging by it. Raises ``Misconfigured``."""
+        config = load_config(self.file, self.environment, self.overrides)
+        configure_logging(config.logging, debug=self.debug)
+        return config
+
+
+def session_of(context: typer.Context) -> Session:
+    """The session that the global options made."""
+    found = context.find_object(Session)
+    return found if found is not None else Session()
+
+
+def control_schema(config: Config) -> ControlSchema:
+    """The control schema that the configuration names."""
+    from syncline.catalog import ControlSchema
+
+    return ControlSchema(config.control_dsn, config.control.schema_name)
+
+
+def as_message(error: SynclineError) -> str:
+    """An error as the command line says it: the code, what is wrong, and on a line of its own what to do."""
+    lines = [f"Error [{error.code}]:", *error.message.splitlines()]
+    text = "\n  ".join(lines) if len(lines) > 2 else " ".join(lines)
+    return without_secrets(f"{text}\n  {error.remedy}" if error.remedy else text)
+
+
+def chosen(kind: str, name: str | None, known: Any) -> None:
+    """Raise ``Misconfigured`` if ``name`` is given and is none of ``known`` (sources or targets)."""
+    if name is not None and name not in known:
+        raise Misconfigured(f"There is no {kind} {name}.", remedy=f"There are: {', '.join(known) or 'none'}.")
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,216 @@
+"""`syncline status`: how far everything is, whether or not the engine runs.
+
+It reads what the engine left in the control schema, the log's own files, and the slot; each that can't be read says so.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from syncline.capture.slot import format_lsn, parse_lsn, read_slot
+from syncline.capture.source import SourceConfig, connect, translated
+from syncline.config import Config
+from syncline.errors import SynclineError
+from syncline.log.embedded import EmbeddedLog
+from syncline.service.figures import amount, size, span
+from syncline.service.session import control_schema, print_json, session_of, stdout
+
+__all__ = ["collect", "status"]
+
+_WAL_END = "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text"
+_FRESH_S = 10.0  # the engine writes its status every second
+
+
+def status(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep looking until Ctrl-C.")] = False,
+    every_s: Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="How often to look.")] = 1.0,
+) -> None:
+    """Show sources, slots, logs and targets: how far they are, and what is wrong."""
+    config = session_of(context).config()
+    if not watch:
+        found = collect(config)
+        if as_json:
+            print_json(found)
+        else:
+            stdout.print(_view(found))
+        return
+    try:
+        _keep_looking(config, every_s, as_json=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+def _keep_looking(config: Config, every_s: float, *, as_json: bool) -> None:
+    if as_json:
+        while True:
+            print_json(collect(config))
+            time.sleep(every_s)
+    with Live(_view(collect(config)), console=stdout, auto_refresh=False) as live:
+        while True:
+            time.sleep(every_s)
+            live.update(_view(collect(config)), refresh=True)
+
+
+def collect(config: Config) -> dict[str, Any]:
+    """Everything known about the sources and targets of a configuration, as JSON-able values. Raises nothing."""
+    control = _control(config)
+    rows = control.pop("statuses", [])
+    sources = {name: _source(config, name, [r for r in rows if r["source"] == name]) for name in config.sources}
+    return {"sources": sources, "control": control}
+
+
+def _control(config: Config) -> dict[str, Any]:
+    try:
+        with control_schema(config) as control:
+            return {
+                "statuses": control.statuses(),
+                "alerts": control.alerts(),
+                "gaps": control.gaps(),
+                "pauses": [
+                    {"source": p.source, "target": p.target, "table": p.table_name, "resumed": p.resumed_at is not None}
+                    for p in control.pauses()
+                ],
+                "parked": {f"{s}/{t}": n for (s, t), n in control.dead_letter_counts().items()},
+            }
+    except SynclineError as error:
+        return {"error": str(error)}
+
+
+def _source(config: Config, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One source: the engine's own words while they are fresh, its log's and slot's in any case."""
+    capture = next((r for r in rows if not r["target"]), {})
+    running = bool(rows) and capture.get("age_s", _FRESH_S) < _FRESH_S
+    log = _log(config, name)
+    slot = _slot(config.sources[name])
+    targets: dict[str, Any] = {t: {"state": "unknown"} for t in config.targets if name in config.followed_by(t)}
+    for target, cursor in log.get("cursors", {}).items():
+        if target in targets:
+            targets[target] = {"state": "not running", "cursor": cursor}
+    for row in rows:
+        if row["target"] in targets and not row["table_name"]:
+            targets[row["target"]] = _target(row, running)
+    place = log.get("place") or capture.get("place")
+    behind = slot["wal_lsn_bytes"] - place if place and "wal_lsn_bytes" in slot else None
+    return {
+        "state": capture.get("state", "unknown") if running else "not running",
+        "message": capture.get("message", ""),
+        "place": place,
+        "lag_bytes": max(0, behind) if behind is not None else capture.get("lag_bytes"),
+        "slot": slot,
+        "log": log,
+        "targets": targets,
+    }
+
+
+def _target(row: dict[str, Any], running: bool) -> dict[str, Any]:
+    return {
+        "state": row["state"] if running else "not running",
+        "message": row["message"],
+        "cursor": row["n"],
+        "place": row["place"],
+        "rows_applied": row["rows_applied"],
+        "rows_per_s": row["rows_per_s"] if running else None,
+        "lag_s": row["lag_s"] if running else None,
+        "age_s": row["age_s"],
+    }
+
+
+def _log(config: Config, name: str) -> dict[str, Any]:
+    try:
+        found = EmbeddedLog.peek(config.log, name)
+    except SynclineError as error:
+        return {"error": str(error)}
+    if found is None:
+        return {}
+    return {
+        "log": found.log,
+        "head": found.head,
+        "end": found.end,
+        "place": found.place,
+        "size_bytes": found.size_bytes,
+        "entries": found.entries,
+        "cursors": found.cursors,
+    }
+
+
+def _slot(source: SourceConfig) -> dict[str, Any]:
+    """The slot as its server shows it, or why it can't be asked."""
+    dsn = source.dsn.get_secret_value()
+    try:
+        connection = connect(dsn, timeout_s=source.connect_timeout_s, application="syncline-status")
+        with connection, translated(dsn):
+            slot = read_slot(connection, source.slot)
+            row = connection.execute(_WAL_END).fetchone()
+    except SynclineError as error:
+        return {"name": source.slot, "error": str(error)}
+    now = parse_lsn(row[0]) if row and row[0] else 0
+    if slot is None:
+        return {"name": source.slot, "exists": False, "wal_lsn_bytes": now}
+    return {
+        "name": slot.name,
+        "exists": True,
+        "active_pid": slot.active_pid,
+        "wal_status": slot.wal_status,
+        "confirmed": format_lsn(slot.confirmed),
+        "retained_bytes": max(0, now - slot.restart),
+        "safe_wal_bytes": slot.safe_wal_size,
+        "wal_lsn_bytes": now,
+    }
+
+
+def _view(found: dict[str, Any]) -> RenderableType:
+    sources = Table(
+        "source", "state", "behind", "slot", "retained", "log", box=None, header_style="bold", pad_edge=False
+    )
+    targets = Table("target", "source", "state", "cursor", "rows", "rows/s", "lag", box=None, header_style="bold")
+    targets.pad_edge = False
+    notes: list[str] = []
+    for name, source in found["sources"].items():
+        slot, log = source["slot"], source["log"]
+        sources.add_row(
+            name,
+            source["state"],
+            size(source["lag_bytes"]),
+            _slot_state(slot),
+            size(slot.get("retained_bytes")),
+            f"{size(log.get('size_bytes'))}, {amount(log.get('entries'))} entries"
+            if log.get("entries") is not None
+            else "-",
+        )
+        for target, t in source["targets"].items():
+            figures = (amount(t.get("cursor")), amount(t.get("rows_applied")), amount(t.get("rows_per_s")))
+            targets.add_row(target, name, t["state"], *figures, span(t.get("lag_s")))
+            notes += [f"{target}: {t['message']}"] if t.get("message") else []
+        notes += [f"{name}: {text}" for text in (source["message"], slot.get("error"), log.get("error")) if text]
+    notes += _notes(found["control"])
+    return Group(sources, Text(), targets, *([Text()] if notes else []), *(Text(note) for note in notes))
+
+
+def _slot_state(slot: dict[str, Any]) -> str:
+    if "error" in slot:
+        return "not reachable"
+    if not slot["exists"]:
+        return f"{slot['name']}: not there yet"
+    return f"{slot['name']}: {'streaming' if slot['active_pid'] else 'idle'}, {slot['wal_status']}"
+
+
+def _notes(control: dict[str, Any]) -> list[str]:
+    if "error" in control:
+        return [f"control schema: {control['error']}"]
+    notes = [f"gap: {g['source']} {g['target']} {g['table_name']}: {g['reason']}" for g in control["gaps"]]
+    notes += [f"{a['severity']}: {a['message']} {a['remedy']}" for a in control["alerts"]]
+    notes += [
+        f"paused: {' '.join(p[k] for k in ('source', 'target', 'table') if p[k]) or 'everything'}"
+        + (" (resumed, catching up)" if p["resumed"] else "")
+        for p in control["pauses"]
+    ]
+    return notes + [f"parked: {count} change(s) of {name}" for name, count in control["parked"].items()]
