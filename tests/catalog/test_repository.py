@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from servers import Database
+from servers import Database, eventually
 from syncline.catalog import ControlSchema, DeadLetter, OpenLetters, Request, StatusRow
 from syncline.errors import Misconfigured
 
@@ -166,17 +166,65 @@ def test_resume_ends_what_its_names_choose_and_nothing_else(control: ControlSche
     control.pause("shop", "graph")
     assert control.resume(target="graph", table="public.a") == 0
     assert control.resume(table="public.a") == 1
-    assert [(p.target, p.table_name) for p in control.pauses()] == [("graph", ""), ("lake", "public.b")]
+    assert [(p.target, p.table_name) for p in control.pauses()] == [("lake", "public.b"), ("graph", "")]
     assert control.resume() == 2
 
 
 def test_the_first_position_held_stays_until_the_log_is_another(control: ControlSchema) -> None:
     control.pause("shop", "lake", "public.a")
-    control.hold("shop", "lake", "public.a", "log-1", 7)
-    control.hold("shop", "lake", "public.a", "log-1", 9)
+    assert control.hold("shop", "lake", "public.a", "log-1", 7) == 7
+    assert control.hold("shop", "lake", "public.a", "log-1", 9) == 7
     assert [(p.log, p.held_after) for p in control.pauses()] == [("log-1", 7)]
-    control.hold("shop", "lake", "public.a", "log-2", 1)
+    assert control.hold("shop", "lake", "public.a", "log-2", 1) == 1
     assert [(p.log, p.held_after) for p in control.pauses()] == [("log-2", 1)]
+
+
+def test_a_position_is_held_only_under_a_pause(control: ControlSchema) -> None:
+    assert control.hold("shop", "lake", "public.a", "log", 7) is None
+    control.pause("shop", "graph")
+    control.pause("shop", "lake", "public.b")
+    assert control.hold("shop", "lake", "public.a", "log", 7) is None
+    control.pause(table="public.a")
+    assert control.hold("shop", "lake", "public.a", "log", 7) == 7
+
+
+def test_positions_come_before_the_wider_pauses_that_they_are_held_under(control: ControlSchema) -> None:
+    control.pause(table="public.a")
+    control.pause("shop")
+    control.hold("shop", "lake", "public.a", "log", 7)
+    assert [(p.source, p.target, p.table_name, p.held_after) for p in control.pauses()] == [
+        ("shop", "lake", "public.a", 7),
+        ("shop", "", "", None),
+        ("", "", "public.a", None),
+    ]
+    assert control.resume(table="public.a") == 2
+    assert [p.resumed_at is None for p in control.pauses()] == [False, True]
+
+
+def test_a_wider_pause_takes_back_a_resume_that_is_catching_up(control: ControlSchema) -> None:
+    control.pause("shop", "lake", "public.a")
+    control.hold("shop", "lake", "public.a", "log", 7)
+    control.resume()
+    control.pause("shop")
+    assert [(p.held_after, p.resumed_at) for p in control.pauses()] == [(7, None), (None, None)]
+
+
+def test_a_resume_at_the_same_time_as_a_hold_leaves_no_pause_behind(control: ControlSchema, database: Database) -> None:
+    control.pause(table="public.a")
+    with database.connect(autocommit=False) as holding:
+        holding.execute("select from control.sync_pauses for share")
+        resuming = threading.Thread(target=control.resume)
+        resuming.start()
+        waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        eventually(lambda: database.value(waits) == 1)
+        holding.execute(
+            "insert into control.sync_pauses (source, target, table_name, log, held_after)"
+            " values ('shop', 'lake', 'public.a', 'log', 7)"
+        )
+        holding.commit()
+        resuming.join(20)
+    (pause,) = control.pauses()
+    assert (pause.held_after, pause.resumed_at is not None) == (7, True)
 
 
 def test_a_held_pause_survives_its_resume_until_it_is_released(control: ControlSchema) -> None:

@@ -229,6 +229,7 @@ class ControlSchema:
     def pause(self, source: str = "", target: str = "", table: str = "", *, requested_by: str = "") -> None:
         """Hold back what these names choose, ``''`` being all. Idempotent; takes back a resume still catching up."""
         self._change(q.PAUSE, {"source": source, "target": target, "table_name": table, "requested_by": requested_by})
+        self._change(q.PAUSE_AGAIN, {"source_": source, "target_": target, "table_": table})
 
     def resume(self, source: str = "", target: str = "", table: str = "") -> int:
         """End the pauses that these names choose, ``''`` being all: how many.
@@ -236,18 +237,22 @@ class ControlSchema:
         Those that hold a position stay, with ``resumed_at``, until :meth:`release`.
         """
         names = {"source_": source, "target_": target, "table_": table}
-        return self._change(q.RESUME, names) + self._change(q.UNPAUSE, names)
+        # In this order, a position that is noted in between is found by the second.
+        return self._change(q.UNPAUSE, names) + self._change(q.RESUME, names)
 
     def pauses(self) -> list[Pause]:
-        """Everything held back or still catching up."""
+        """Everything held back or still catching up, the most specific first."""
         return [Pause(**row) for row in self._rows(q.PAUSES)]
 
-    def hold(self, source: str, target: str, table: str, log: str, n: int) -> None:
-        """Note that nothing behind position ``n`` of ``log`` was applied; the first position noted stays.
+    def hold(self, source: str, target: str, table: str, log: str, n: int) -> int | None:
+        """Note that nothing behind position ``n`` of ``log`` was applied; the first position noted of a log stays.
 
-        To be called before the target's cursor passes ``n``.
+        Returns the position that is noted, None when no pause covers these names any more. To be called before the
+        target's cursor passes ``n``.
         """
-        self._change(q.HOLD, {"source": source, "target": target, "table_name": table, "log": log, "held_after": n})
+        values = {"source": source, "target": target, "table_name": table, "log": log, "held_after": n}
+        rows = self._rows(q.HOLD, values)
+        return int(rows[0]["held_after"]) if rows else None
 
     def release(self, source: str, target: str, table: str) -> None:
         """The target has caught up with a resumed pause: forget it."""

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Update,
     and_,
     bindparam,
+    case,
     cast,
     column,
     delete,
@@ -161,15 +162,28 @@ def _pause() -> Insert:
     return new.on_conflict_do_update(index_elements=_PAUSE_KEY, set_={"resumed_at": null()})
 
 
-def _hold() -> Insert:
-    new = insert(SyncPause).values(
-        {name: bindparam(name) for name in ("source", "target", "table_name", "log", "held_after")}
+def _hold() -> Any:
+    """Only where a pause still covers it, whose row is locked: a resume at the same time either comes first, and there
+    is nothing to hold, or comes second, and finds the position held."""
+    names = ("source", "target", "table_name", "log", "held_after")
+    given = {name: bindparam(name, type_=SyncPause.__table__.c[name].type) for name in names}
+    covering = (
+        select(*given.values())
+        .select_from(SyncPause)
+        .where(
+            *(SyncPause.__table__.c[name].in_(["", given[name]]) for name in _PAUSE_KEY),
+            SyncPause.resumed_at.is_(None),
+        )
+        .limit(1)
+        .with_for_update(read=True)
     )
-    return new.on_conflict_do_update(
-        index_elements=_PAUSE_KEY,
-        set_={"log": new.excluded.log, "held_after": new.excluded.held_after},
-        where=or_(SyncPause.held_after.is_(None), SyncPause.log != new.excluded.log),
+    new = insert(SyncPause).from_select(list(names), covering)
+    same = SyncPause.log == new.excluded.log
+    first = case((same, func.coalesce(SyncPause.held_after, new.excluded.held_after)), else_=new.excluded.held_after)
+    noted = new.on_conflict_do_update(
+        index_elements=_PAUSE_KEY, set_={"log": new.excluded.log, "held_after": first, "resumed_at": null()}
     )
+    return noted.returning(SyncPause.held_after)
 
 
 def _chosen() -> ColumnElement[bool]:
@@ -193,6 +207,7 @@ RESUME = (
     .where(_chosen(), SyncPause.held_after.is_not(None), SyncPause.resumed_at.is_(None))
     .values(resumed_at=_NOW)
 )
+PAUSE_AGAIN = update(SyncPause).where(_chosen(), SyncPause.resumed_at.is_not(None)).values(resumed_at=null())
 UNPAUSE = delete(SyncPause).where(_chosen(), SyncPause.held_after.is_(None))
 RELEASE = delete(SyncPause).where(
     SyncPause.source == bindparam("source_"),
@@ -200,7 +215,16 @@ RELEASE = delete(SyncPause).where(
     SyncPause.table_name == bindparam("table_"),
     SyncPause.resumed_at.is_not(None),
 )
-PAUSES = _all("sync_pauses", SyncPause.source, SyncPause.target, SyncPause.table_name)
+PAUSES = _all(
+    "sync_pauses",
+    # The most specific first: they hold positions, which what is wider doesn't know.
+    SyncPause.source == text("''"),
+    SyncPause.target == text("''"),
+    SyncPause.table_name == text("''"),
+    SyncPause.source,
+    SyncPause.target,
+    SyncPause.table_name,
+)
 
 # ----------------------------------------------------------------------------------------------------------- gaps
 
