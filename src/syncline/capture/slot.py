@@ -72,35 +72,33 @@ def identify(config: SourceConfig) -> Identity:
 
 
 def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[TableInfo]) -> list[str]:
-    """Create the publication, or add missing tables to it; returns what was done.
+    """Create the publication, or add missing tables to it; returns the qualified names of what was not published before.
 
-    Tables that it has beyond the wanted ones stay: it may be the user's own. The capture passes over them.
+    Their changes up to now are not in the stream, so they have to be read. (Dropping a table takes it out of its
+    publications: a table that was dropped and made anew is among them.) Tables that the publication has beyond the
+    wanted ones stay: it may be the user's own. The capture passes over them.
     """
-    wanted = {(t.namespace, t.name) for t in tables}
     found = connection.execute("select puballtables from pg_publication where pubname = %s", [name]).fetchone()
     if found is None:
-        _create_publication(connection, name, sorted(wanted))
-        return [f"publication {name} created for {len(wanted)} table(s)"]
+        _create_publication(connection, name, sorted((t.namespace, t.name) for t in tables))
+        return [t.qualified for t in tables]
     if found[0]:
         return []
-    rows = connection.execute(
-        "select n.nspname, c.relname from pg_publication_rel r join pg_publication p on p.oid = r.prpubid"
-        " join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace where p.pubname = %s",
-        [name],
-    ).fetchall()
-    by_schema = connection.execute(
-        "select n.nspname from pg_publication_namespace s join pg_publication p on p.oid = s.pnpubid"
-        " join pg_namespace n on n.oid = s.pnnspid where p.pubname = %s",
-        [name],
-    ).fetchall()
-    published = {(r[0], r[1]) for r in rows}
-    schemas = {r[0] for r in by_schema}
-    added = sorted(t for t in wanted - published if t[0] not in schemas)
-    if not added:
-        return []
-    statement = sql.SQL("alter publication {} add table {}").format(sql.Identifier(name), _table_list(added))
-    _run(connection, statement, name)
-    return [f"publication {name}: added {', '.join('.'.join(n) for n in added)}"]
+    published = {
+        row[0]
+        for row in connection.execute(
+            "select r.prrelid::int8 from pg_publication_rel r join pg_publication p on p.oid = r.prpubid"
+            " where p.pubname = %(name)s union all"
+            " select c.oid::int8 from pg_publication_namespace s join pg_publication p on p.oid = s.pnpubid"
+            " join pg_class c on c.relnamespace = s.pnnspid where p.pubname = %(name)s",
+            {"name": name},
+        )
+    }
+    added = [t for t in tables if t.oid not in published]
+    if added:
+        names = _table_list(sorted((t.namespace, t.name) for t in added))
+        _run(connection, sql.SQL("alter publication {} add table {}").format(sql.Identifier(name), names), name)
+    return [t.qualified for t in added]
 
 
 def _create_publication(connection: psycopg.Connection[Any], name: str, tables: list[tuple[str, str]]) -> None:

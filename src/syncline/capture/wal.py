@@ -69,6 +69,10 @@ class WalCapture:
         """Whether the stream is in pgoutput's binary format."""
         return self._binary
 
+    def widen(self, tables: list[TableInfo]) -> None:
+        """Take in tables that joined the publication since. Any thread."""
+        self._wanted = {(t.namespace, t.name) for t in tables}
+
     def entries(self, after: int) -> Iterator[Entry]:
         """See :class:`~syncline.capture.Capture`."""
         config = self._config

@@ -21,6 +21,7 @@ __all__ = ["Housekeeping"]
 
 _log = structlog.get_logger()
 _EVERY_S = 1.0
+_REFRESH_S = 10.0
 
 
 class Housekeeping:
@@ -34,6 +35,7 @@ class Housekeeping:
         self._connections: dict[str, psycopg.Connection[Any]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+        self._refreshed: dict[str, float] = {}
         self.lags: dict[str, int] = {}
 
     def prepare(self) -> None:
@@ -69,15 +71,22 @@ class Housekeeping:
                 self._measure(name, source)
                 source.log.trim()
                 self._reports.status(_rows(name, source, self.lags.get(name)))
-                source.reload_due()
             self._apply_pauses(self._control.pauses())
             for name, source in self._sources.items():
                 self._serve(name, source)
+                self._refresh(source)
             self._reports.flush()
         except Unavailable as error:
             _log.debug("housekeeping waits", error=str(error))
         except SynclineError as error:
             _log.warning("housekeeping failed", error=str(error))
+
+    def _refresh(self, source: SourcePipeline) -> None:
+        """Look for new tables now and then, and at once when a load is due."""
+        now = time.monotonic()
+        if source.loads.due or now - self._refreshed.get(source.name, 0.0) >= _REFRESH_S:
+            self._refreshed[source.name] = now
+            source.refresh()
 
     def _measure(self, name: str, source: SourcePipeline) -> None:
         """How many bytes of WAL the log is behind the source."""

@@ -145,7 +145,7 @@ def _source_status(source: SourcePipeline, lag_bytes: int | None) -> dict[str, A
         "tables": [t.qualified for t in source.tables],
         "loading": {
             p.table: {"rows": p.rows, "bytes_done": p.bytes_done, "bytes_total": p.bytes_total}
-            for p in list(source.loading.values())
+            for p in list(source.loads.progress.values())
         },
         "log": {"log": log.log, "head": log.head, "end": log.end, "size_bytes": log.size_bytes},
         "targets": {name: _target_status(target, log.end) for name, target in source.targets.items()},

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,17 +12,19 @@ import structlog
 from syncline.apply.parking import Parking
 from syncline.apply.retry import Backoff, persist
 from syncline.capture.heal import read_rows
-from syncline.capture.slot import Identity, check_slot, create_slot, drop_slot, ensure_publication, identify, read_slot
-from syncline.capture.snapshot import Load, LoadProgress, load
+from syncline.capture.slot import Identity, ensure_publication, identify
+from syncline.capture.snapshot import LoadProgress
 from syncline.capture.source import connect, translated
-from syncline.capture.tables import TableInfo, matching_tables, usable_identity
+from syncline.capture.tables import TableInfo, matching, relations
 from syncline.capture.wal import WalCapture
 from syncline.catalog.repository import ControlSchema
 from syncline.change import Cursor, Entry, Marker, Position, TableSchema
 from syncline.config import Config
-from syncline.errors import Gap, Misconfigured, Policy, SynclineError, Unavailable, origin, policy
+from syncline.errors import Gap, Policy, SynclineError, Unavailable, origin, policy
 from syncline.log import Incarnation
 from syncline.log.embedded import EmbeddedLog
+from syncline.pipeline.attach import attach_slot, choose_incarnation, retire_log, usable_tables
+from syncline.pipeline.loads import Loads
 from syncline.pipeline.reports import Reports
 from syncline.pipeline.target import Target, TargetEvents
 from syncline.stores import Store
@@ -58,17 +58,13 @@ class SourcePipeline:
         self.state = "starting"
         self.error: SynclineError | None = None
         self.tables: list[TableInfo] = []
-        self.loading: dict[str, LoadProgress] = {}
         self._control = control
         self._reports = reports
         self._talk = talk
-        self._on_load = on_load
         self._stop = threading.Event()
         self._again = threading.Event()
         self._start_over = False
-        self._due: set[str] = set()
-        self._lock = threading.Lock()
-        self._loader: threading.Thread | None = None
+        self._seen: frozenset[int] = frozenset()
         self._backoff = Backoff(0.2, 10.0)
         events = TargetEvents(
             failed=self._target_failed,
@@ -79,6 +75,7 @@ class SourcePipeline:
             refused=self._refused,
         )
         self.targets = {n: Target(n, s, events) for n, s in stores.items()}
+        self.loads = Loads(name, self.settings, self.targets, reports, self._append, self._stop, talk, on_load)
         self._cursors: dict[str, Cursor | None] = {}
         self._capture: WalCapture | None = None
         self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
@@ -97,8 +94,7 @@ class SourcePipeline:
         self._interrupt()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
-        if self._loader:
-            self._loader.join(timeout_s)
+        self.loads.join(timeout_s)
         for target in self.targets.values():
             target.stop(timeout_s)
         if self.state not in ("gap", "failed"):
@@ -113,12 +109,16 @@ class SourcePipeline:
     def resync(self, tables: Sequence[str] | None) -> None:
         """Read these tables again (None: everything, from a new log on). Any thread."""
         if tables is not None and self.state not in ("gap", "failed"):
-            with self._lock:
-                self._due.update(tables)
+            self.loads.request(tables)
             return
         self._start_over = True
         self._again.set()
         self._interrupt()
+
+    @property
+    def busy(self) -> bool:
+        """Whether tables are read, or are about to be."""
+        return self.loads.busy
 
     @property
     def ended(self) -> bool:
@@ -171,15 +171,59 @@ class SourcePipeline:
         self._open_targets()
         dsn = self.settings.dsn.get_secret_value()
         with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
-            self.tables = self._usable(connection)
-            for line in ensure_publication(connection, self.settings.publication, self.tables):
-                self._talk(line)
-            incarnation = self._incarnation(connection, identity)
-            self._ensure_slot(connection, identity, incarnation)
+            unpublished = self._choose_tables(connection)
+            incarnation = choose_incarnation(
+                connection, self.name, identity, self.log.incarnation(), self._cursors.values()
+            )
+            self.log.start_incarnation(incarnation)
+            self._attach(connection, identity, incarnation)
         self._start_targets(incarnation, identity)
         self._forget_removed()
-        self._load_missing(incarnation)
+        if self.state != "streaming":
+            self.state = "loading"
+        self.loads.load_missing(self.tables, incarnation, unpublished)
         self._stream(incarnation)
+
+    def _choose_tables(self, connection: Any) -> list[str]:
+        """Look at the source's tables as they are now; returns those that were not published until now."""
+        self.tables = usable_tables(connection, self.name, self.settings, self._never, self._reports)
+        added = ensure_publication(connection, self.settings.publication, self.tables)
+        if added:
+            self._talk(f"publication {self.settings.publication}: added {', '.join(added)}")
+        return added
+
+    @property
+    def _never(self) -> tuple[str, ...]:
+        """Schemas that are never captured: our own."""
+        return (self.config.control.schema_name,)
+
+    def _attach(self, connection: Any, identity: Identity, incarnation: Incarnation) -> None:
+        durable = self.log.status().place
+        place = attach_slot(connection, self.settings, identity, durable, self._talk)
+        if place != durable:
+            through = incarnation.base + place
+            self._append([Entry((Marker("progress"),), place=place, through=through, incarnation=incarnation.number)])
+
+    def refresh(self) -> None:
+        """Housekeeping: take in tables that came since the start, and read what is due as it is now."""
+        if self.state != "streaming":
+            return
+        dsn = self.settings.dsn.get_secret_value()
+        with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
+            found = relations(connection, self._never)
+            chosen = matching(found, self.settings.monitored_tables, self.settings.excluded_tables).chosen
+            seen = frozenset(r.oid for r in chosen)
+            if seen == self._seen and not self.loads.due:
+                return
+            before = {t.oid for t in self.tables}
+            added = self._choose_tables(connection)
+        self.loads.request([*added, *(t.qualified for t in self.tables if t.oid not in before)])
+        self._seen = seen
+        if self._capture is not None:
+            self._capture.widen(self.tables)
+        incarnation = self.log.incarnation()
+        if self.loads.due and incarnation is not None:
+            self.loads.start_due(self.tables, incarnation)
 
     def _stream(self, incarnation: Incarnation) -> None:
         capture = WalCapture(
@@ -224,76 +268,6 @@ class SourcePipeline:
         persist(lambda: self.log.append(entries), Backoff(0.05, 1.0), self._stop, tell)
 
     # --------------------------------------------------------------------------------------------------------- set-up
-
-    def _usable(self, connection: Any) -> list[TableInfo]:
-        """The monitored tables that can be captured; the others get an alert and stop nobody (Guarantee 8)."""
-        never = (self.config.control.schema_name,)
-        found = matching_tables(connection, self.settings.monitored_tables, self.settings.excluded_tables, never)
-        usable = []
-        for info in found:
-            reason = usable_identity(info)
-            subject = f"{self.name}/{info.qualified}"
-            if reason is None:
-                usable.append(info)
-                self._reports.resolve("SL-NO-IDENTITY", subject)
-                continue
-            error = Misconfigured(f"Table {info.qualified} is left out: {reason}", code="SL-NO-IDENTITY")
-            self._reports.alert("SL-NO-IDENTITY", "error", subject, error)
-            self._talk(str(error))
-        if not usable:
-            raise Misconfigured(
-                f"Source {self.name} has no table to capture: {len(found)} matched, none is usable.",
-                remedy="Correct monitored_tables; `syncline doctor` shows what there is.",
-            )
-        return usable
-
-    def _incarnation(self, connection: Any, identity: Identity) -> Incarnation:
-        """The log's incarnation if this is still the same source; a new one for a new log (correctness rule 1)."""
-        current = self.log.incarnation()
-        if current is not None:
-            if (current.system_identifier, current.timeline, current.database) == (
-                identity.system_identifier,
-                identity.timeline,
-                identity.database,
-            ):
-                return current
-            raise Gap(
-                f"Source {self.name} is not the server that the log was captured from: it is system "
-                f"{identity.system_identifier} timeline {identity.timeline}, the log has {current.system_identifier} "
-                f"timeline {current.timeline}.",
-                remedy="If that is meant to be, run `syncline resync`; else correct source.dsn.",
-                code="SL-SOURCE-CHANGED",
-            )
-        known = [c for c in self._cursors.values() if c is not None]
-        lsn = connection.execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()[0]
-        number, base = 1, 0
-        if known:
-            newest = max(c.version for c in known)
-            number, base = max((c.incarnation, c.base) for c in known)
-            same = all(c.system_identifier == identity.system_identifier for c in known)
-            if not same or base + lsn <= newest:
-                number, base = number + 1, newest + 1
-        incarnation = Incarnation(number, identity.system_identifier, identity.timeline, identity.database, base)
-        self.log.start_incarnation(incarnation)
-        return incarnation
-
-    def _ensure_slot(self, connection: Any, identity: Identity, incarnation: Incarnation) -> None:
-        durable = self.log.status().place
-        slot = read_slot(connection, self.settings.slot)
-        if durable == 0 and slot is not None and slot.wal_status == "lost":
-            drop_slot(connection, slot.name)
-            slot = None
-        if durable == 0 and slot is None:
-            self._talk(f"creating replication slot {self.settings.slot}")
-            point = create_slot(self.settings, self.settings.slot, self._talk)
-        else:
-            check_slot(slot, self.settings.slot, identity.database.rpartition(":")[0], durable)
-            if durable:
-                return
-            assert slot is not None
-            point = slot.confirmed
-        through = incarnation.base + point
-        self._append([Entry((Marker("progress"),), place=point, through=through, incarnation=incarnation.number)])
 
     def _open_targets(self) -> None:
         for name, target in self.targets.items():
@@ -344,9 +318,8 @@ class SourcePipeline:
         for gap in self._control.gaps():
             if gap["source"] == self.name and gap["table_name"] and gap["target"] in ("", name):
                 target.board.open_gap(gap["table_name"])
-                with self._lock:
-                    if self.settings.on_gap == "resync":
-                        self._due.add(gap["table_name"])
+                if self.settings.on_gap == "resync":
+                    self.loads.request([gap["table_name"]])
 
     def _reachable(self, target: Target, cursor: Cursor) -> bool:
         """Whether the log continues where the target stands; else a gap (correctness rule 9)."""
@@ -377,71 +350,9 @@ class SourcePipeline:
                 cursor = msgspec.structs.replace(cursor, loaded=())
             self._cursors[target.name] = cursor
         self.log.close()
-        _retire(self.config.log.folder(self.name))
+        retire_log(self.config.log.folder(self.name))
         self.log = EmbeddedLog(self.config.log, self.name)
         self._talk("starting over: new log, every table is read again")
-
-    # ---------------------------------------------------------------------------------------------------------- loads
-
-    def _load_missing(self, incarnation: Incarnation) -> None:
-        """Read tables that a target does not have yet, before streaming: so partial rows find their rows."""
-        wanted: dict[tuple[str, ...], list[TableInfo]] = {}
-        running = [n for n, t in self.targets.items() if t.worker is not None]
-        for info in self.tables:
-            names = tuple(n for n in running if info.qualified not in self._loaded(n))
-            if names:
-                wanted.setdefault(names, []).append(info)
-        for names, tables in wanted.items():
-            self._load(tables, names, incarnation)
-
-    def _loaded(self, target: str) -> tuple[str, ...]:
-        worker = self.targets[target].worker
-        return worker.cursor.loaded if worker else ()
-
-    def _load(self, tables: Sequence[TableInfo], names: tuple[str, ...], incarnation: Incarnation) -> None:
-        only = None if len(names) == len(self.targets) else names
-        if not self.settings.initial_load:
-            markers = tuple(Marker("loaded", t.qualified) for t in tables)
-            self._append([Entry(markers, incarnation=incarnation.number, targets=only)])
-            return
-        if self.state != "streaming":
-            self.state = "loading"
-        what = Load(tables, incarnation.base, incarnation.number, only)
-        for entry in load(self.settings, what, self._stop, self._talk, self._loading):
-            self._append([entry])
-            for item in entry.items:
-                if isinstance(item, Marker) and item.kind == "loaded":
-                    self.loading.pop(item.table, None)
-                    for name in ("", *names):
-                        self._reports.gap_closed(self.name, target=name, table=item.table)
-
-    def _loading(self, progress: LoadProgress) -> None:
-        self.loading[progress.table] = progress
-        self._on_load(progress)
-
-    def _reload(self, tables: list[TableInfo]) -> None:
-        """Read tables again beside the stream; what fails is due again."""
-        incarnation = self.log.incarnation()
-        try:
-            if incarnation is not None:
-                self._load(tables, tuple(self.targets), incarnation)
-        except SynclineError as error:
-            with self._lock:
-                self._due.update(t.qualified for t in tables)
-            self._reports.alert("SL-RELOAD", "error", self.name, error)
-        else:
-            self._reports.resolve("SL-RELOAD", self.name)
-
-    def reload_due(self) -> None:
-        """Start reading what is due, unless a load runs already. Called by housekeeping."""
-        if self.state != "streaming" or (self._loader and self._loader.is_alive()):
-            return
-        with self._lock:
-            tables = [t for t in self.tables if t.qualified in self._due]
-            self._due.clear()
-        if tables:
-            self._loader = threading.Thread(target=self._reload, args=(tables,), name=f"load-{self.name}", daemon=True)
-            self._loader.start()
 
     # ---------------------------------------------------------------------------------------------- what targets tell
 
@@ -480,7 +391,7 @@ class SourcePipeline:
 
     def _purge_below(self, name: str) -> int | None:
         worker = self.targets[name].worker
-        if worker is None or self.loading or self._due or (self._loader and self._loader.is_alive()):
+        if worker is None or self.loads.busy:
             return None
         try:
             parked = self._control.open_dead_letters(name)
@@ -495,14 +406,6 @@ class SourcePipeline:
             return False
         self.log.forget(hold_name(name, table))
         return True
-
-
-def _retire(folder: Path) -> None:
-    """Put a log aside: its damage may want to be looked at. The one before is let go."""
-    aside = folder.with_name(folder.name + ".retired")
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        folder.rename(aside)
 
 
 def hold_name(target: str, table: str) -> str:

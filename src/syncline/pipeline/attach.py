@@ -1,0 +1,116 @@
+"""Attaching to a source: which tables, which incarnation, which slot. Functions over one connection."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from syncline.capture.slot import Identity, check_slot, create_slot, drop_slot, read_slot
+from syncline.capture.source import SourceConfig
+from syncline.capture.tables import TableInfo, matching_tables, usable_identity
+from syncline.change import Cursor
+from syncline.errors import Gap, Misconfigured
+from syncline.log import Incarnation
+from syncline.pipeline.reports import Reports
+
+__all__ = ["attach_slot", "choose_incarnation", "retire_log", "usable_tables"]
+
+
+def usable_tables(
+    connection: psycopg.Connection[Any], name: str, settings: SourceConfig, never: tuple[str, ...], reports: Reports
+) -> list[TableInfo]:
+    """The monitored tables that can be captured; the others get an alert and stop nobody (Guarantee 8).
+
+    Raises:
+        Misconfigured: there is none.
+    """
+    found = matching_tables(connection, settings.monitored_tables, settings.excluded_tables, never)
+    usable = []
+    for info in found:
+        reason = usable_identity(info)
+        subject = f"{name}/{info.qualified}"
+        if reason is None:
+            usable.append(info)
+            reports.resolve("SL-NO-IDENTITY", subject)
+        else:
+            error = Misconfigured(f"Table {info.qualified} is left out: {reason}", code="SL-NO-IDENTITY")
+            reports.alert("SL-NO-IDENTITY", "error", subject, error)
+    if not usable:
+        raise Misconfigured(
+            f"Source {name} has no table to capture: {len(found)} matched, none is usable.",
+            remedy="Correct monitored_tables; `syncline doctor` shows what there is.",
+        )
+    return usable
+
+
+def choose_incarnation(
+    connection: psycopg.Connection[Any],
+    name: str,
+    identity: Identity,
+    current: Incarnation | None,
+    cursors: Iterable[Cursor | None],
+) -> Incarnation:
+    """The log's incarnation if this is still the same source; for a new log one whose versions are above every version
+    that a target ever had (correctness rule 1).
+
+    Raises:
+        Gap: the source is another server than the log's, or a promoted one.
+    """
+    if current is not None:
+        was = Identity(current.system_identifier, current.timeline, current.database)
+        if was == identity:
+            return current
+        raise Gap(
+            f"Source {name} is not the server that the log was captured from: it is system "
+            f"{identity.system_identifier} timeline {identity.timeline}, the log has {was.system_identifier} timeline "
+            f"{was.timeline}.",
+            remedy="If that is meant to be, run `syncline resync`; else correct source.dsn.",
+            code="SL-SOURCE-CHANGED",
+        )
+    known = [c for c in cursors if c is not None]
+    row = connection.execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
+    number, base = 1, 0
+    if known and row is not None:
+        newest = max(c.version for c in known)
+        number, base = max((c.incarnation, c.base) for c in known)
+        same = all(c.system_identifier == identity.system_identifier for c in known)
+        if not same or base + int(row[0]) <= newest:
+            number, base = number + 1, newest + 1
+    return Incarnation(number, identity.system_identifier, identity.timeline, identity.database, base)
+
+
+def attach_slot(
+    connection: psycopg.Connection[Any],
+    settings: SourceConfig,
+    identity: Identity,
+    durable: int,
+    talk: Callable[[str], None],
+) -> int:
+    """Make sure that the slot is there and continues behind ``durable``, the log's last place (0: none); returns the
+    place from which it streams.
+
+    Raises:
+        Gap: see :func:`~syncline.capture.slot.check_slot`.
+    """
+    slot = read_slot(connection, settings.slot)
+    if durable == 0 and slot is not None and slot.wal_status == "lost":
+        drop_slot(connection, slot.name)
+        slot = None
+    if durable == 0 and slot is None:
+        talk(f"creating replication slot {settings.slot}")
+        return create_slot(settings, settings.slot, talk)
+    check_slot(slot, settings.slot, identity.database.rpartition(":")[0], durable)
+    assert slot is not None
+    return durable or slot.confirmed
+
+
+def retire_log(folder: Path) -> None:
+    """Put a log aside: its damage may want to be looked at. The one put aside before is let go."""
+    aside = folder.with_name(folder.name + ".retired")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)

@@ -1,0 +1,125 @@
+"""Which tables have to be read, for whom, and doing it: before streaming, or beside it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from syncline.capture.snapshot import Load, LoadProgress, load
+from syncline.capture.source import SourceConfig
+from syncline.capture.tables import TableInfo
+from syncline.change import Entry, Marker
+from syncline.errors import SynclineError
+from syncline.log import Incarnation
+from syncline.pipeline.reports import Reports
+from syncline.pipeline.target import Target
+
+__all__ = ["Loads"]
+
+
+class Loads:
+    """The loads of one source. ``append`` writes to the log; ``progress`` tells how far the tables being read are."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: SourceConfig,
+        targets: dict[str, Target],
+        reports: Reports,
+        append: Callable[[list[Entry]], None],
+        stop: threading.Event,
+        talk: Callable[[str], None],
+        on_progress: Callable[[LoadProgress], None],
+    ) -> None:
+        self._name = name
+        self._settings = settings
+        self._targets = targets
+        self._reports = reports
+        self._append = append
+        self._stop = stop
+        self._talk = talk
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+        self._due: set[str] = set()
+        self._thread: threading.Thread | None = None
+        self.progress: dict[str, LoadProgress] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether tables are being read, or are about to be."""
+        with self._lock:
+            return bool(self._due or self.progress) or (self._thread is not None and self._thread.is_alive())
+
+    @property
+    def due(self) -> bool:
+        """Whether a load beside the stream can and should start."""
+        with self._lock:
+            return bool(self._due) and not (self._thread is not None and self._thread.is_alive())
+
+    def request(self, tables: Sequence[str]) -> None:
+        """Have these tables read again beside the stream. Any thread."""
+        with self._lock:
+            self._due.update(tables)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for a load beside the stream to end (it does soon once the engine stops)."""
+        if self._thread:
+            self._thread.join(timeout_s)
+
+    def load_missing(self, tables: Sequence[TableInfo], incarnation: Incarnation, stale: Sequence[str]) -> None:
+        """Read tables that a target does not have yet, and the stale ones. Before streaming, so that partial rows find
+        their rows."""
+        wanted: dict[tuple[str, ...], list[TableInfo]] = {}
+        running = {n: t.worker.cursor.loaded for n, t in self._targets.items() if t.worker is not None}
+        for info in tables:
+            names = tuple(n for n, loaded in running.items() if info.qualified not in loaded or info.qualified in stale)
+            if names:
+                wanted.setdefault(names, []).append(info)
+        for names, infos in wanted.items():
+            self._load(infos, names, incarnation)
+
+    def start_due(self, tables: Sequence[TableInfo], incarnation: Incarnation) -> None:
+        """Begin to read what was requested, as these tables are now, in a thread of its own."""
+        with self._lock:
+            infos = [t for t in tables if t.qualified in self._due]
+            self._due.clear()
+        if infos:
+            self._thread = threading.Thread(
+                target=self._reload, args=(infos, incarnation), name=f"load-{self._name}", daemon=True
+            )
+            self._thread.start()
+
+    def _reload(self, tables: list[TableInfo], incarnation: Incarnation) -> None:
+        """What fails is due again."""
+        try:
+            self._load(tables, tuple(self._targets), incarnation)
+        except SynclineError as error:
+            self.request([t.qualified for t in tables])
+            if not self._stop.is_set():
+                self._reports.alert("SL-RELOAD", "error", self._name, error)
+        else:
+            self._reports.resolve("SL-RELOAD", self._name)
+        finally:
+            self.progress.clear()
+
+    def _load(self, tables: Sequence[TableInfo], names: tuple[str, ...], incarnation: Incarnation) -> None:
+        only = None if len(names) == len(self._targets) else names
+        if not self._settings.initial_load:
+            markers = tuple(Marker("loaded", t.qualified) for t in tables)
+            self._append([Entry(markers, incarnation=incarnation.number, targets=only)])
+            return
+        what = Load(tables, incarnation.base, incarnation.number, only)
+        for entry in load(self._settings, what, self._stop, self._talk, self._note):
+            self._append([entry])
+            for item in entry.items:
+                if isinstance(item, Marker) and item.kind == "loaded":
+                    self._done(item.table, names)
+
+    def _note(self, progress: LoadProgress) -> None:
+        self.progress[progress.table] = progress
+        self._on_progress(progress)
+
+    def _done(self, table: str, names: tuple[str, ...]) -> None:
+        self.progress.pop(table, None)
+        for name in ("", *names):
+            self._reports.gap_closed(self._name, target=name, table=table)
