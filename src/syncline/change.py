@@ -241,6 +241,7 @@ class Marker:
 
     kind: str
     table: str = ""
+    oid: int = 0
 
 
 Item = Batch | Truncate | Marker
@@ -311,7 +312,7 @@ class Cursor(msgspec.Struct, frozen=True):
     """How far one target has durably applied one source; it lives in the target (Guarantee 3).
 
     ``through`` as in :class:`Entry`; ``version`` is the greatest version ever applied; ``place`` the source's place;
-    ``loaded`` names the tables whose existing rows are all here; the rest identifies the source incarnation, so that a
+    ``loaded`` maps the tables whose existing rows are all here to their oids; the rest identifies the source incarnation, so that a
     new log can choose a base above every version ever written (correctness rule 1).
     """
 
@@ -323,7 +324,7 @@ class Cursor(msgspec.Struct, frozen=True):
     incarnation: int = 1
     system_identifier: str = ""
     base: int = 0
-    loaded: tuple[str, ...] = ()
+    loaded: dict[str, int] = msgspec.field(default_factory=dict)
     format: int = 1
 
 
@@ -424,7 +425,7 @@ def encode_entry(entry: Entry) -> tuple[bytes, bytes]:
             case Truncate():
                 heads.append(_ItemHead("truncate", _packed(item.schema), version=item.version))
             case Marker():
-                heads.append(_ItemHead("marker", note=item.kind + "\0" + item.table))
+                heads.append(_ItemHead("marker", note=f"{item.kind}\0{item.table}\0{item.oid}"))
     part = (entry.part.index, entry.part.last) if entry.part else None
     encoded = _head_encoder.encode(
         _Head(WIRE_FORMAT, heads, entry.place, entry.through, entry.incarnation, entry.commit_time, entry.targets, part)

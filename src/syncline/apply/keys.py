@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
-__all__ = ["key_bytes"]
+__all__ = ["key_bytes", "key_hashes"]
 
 
 def key_bytes(columns: Sequence[pa.Array]) -> pa.Array:
@@ -18,6 +19,11 @@ def key_bytes(columns: Sequence[pa.Array]) -> pa.Array:
         length = pc.binary_length(value).cast(pa.string()).cast(pa.binary())
         pieces += [length, value]
     return pc.binary_join_element_wise(*pieces, pa.scalar(b":"))
+
+
+def key_hashes(columns: Sequence[pa.Array]) -> list[bytes]:
+    """16 bytes a key, as the dead letters know it. Row by row, so only for what is parked or differs."""
+    return [xxhash.xxh3_128_digest(key) for key in key_bytes(columns).to_pylist()]
 
 
 def _binary(column: pa.Array) -> pa.Array:

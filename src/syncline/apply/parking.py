@@ -6,16 +6,15 @@ parked key parks behind it, in order; a later whole row or delete of the key sup
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 from pyarrow import ipc
 
-from syncline.apply.keys import key_bytes
+from syncline.apply.keys import key_hashes
 from syncline.catalog.repository import ControlSchema, DeadLetter
 from syncline.change import TableSchema
 from syncline.errors import Rejected
@@ -48,7 +47,7 @@ class Parking:
         parked = self._keys(work.schema.qualified)
         if partials is None or not parked:
             return work
-        hashes = _hashes(work.schema, partials.column("from_key").flatten())
+        hashes = key_hashes(partials.column("from_key").flatten())
         behind = np.fromiter((h in parked for h in hashes), bool, len(hashes))
         if not behind.any():
             return work
@@ -77,7 +76,7 @@ class Parking:
 
     def _supersede(self, schema: TableSchema, batch: pa.RecordBatch, parked: set[bytes]) -> None:
         keys = [batch.column(c.name) for c in schema.key]
-        settled = parked.intersection(_hashes(schema, keys))
+        settled = parked.intersection(key_hashes(keys))
         if settled:
             version = int(pc.max(batch.column("version")).as_py())
             self._control.supersede(self._target, schema.qualified, sorted(settled), version)
@@ -113,7 +112,7 @@ class Parking:
         return rest if rest.num_rows else None
 
     def _write(self, schema: TableSchema, rows: pa.RecordBatch, incarnation: int, letter: _Letter) -> None:
-        hashes = _hashes(schema, [rows.column(c.name) for c in schema.key])
+        hashes = key_hashes([rows.column(c.name) for c in schema.key])
         versions = rows.column("version").to_pylist()
         partial = "unchanged" in rows.schema.names
         self._control.park(
@@ -142,12 +141,6 @@ class Parking:
             found = self._control.open_dead_letters(self._target)
             self._parked = {name: set(letters.key_hashes) for name, letters in found.items()}
         return self._parked.setdefault(table, set())
-
-
-def _hashes(schema: TableSchema, columns: Sequence[pa.Array]) -> list[bytes]:
-    """16 bytes a key. Row by row, but only for tables that have parked keys."""
-    digest: Callable[[bytes], bytes] = xxhash.xxh3_128_digest
-    return [digest(key) for key in key_bytes(columns).to_pylist()]
 
 
 def _payload(row: pa.RecordBatch) -> bytes:

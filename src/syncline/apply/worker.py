@@ -24,7 +24,7 @@ from syncline.stores import Store, TableWork, Work
 
 __all__ = ["Host", "Worker"]
 
-_READ_WAIT_S = 0.5
+_READ_WAIT_S = 0.1
 _PURGE_EVERY_S = 30.0
 
 
@@ -197,10 +197,10 @@ class Worker:
 
     def _cursor_behind(self, step: Step) -> Cursor:
         now = self.cursor
-        loaded = [m.table for m in step.markers if m.kind == "loaded" and self._host.wanted(m.table)]
+        loaded = {m.table: m.oid for m in step.markers if m.kind == "loaded" and self._host.wanted(m.table)}
         return msgspec.structs.replace(
             now,
-            loaded=tuple(sorted({*now.loaded, *loaded})) if loaded else now.loaded,
+            loaded={**now.loaded, **loaded} if loaded else now.loaded,
             position=max(now.position, step.position),
             through=max(now.through, step.through),
             place=max(now.place, step.place),

@@ -72,7 +72,7 @@ def identify(config: SourceConfig) -> Identity:
 
 
 def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[TableInfo]) -> list[str]:
-    """Create the publication, or add missing tables to it; returns the qualified names of what was not published before.
+    """Create the publication, or add missing tables to it; returns the names of those that were not published before.
 
     Their changes up to now are not in the stream, so they have to be read. (Dropping a table takes it out of its
     publications: a table that was dropped and made anew is among them.) Tables that the publication has beyond the

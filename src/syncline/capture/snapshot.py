@@ -7,6 +7,8 @@ or behind S win (correctness rule 3), and ``Truncate(S - 2)`` at the end sweeps 
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +29,7 @@ from syncline.capture.tables import TableInfo, table_schema
 from syncline.change import Batch, Entry, Item, Marker, Truncate
 from syncline.errors import Damaged, Gap, Unavailable
 
-__all__ = ["Load", "LoadProgress", "load"]
+__all__ = ["Load", "LoadProgress", "Rewritten", "consistent_point", "load", "read_table"]
 
 _COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 _COPY_HEADER = 19
@@ -75,7 +77,7 @@ def load(
         try:
             yield from _load_once(config, what, stop, talk, progress)
             return
-        except _Rewritten as error:
+        except Rewritten as error:
             talk(f"table {error} was truncated or rewritten while it was read; the load starts again")
             if attempt == _RESTARTS - 1:
                 raise Gap(
@@ -84,33 +86,48 @@ def load(
                 ) from error
 
 
-class _Rewritten(Exception):
+class Rewritten(Exception):
     """TRUNCATE and rewriting ALTER are not MVCC-safe: an older snapshot reads an empty table (correctness rule 18)."""
 
 
 def _load_once(
     config: SourceConfig, what: Load, stop: threading.Event, talk: Talk, progress: Callable[[LoadProgress], None]
 ) -> Iterator[Entry]:
-    point, exported, slot = snapshot_point(config, f"{config.slot[:50]}_load", talk)
-    try:
-        holder = connect(config.replication, timeout_s=config.connect_timeout_s, application="syncline-load-holder")
-        snapshot = _hold(holder, exported)
-    finally:
-        # The holder keeps the snapshot from here on, so a long read retains no WAL (correctness rule 25).
-        slot.close()
-
     def entry(*items: Item) -> Entry:
         return Entry(items, incarnation=what.incarnation, targets=what.targets)
 
-    try:
+    with consistent_point(config, "load", talk) as (point, snapshot):
         version = what.base + point - 1
         for info in what.tables:
             yield entry(Marker("load_started", info.qualified))
             schema = table_schema(info)
-            for batch in _read_table(config, info, snapshot, version, stop, progress):
+            for batch in read_table(config, info, snapshot, version, stop, progress):
                 schema = batch.schema
                 yield entry(batch)
-            yield entry(Truncate(schema, version - 1), Marker("loaded", info.qualified))
+            yield entry(Truncate(schema, version - 1), Marker("loaded", info.qualified, info.oid))
+
+
+@contextmanager
+def consistent_point(config: SourceConfig, purpose: str, talk: Talk) -> Iterator[tuple[int, str]]:
+    """An LSN, and the name of a snapshot that sees precisely what was committed before it, held for the block.
+
+    ``purpose`` becomes part of the temporary slot's name, and of the name of the connection that holds the snapshot.
+
+    Raises:
+        Unavailable, Misconfigured: the source can't be reached, or has no slot to spare.
+    """
+    point, exported, slot = snapshot_point(config, f"{config.slot[:50]}_{purpose}_{secrets.token_hex(2)}", talk)
+    with contextlib.closing(slot):
+        # The holder keeps the snapshot from here on, so a long read retains no WAL (correctness rule 25).
+        application = f"syncline-{purpose}-holder"
+        holder = connect(config.replication, timeout_s=config.connect_timeout_s, application=application)
+        try:
+            snapshot = _hold(holder, exported)
+        except BaseException:
+            holder.close()
+            raise
+    try:
+        yield point, snapshot
     finally:
         holder.close()
 
@@ -123,7 +140,7 @@ def _hold(holder: psycopg.Connection[Any], exported: str) -> str:
     return str(row[0])
 
 
-def _read_table(
+def read_table(
     config: SourceConfig,
     info: TableInfo,
     snapshot: str,
@@ -206,12 +223,12 @@ class _Reader:
             try:
                 cursor.copy_expert(self._statement(span), sink)
             except psycopg2.errors.UndefinedTable as error:
-                raise _Rewritten(self._info.qualified) from error
+                raise Rewritten(self._info.qualified) from error
             cursor.execute("select relfilenode = pg_relation_filenode(oid) from pg_class where oid = %s", [span.oid])
             same = cursor.fetchone()
             cursor.execute("commit")
         if same is None or not same[0]:
-            raise _Rewritten(self._info.qualified)
+            raise Rewritten(self._info.qualified)
         return sink.rows
 
     def decoded(self, rows: list[bytes], version: int, first_ordinal: int) -> Iterator[Batch]:

@@ -72,7 +72,8 @@ class Loads:
         wanted: dict[tuple[str, ...], list[TableInfo]] = {}
         running = {n: t.worker.cursor.loaded for n, t in self._targets.items() if t.worker is not None}
         for info in tables:
-            names = tuple(n for n, loaded in running.items() if info.qualified not in loaded or info.qualified in stale)
+            old = info.qualified in stale
+            names = tuple(n for n, loaded in running.items() if old or loaded.get(info.qualified) != info.oid)
             if names:
                 wanted.setdefault(names, []).append(info)
         for names, infos in wanted.items():
@@ -105,7 +106,7 @@ class Loads:
     def _load(self, tables: Sequence[TableInfo], names: tuple[str, ...], incarnation: Incarnation) -> None:
         only = None if len(names) == len(self._targets) else names
         if not self._settings.initial_load:
-            markers = tuple(Marker("loaded", t.qualified) for t in tables)
+            markers = tuple(Marker("loaded", t.qualified, t.oid) for t in tables)
             self._append([Entry(markers, incarnation=incarnation.number, targets=only)])
             return
         what = Load(tables, incarnation.base, incarnation.number, only)

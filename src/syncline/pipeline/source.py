@@ -293,11 +293,11 @@ class SourcePipeline:
             elif not self._reachable(target, cursor):
                 if self.settings.on_gap != "resync" and cursor.loaded:
                     continue
-                cursor = msgspec.structs.replace(cursor, position=end, loaded=(), through=0)
+                cursor = msgspec.structs.replace(cursor, position=end, loaded={}, through=0)
             monitored = {t.qualified for t in self.tables}
             cursor = msgspec.structs.replace(
                 cursor,
-                loaded=tuple(t for t in cursor.loaded if t in monitored),
+                loaded={t: oid for t, oid in cursor.loaded.items() if t in monitored},
                 incarnation=incarnation.number,
                 base=incarnation.base,
                 system_identifier=identity.system_identifier,
@@ -347,7 +347,7 @@ class SourcePipeline:
             target.store.close()
             cursor = target.store.open(self.name)
             if cursor is not None:
-                cursor = msgspec.structs.replace(cursor, loaded=())
+                cursor = msgspec.structs.replace(cursor, loaded={})
             self._cursors[target.name] = cursor
         self.log.close()
         retire_log(self.config.log.folder(self.name))
