@@ -88,7 +88,10 @@ class Log(Protocol):
         """The current incarnation of the source, None in a fresh log."""
 
     def start_incarnation(self, incarnation: Incarnation) -> None:
-        """Record a new incarnation, durable on return."""
+        """Record a new incarnation, or the current one on a new timeline; durable on return.
+
+        Raises ``Gap`` when its number does not rise, or its base is below a version that was logged.
+        """
 
     def status(self) -> LogStatus:
         """Sizes, cursors, and the last durable ``place``."""

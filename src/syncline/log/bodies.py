@@ -7,19 +7,18 @@ whatever no row names is a leftover, and is removed when the log is opened.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from syncline.errors import SynclineError, Unavailable
+from syncline.log.folder import sync_folder, translate_os
 
-__all__ = ["Bodies", "Extent", "read_body", "sync_folder", "translate_os"]
+__all__ = ["Bodies", "Extent", "read_body"]
 
 # A file is closed at this size: the unit in which trimming gives disk space back.
-_FILE_BYTES = 64 * 1024 * 1024
+_FILE_BYTES = 16 * 1024 * 1024
 
 
 class Extent(NamedTuple):
@@ -27,27 +26,6 @@ class Extent(NamedTuple):
 
     file: int
     offset: int
-
-
-def translate_os(error: OSError, path: Path) -> SynclineError:
-    """An operating system's error as one of ours."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return Unavailable(
-            f"The disk of the log at {path} is full.",
-            remedy="Free space there; the log goes on by itself.",
-            code="SL-DISK-FULL",
-        )
-    reason = error.strerror or type(error).__name__
-    return Unavailable(f"The log at {path} cannot be used: {reason}.", remedy="Check the disk and its permissions.")
-
-
-def sync_folder(path: Path) -> None:
-    """Make names created in a folder survive a power loss."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def read_body(folder: Path, extent: Extent, size: int) -> bytes | None:

@@ -7,7 +7,6 @@ from disk.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import threading
@@ -23,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from syncline.change import Entry, Position, decode_entry, encode_entry
 from syncline.errors import Damaged, Gap, Misconfigured, SynclineError, Unavailable
 from syncline.log import Incarnation, LogStatus
-from syncline.log.bodies import Bodies, read_body, sync_folder, translate_os
+from syncline.log.bodies import Bodies, read_body
+from syncline.log.folder import file_bytes, free_bytes, lock_folder, sync_folder
 from syncline.log.frontier import DISCARDED, Frontier, Series, closed, full, next_incarnation
 from syncline.log.rows import Row, Rows, damaged
 from syncline.log.tail import Tail
@@ -89,7 +89,7 @@ class EmbeddedLog:
         self._writing = threading.Lock()  # taken before _changed where both are needed
         self._changed = threading.Condition()
         self._closed = False
-        self._lock = _lock_folder(self._folder)
+        self._lock = lock_folder(self._folder)
         try:
             self._rows = Rows(self._folder / _DATABASE)
             try:
@@ -118,12 +118,14 @@ class EmbeddedLog:
     # ------------------------------------------------------------------------------------------- appending
 
     def append(self, entries: Sequence[Entry]) -> Position:
+        if not entries:
+            return Position(self.uuid, self._frontier.last)
         encoded = [encode_entry(e) for e in entries]
         sizes = [len(head) + len(body) for head, body in encoded]
         with self._writer():
             if self._frontier.abandoned_by(entries):
                 self._discard(self._rows.unfinished())
-            self._make_room(sum(sizes), parts=bool(entries) and all(e.part for e in entries))
+            self._make_room(sum(sizes), parts=all(e.part for e in entries))
             rows, frontier = self._plan(entries, encoded)
             self._store(rows)
             with self._changed:
@@ -194,7 +196,7 @@ class EmbeddedLog:
             raise shortage
 
     def _shortage(self, new: int) -> Unavailable | None:
-        free = _free_bytes(self._folder)
+        free = free_bytes(self._folder)
         if free - new < self._config.disk_reserve_bytes:
             free += self._rows.free_bytes()
             if free - new < self._config.disk_reserve_bytes:
@@ -304,14 +306,9 @@ class EmbeddedLog:
                 return
             self._cursors[target] = position.n
             self._noted = False
-        if known is None or position.n < known:
-            # A cursor that is new or goes back holds back trimming from now on, also after a crash.
+        # A cursor that is new or goes back holds back trimming from now on, also after a crash; others can wait.
+        if known is None or position.n < known or time.monotonic() - self._noted_at > _NOTE_CURSORS_S:
             self._note()
-        elif time.monotonic() - self._noted_at > _NOTE_CURSORS_S:
-            try:
-                self._note()
-            except Unavailable:
-                pass  # an older cursor on disk only delays trimming; a full disk must not stop the target
 
     def forget(self, target: str) -> None:
         with self._changed:
@@ -321,11 +318,15 @@ class EmbeddedLog:
         self._note()
 
     def _note(self) -> None:
+        """Write the cursors; on a full disk later, with whatever is written next: a target never waits for that."""
         with self._writer():
             with self._changed:
                 cursors = dict(self._cursors)
             self._noted_at = time.monotonic()
-            self._rows.note(cursors)
+            try:
+                self._rows.note(cursors)
+            except Unavailable:
+                return
             self._were_noted(cursors)
 
     def _were_noted(self, cursors: dict[str, int]) -> None:
@@ -379,7 +380,7 @@ class EmbeddedLog:
 
     def status(self) -> LogStatus:
         with self._changed:
-            return self._frontier.status(self._cursors, self._incarnation, _file_bytes(self._folder))
+            return self._frontier.status(self._cursors, self._incarnation, file_bytes(self._folder))
 
     @staticmethod
     def peek(config: EmbeddedLogConfig, name: str) -> LogStatus | None:
@@ -396,7 +397,7 @@ class EmbeddedLog:
             parts = rows.unfinished()
             series = Series(parts[0], len(parts), 0, 0) if parts else None
             frontier = msgspec.structs.replace(frontier, series=series)
-            return frontier.status(rows.cursors(), rows.incarnation(), _file_bytes(folder))
+            return frontier.status(rows.cursors(), rows.incarnation(), file_bytes(folder))
         finally:
             rows.close()
 
@@ -449,49 +450,6 @@ def _verified(rows: Rows, folder: Path, n: int) -> tuple[Row, bytes]:
     if row.digest(body) != row.checksum:
         raise damaged(folder, f"entry {n} fails its checksum")
     return row, body
-
-
-def _lock_folder(folder: Path) -> int:
-    """An open file that holds the folder for this process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise Misconfigured(
-            f"The log at {folder} cannot be made: {error.strerror}.",
-            remedy="Its folder (log.path) must be on a local disk and writable by Syncline's user.",
-        ) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(fd)
-        raise Misconfigured(
-            f"The log at {folder} is in use by process {owner}.",
-            remedy="Stop that process, or give this one a log.path of its own.",
-            code="SL-LOG-LOCKED",
-        ) from error
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
-
-
-def _free_bytes(folder: Path) -> int:
-    try:
-        disk = os.statvfs(folder)
-    except OSError as error:
-        raise translate_os(error, folder) from error
-    return disk.f_bavail * disk.f_frsize
-
-
-def _file_bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.iterdir():
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue  # trimmed while we look
-    return total
 
 
 def _now_us() -> int:

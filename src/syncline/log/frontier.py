@@ -142,11 +142,15 @@ class Frontier(msgspec.Struct, frozen=True):
 def next_incarnation(current: Incarnation | None, new: Incarnation, max_version: int) -> bool:
     """Whether ``new`` has to be recorded; False if it is the current one.
 
+    The current one may move on to a new timeline (a promotion that loses nothing, correctness rule 5).
+
     Raises:
         Gap: its number or its base do not rise (correctness rule 1).
     """
     if new == current:
         return False
+    if current is not None and new == msgspec.structs.replace(current, timeline=new.timeline):
+        return True
     if current is not None and new.number <= current.number:
         raise Gap(
             f"Source incarnation {new.number} cannot follow incarnation {current.number}.",

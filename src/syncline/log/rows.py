@@ -352,15 +352,18 @@ class Rows:
             self._put_cursors(cursors)
 
     def add_incarnation(self, incarnation: Incarnation) -> None:
-        """Record a source incarnation, durable on return."""
+        """Record a source incarnation, or its new timeline; durable on return."""
         fields = msgspec.structs.astuple(incarnation)
         with translated(self._path), transaction(self._writer):
-            self._writer.execute("insert into incarnation values (?, ?, ?, ?, ?, ?)", (*fields, _checksum(fields)))
+            self._writer.execute(
+                "insert or replace into incarnation values (?, ?, ?, ?, ?, ?)", (*fields, _checksum(fields))
+            )
 
     def shrink(self, pages: int) -> None:
         """Give up to ``pages`` free pages at the end of the file back to the disk."""
         with translated(self._path):
-            self._writer.execute(f"pragma incremental_vacuum({pages})").fetchall()
+            # executescript goes on to the end; execute would stop at the first page.
+            self._writer.executescript(f"pragma incremental_vacuum({pages})")
 
     def close(self) -> None:
         """Close all connections. Idempotent."""

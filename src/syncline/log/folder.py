@@ -1,0 +1,86 @@
+"""The folder of an embedded log: who holds it, how much space its disk has, and what its errors mean."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from syncline.errors import Misconfigured, SynclineError, Unavailable
+
+__all__ = ["file_bytes", "free_bytes", "lock_folder", "sync_folder", "translate_os"]
+
+
+def translate_os(error: OSError, path: Path) -> SynclineError:
+    """An operating system's error as one of ours."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return Unavailable(
+            f"The disk of the log at {path} is full.",
+            remedy="Free space there; the log goes on by itself.",
+            code="SL-DISK-FULL",
+        )
+    reason = error.strerror or type(error).__name__
+    return Unavailable(f"The log at {path} cannot be used: {reason}.", remedy="Check the disk and its permissions.")
+
+
+def sync_folder(path: Path) -> None:
+    """Make names created in a folder survive a power loss."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def lock_folder(folder: Path) -> int:
+    """Make the folder if it is missing; an open file that holds it for this process until it is closed.
+
+    Raises:
+        Misconfigured: another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise Misconfigured(
+            f"The log at {folder} cannot be made: {error.strerror}.",
+            remedy="Its folder (log.path) must be on a local disk and writable by Syncline's user.",
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(fd)
+        raise Misconfigured(
+            f"The log at {folder} is in use by process {owner}.",
+            remedy="Stop that process, or give this one a log.path of its own.",
+            code="SL-LOG-LOCKED",
+        ) from error
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that the folder is on.
+
+    Raises:
+        Unavailable: the disk failed.
+    """
+    try:
+        disk = os.statvfs(folder)
+    except OSError as error:
+        raise translate_os(error, folder) from error
+    return disk.f_bavail * disk.f_frsize
+
+
+def file_bytes(folder: Path) -> int:
+    """Bytes of the files in the folder."""
+    total = 0
+    for path in folder.iterdir():
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue  # trimmed while we look
+    return total
