@@ -312,8 +312,8 @@ class Cursor(msgspec.Struct, frozen=True):
     """How far one target has durably applied one source; it lives in the target (Guarantee 3).
 
     ``through`` as in :class:`Entry`; ``version`` is the greatest version ever applied; ``place`` the source's place;
-    ``loaded`` maps the tables whose existing rows are all here to their oids; the rest identifies the source incarnation, so that a
-    new log can choose a base above every version ever written (correctness rule 1).
+    ``loaded`` maps the tables whose existing rows are all here to their oids; the rest identifies the source
+    incarnation, so that a new log can choose a base above every version ever written (correctness rule 1).
     """
 
     source: str
@@ -443,7 +443,8 @@ def _decode_item(head: _ItemHead, body: pa.Buffer) -> Item:
         case "truncate":
             return Truncate(_unpacked(bytes(head.schema)), head.version)
         case "marker":
-            return Marker(*head.note.split("\0"))
+            kind, table, oid = head.note.split("\0")
+            return Marker(kind, table, int(oid))
     raise ValueError(f"unknown item kind {head.kind!r}")
 
 
