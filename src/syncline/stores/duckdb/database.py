@@ -220,10 +220,9 @@ def _connect(config: DuckDBConfig, path: Path) -> duckdb.DuckDBPyConnection:
             f"The DuckDB file {path} cannot be created: {error.strerror}.", remedy="Correct the target's path."
         ) from error
     except duckdb.Error as error:
-        known = _opening_error(error, path)
-        if known is None and existed:
+        if existed and _looks_damaged(error, path):
             raise quarantine(path, error) from error
-        raise known or translate(error, path) from error
+        raise _opening_error(error, path) from error
 
 
 def _probe(connection: duckdb.DuckDBPyConnection) -> None:
@@ -234,8 +233,21 @@ def _probe(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(f"select * from syncline.{table}").fetchall()
 
 
-def _opening_error(error: duckdb.Error, path: Path) -> SynclineError | None:
-    """What is wrong when a file can't be opened although it is not damaged; None if it looks damaged."""
+_DAMAGE = re.compile(r"replaying WAL|corrupt|checksum|deserialize|metadata", re.IGNORECASE)
+_NOT_DAMAGE = re.compile(r"No space left|lock on file|out of memory", re.IGNORECASE)
+
+
+def _looks_damaged(error: duckdb.Error, path: Path) -> bool:
+    """Whether the file is to blame. When in doubt it is not: only what is surely damaged is moved aside."""
+    text = str(error).replace(str(path), "")
+    if isinstance(error, duckdb.OutOfMemoryException) or _NOT_DAMAGE.search(text):
+        return False
+    kinds = duckdb.SerializationException | duckdb.InternalException | duckdb.FatalException
+    return isinstance(error, kinds) or bool(_DAMAGE.search(text))
+
+
+def _opening_error(error: duckdb.Error, path: Path) -> SynclineError:
+    """What is wrong when a file can't be opened although it is not damaged."""
     text = str(error)
     if "Could not set lock" in text or "Conflicting lock" in text:
         holder = re.search(r"PID (\d+)", text)
@@ -249,16 +261,15 @@ def _opening_error(error: duckdb.Error, path: Path) -> SynclineError | None:
         return Misconfigured(
             f"The DuckDB file {path} is already open in this process with other settings.", remedy="Close it first."
         )
-    if "not a valid DuckDB database file" in text or "with version number" in text:
+    foreign = isinstance(error, duckdb.PermissionException) and "extension" in text  # such as an SQLite file
+    if foreign or "not a valid DuckDB database file" in text or "version number" in text:
         return Misconfigured(
             f"{path} is not a database that DuckDB {duckdb.__version__} can read.",
             remedy="Correct the target's path, or move the file away.",
         )
-    if isinstance(error, duckdb.OutOfMemoryException) or "Permission denied" in text or "No space left" in text:
-        return translate(error, path)
     if "Cannot open file" in text or "is a directory" in text.lower():
         return Misconfigured(f"The DuckDB file {path} cannot be opened.", remedy="Correct the target's path.")
-    return None
+    return translate(error, path)
 
 
 def quarantine(path: Path, error: BaseException) -> Gap:

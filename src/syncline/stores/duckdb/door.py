@@ -21,7 +21,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -174,8 +174,8 @@ class Door:
         try:
             with self._session() as connection:
                 self._run(client, connection, sql)
-        except SynclineError as error:
-            message = str(error) if not isinstance(error.__cause__, duckdb.Error) else str(error.__cause__)
+        except (SynclineError, duckdb.Error) as error:
+            message = str(error.__cause__ if isinstance(error.__cause__, duckdb.Error) else error)
             _send(client, _ERROR, message.encode())
         else:
             _send(client, _END)
@@ -186,8 +186,19 @@ class Door:
         with _Watch(client, connection, self._timeout_s):
             reader = connection.sql(statement).to_arrow_reader(_ROWS)
             with ipc.new_stream(pa.PythonFile(_Frames(client), mode="w"), reader.schema) as stream:
-                for batch in reader:
+                for batch in _read(reader):
                     stream.write_batch(batch)
+
+
+def _read(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The reader's batches. Arrow raises what goes wrong in the middle of a query as errors of its own."""
+    while True:
+        try:
+            yield reader.read_next_batch()
+        except StopIteration:
+            return
+        except (pa.ArrowException, OSError) as error:
+            raise QueryError(str(error)) from error
 
 
 def _single_select(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
@@ -251,6 +262,9 @@ class Reader(Protocol):
             Unavailable: the engine closed the door.
         """
 
+    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """The same, batch by batch, in constant memory. Exhaust it before the next query, or close the reader."""
+
     def close(self) -> None: ...
     def __enter__(self) -> Reader: ...
     def __exit__(
@@ -277,10 +291,20 @@ class _DoorReader(_Closing):
 
     def query(self, sql: str) -> pa.Table:
         """The result of one SELECT, as the engine's last committed work left it."""
+        with self._answered(sql) as stream:
+            return stream.read_all()
+
+    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """The result of one SELECT, batch by batch."""
+        with self._answered(sql) as stream:
+            yield from stream
+
+    @contextlib.contextmanager
+    def _answered(self, sql: str) -> Iterator[ipc.RecordBatchStreamReader]:
         answer = _Answer(self._socket)
         try:
             _send(self._socket, _QUERY, sql.encode())
-            table = ipc.open_stream(pa.PythonFile(answer, mode="r")).read_all()
+            yield ipc.open_stream(pa.PythonFile(answer, mode="r"))
             answer.finish()
         except (OSError, EOFError, pa.ArrowInvalid) as error:
             if answer.error is not None:
@@ -289,7 +313,6 @@ class _DoorReader(_Closing):
                 "The engine closed the query door.",
                 remedy="Open the reader again; without an engine it reads the file.",
             ) from error
-        return table
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
@@ -342,6 +365,13 @@ class _FileReader(_Closing):
         """The result of one SELECT."""
         try:
             return self._connection.sql(_single_select(self._connection, sql)).to_arrow_table()
+        except duckdb.Error as error:
+            raise QueryError(str(error)) from error
+
+    def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
+        """The result of one SELECT, batch by batch."""
+        try:
+            yield from self._connection.sql(_single_select(self._connection, sql)).to_arrow_reader(_ROWS)
         except duckdb.Error as error:
             raise QueryError(str(error)) from error
 

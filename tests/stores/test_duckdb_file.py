@@ -1,0 +1,176 @@
+"""The DuckDB file: damaged, locked, shared, full; and its checkpoints."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from syncline.errors import Gap, Misconfigured, Unavailable
+from syncline.stores.duckdb import DuckDBConfig, DuckDBStore
+from syncline.stores.duckdb.database import Database, translate
+from syncline.testing.store_suite import ITEM, Rows, contents, work
+
+
+def _open(path: Path, **settings: object) -> DuckDBStore:
+    store = DuckDBStore(DuckDBConfig.model_validate({"path": path, **settings}), "file")
+    store.open("orders")
+    store.migrate(ITEM)
+    return store
+
+
+def _filled(path: Path) -> None:
+    store = _open(path)
+    rows = Rows()
+    for i in range(5_000):
+        rows.upsert(5, i, f"row {i}", None)
+    store.apply(work(rows))
+    store.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "file.duckdb"
+
+
+def test_a_damaged_file_is_moved_aside_and_the_next_open_starts_empty(path: Path) -> None:
+    _filled(path)
+    blocks = bytearray(path.read_bytes())
+    for start in range(8_192, len(blocks), 512):
+        blocks[start : start + 64] = b"\xff" * 64
+    path.write_bytes(bytes(blocks))
+    store = DuckDBStore(DuckDBConfig(path=path), "file")
+    with pytest.raises(Gap, match="was moved to") as raised:
+        store.open("orders")
+    assert raised.value.code == "SL-DUCKDB-DAMAGED"
+    aside = Path(re.findall(r"moved to (\S+)\.", raised.value.message)[0])
+    assert aside.read_bytes() == bytes(blocks)
+    assert store.open("orders") is None
+    store.close()
+
+
+def test_a_damaged_write_ahead_log_is_moved_aside_with_its_file(path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; sys.path.insert(0, 'src')\n"
+        "from tests.stores.test_duckdb_file import _open, Rows, work\n"
+        "store = _open(Path(sys.argv[1]), door=False, checkpoint_idle_s=0)\n"
+        "[store.apply(work(Rows().upsert(n, n, 'x' * 500, None))) for n in range(1, 100)]\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True, cwd=Path(__file__).parents[2])
+    log = path.with_name(path.name + ".wal")
+    damaged = bytearray(log.read_bytes())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 200] = b"\x00" * 200
+    log.write_bytes(bytes(damaged))
+    store = DuckDBStore(DuckDBConfig(path=path), "file")
+    with pytest.raises(Gap, match="was moved to"):
+        store.open("orders")
+    assert sorted(p.name.split("Z")[-1] for p in path.parent.glob("*.damaged-*")) == ["", ".wal"]
+    assert store.open("orders") is None
+    store.close()
+
+
+def test_a_file_that_is_not_a_database_is_left_alone(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\0" + b"\0" * 20_000)
+    with pytest.raises(Misconfigured, match="not a database"):
+        DuckDBStore(DuckDBConfig(path=path), "file").open("orders")
+    assert path.exists()
+
+
+def test_a_file_that_another_process_has_is_named_with_its_process(path: Path) -> None:
+    script = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(Misconfigured, match=str(other.pid)) as raised:
+            DuckDBStore(DuckDBConfig(path=path), "file").open("orders")
+        other.kill()
+    assert raised.value.code == "SL-DUCKDB-LOCKED"
+    _open(path).close()
+
+
+def test_a_path_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(Misconfigured, match="cannot be created"):
+        DuckDBStore(DuckDBConfig(path=tmp_path / "file" / "x.duckdb"), "file").open("orders")
+
+
+def test_two_targets_with_other_settings_for_one_file_are_refused(path: Path) -> None:
+    store = _open(path)
+    with pytest.raises(Misconfigured, match="different settings"):
+        _open(path, memory_limit="1GB")
+    store.close()
+
+
+def test_a_wrong_size_is_refused_by_the_configuration(path: Path) -> None:
+    with pytest.raises(ValueError, match="memory_limit"):
+        DuckDBConfig(path=path, memory_limit="much")
+
+
+def test_after_a_fatal_error_the_file_is_opened_again(path: Path) -> None:
+    store = _open(path)
+    store.apply(work(Rows().upsert(5, 1, "one", None)))
+    assert isinstance(store._db.failed(duckdb.FatalException("database has been invalidated")), Unavailable)
+    store.apply(work(Rows().upsert(6, 2, "two", None)))
+    assert contents(store) == {1: ("one", None, 5), 2: ("two", None, 6)}
+    store.close()
+
+
+def test_a_full_disk_is_told_and_does_no_harm(path: Path) -> None:
+    """Files of the child may grow to 3 MB; a write beyond fails as on a full disk."""
+    script = (
+        "import resource, sys; from pathlib import Path; sys.path.insert(0, 'src')\n"
+        "from tests.stores.test_duckdb_file import _open, Rows, work, Unavailable, contents\n"
+        "store = _open(Path(sys.argv[1]), door=False, checkpoint_idle_s=0, wal_autocheckpoint='100MB')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, resource.RLIM_INFINITY))\n"
+        "for n in range(1, 100):\n"
+        "    try: store.apply(work(Rows().upsert(n, n, str(n) * 40_000, None)))\n"
+        "    except Unavailable: break\n"
+        "else: sys.exit('never full')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "store.apply(work(Rows().upsert(n, n, 'after', None)))\n"
+        "assert sorted(contents(store)) == list(range(1, n + 1)), sorted(contents(store))\n"
+        "store.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True, cwd=Path(__file__).parents[2])
+    store = _open(path)
+    rows = contents(store)
+    assert len(rows) > 5
+    assert rows[len(rows)][0] == "after"
+    store.close()
+
+
+def test_when_it_is_quiet_the_log_is_written_into_the_file(path: Path) -> None:
+    store = _open(path, checkpoint_idle_s=0.1)
+    store.apply(work(Rows().upsert(5, 1, "one", None)))
+    log, deadline = path.with_name(path.name + ".wal"), time.monotonic() + 20
+    while log.exists() and log.stat().st_size and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not log.exists() or not log.stat().st_size
+    assert contents(store) == {1: ("one", None, 5)}
+    store.close()
+
+
+def test_stores_of_several_sources_share_a_file_and_the_last_closes_it(path: Path) -> None:
+    first, second = _open(path), DuckDBStore(DuckDBConfig(path=path), "second")
+    second.open("people")
+    first.close()
+    assert Database._open
+    second.apply(work(source="people", n=3))
+    second.close()
+    assert not Database._open
+    with duckdb.connect(str(path), read_only=True) as connection:
+        assert connection.execute("select count(*) from syncline.cursors").fetchall() == [(1,)]
+
+
+def test_errors_never_tell_values(path: Path) -> None:
+    secret = "hunter2"
+    for kind in (duckdb.ConversionException, duckdb.IOException, duckdb.BinderException, duckdb.InternalException):
+        assert secret not in str(translate(kind(f"Could not convert string '{secret}'"), path))
