@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
 
-__all__ = ["STORES", "Folded", "Limits", "Store", "TableWork", "Work"]
+__all__ = ["STORES", "CopyReader", "Folded", "Limits", "Store", "TableWork", "Work"]
 
 # type in the configuration -> "module:class"; imported when first used.
 STORES: dict[str, str] = {
@@ -122,6 +122,32 @@ class Store(Protocol):
     def purge(self, source: str, below: int) -> int:
         """Forget tombstones with a version below ``below``, and record that horizon: older changes to absent keys
         are superseded from then on (correctness rule 17). Returns how many were forgotten."""
+
+    def close(self) -> None:
+        """Release everything. Idempotent."""
+
+
+class CopyReader(Protocol):
+    """A read-only look at a copy, from any process of this machine, whether or not an engine writes to it meanwhile.
+
+    An optional capability: a store class that has it offers ``reader(config) -> CopyReader``. Each method is one
+    consistent look of its own. Errors as for :class:`Store`, without ``Rejected``.
+    """
+
+    def cursor(self, source: str) -> Cursor | None:
+        """The durable cursor of this source, None if nothing was applied for it yet."""
+
+    def recorded(self, table: str) -> TableSchema | None:
+        """The schema that the table (``namespace.name``) was last migrated to, None if it never was."""
+
+    def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
+        """As :meth:`Store.scan`. Exhaust or close the iterator before the next call."""
+
+    def buried(self, schema: TableSchema, since: int) -> pa.Table:
+        """Tombstones with a version at or above ``since``: the key columns, then ``version``."""
+
+    def swept(self, table: str) -> tuple[int, int]:
+        """Version of the table's last truncation, and the horizon below which tombstones are forgotten; 0 if none."""
 
     def close(self) -> None:
         """Release everything. Idempotent."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import duckdb
 import msgspec
@@ -23,7 +24,10 @@ from syncline.stores.duckdb.sql import BOOKKEEPING, FORMAT, Statements, quote
 from syncline.stores.duckdb.tables import TableState, migrate_table, table_state
 from syncline.stores.duckdb.writing import refused_rows, view_of_keys, write_table
 
-__all__ = ["DuckDBConfig", "DuckDBStore"]
+if TYPE_CHECKING:
+    from syncline.stores.duckdb.copy import DuckDBCopy
+
+__all__ = ["DuckDBConfig", "DuckDBStore", "as_contract", "contract_schema"]
 
 _SCAN_ROWS = 20_000
 _REFUSALS = (duckdb.DataError, duckdb.IntegrityError)
@@ -46,6 +50,13 @@ class DuckDBStore:
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._source = ""
         self._states: dict[str, TableState] = {}
+
+    @staticmethod
+    def reader(config: DuckDBConfig) -> DuckDBCopy:
+        """A read-only look at the file, through the engine's door while one runs. Raises as ``open_reader``."""
+        from syncline.stores.duckdb.copy import DuckDBCopy
+
+        return DuckDBCopy(config)
 
     # ------------------------------------------------------------------------------------------ open and close
 
@@ -201,8 +212,8 @@ class DuckDBStore:
             connection.register("syncline_keys", view_of_keys(schema, keys))
             query = Statements(schema, keys=types).select("syncline_keys")
             found = connection.sql(query).to_arrow_table()
-        batches = [_contract(schema, b) for b in found.to_batches()]
-        return pa.Table.from_batches(batches, _contract_schema(schema))
+        batches = [as_contract(schema, b) for b in found.to_batches()]
+        return pa.Table.from_batches(batches, contract_schema(schema))
 
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         """All rows in one consistent view, streamed. A row without a version has version 0.
@@ -211,7 +222,7 @@ class DuckDBStore:
         """
         with self._db.session() as connection:
             for batch in connection.sql(Statements(schema).select()).to_arrow_reader(_SCAN_ROWS):
-                yield _contract(schema, batch)
+                yield as_contract(schema, batch)
 
     def purge(self, source: str, below: int) -> int:
         """Forget tombstones below ``below`` of the tables of ``source``, and record the horizon, in one transaction."""
@@ -252,13 +263,14 @@ def _purge_table(connection: duckdb.DuckDBPyConnection, schema: TableSchema, bel
 
 
 @lru_cache(maxsize=256)
-def _contract_schema(schema: TableSchema) -> pa.Schema:
+def contract_schema(schema: TableSchema) -> pa.Schema:
+    """What ``scan`` and ``fetch`` return."""
     types = [*(arrow_type(c.type) for c in schema.columns), pa.int64()]
     return pa.schema(list(zip(stored_columns(schema), types, strict=True)))
 
 
-def _contract(schema: TableSchema, batch: pa.RecordBatch) -> pa.RecordBatch:
+def as_contract(schema: TableSchema, batch: pa.RecordBatch) -> pa.RecordBatch:
     """DuckDB's batch with the names and types of the contract: 16-byte uuids, and UTC spelled as such."""
-    wanted = _contract_schema(schema)
+    wanted = contract_schema(schema)
     arrays = [a if a.type == f.type else a.cast(f.type) for a, f in zip(batch.columns, wanted, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=wanted)

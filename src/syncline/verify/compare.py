@@ -1,0 +1,187 @@
+"""Comparing every copy with its source by content, at an exact point in time.
+
+Method: an LSN S and a snapshot that belong together are taken at the source (a temporary slot gives both), the target's
+cursor is waited for until it has passed S, and both are read. Every change before S is then at the target, so a row
+whose stored version is below S has to equal what the snapshot shows; one at or above it is in flight (correctness
+rules 4, 17 and 23). What differs is looked at a second time, at a later point: only what differs again is reported
+(Guarantee 9), so that a row healed with a newer state than its version says, or a table altered meanwhile, is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import structlog
+
+from syncline.capture.snapshot import Rewritten, consistent_point
+from syncline.capture.source import connect, translated
+from syncline.capture.tables import TableInfo, matching_tables, usable_identity
+from syncline.catalog.repository import ControlSchema
+from syncline.config import Config
+from syncline.errors import Gap, Misconfigured
+from syncline.verify.point import Engine, engine_running, reach
+from syncline.verify.report import Report, TableReport
+from syncline.verify.table import Copy, Outcome, Point, Progress, Suspects, compare_table
+
+__all__ = ["verify"]
+
+_log = structlog.get_logger()
+_ATTEMPTS = 5
+
+
+def verify(
+    config: Config,
+    tables: Sequence[str] = (),
+    target: str | None = None,
+    progress: Progress | None = None,
+    *,
+    engine: type[Engine] | None = None,
+    talk: Callable[[str], None] | None = None,
+) -> Report:
+    """Compare the monitored tables (or those named, ``namespace.table``) with their copies (or the one named).
+
+    ``progress`` hears a table, the rows read of it, and about how many there are. ``engine`` is run until the targets
+    are up to date when no engine runs; None then raises. Rows that only ``doctor`` knows to be uncapturable (tables
+    without identity) are not part of it.
+
+    Raises:
+        Misconfigured: a name is unknown, or a target can't be read from here.
+        Unavailable: a server is away, or a target does not reach the point.
+        Gap: a table is rewritten again and again while it is read, or our own engine met a gap.
+    """
+    began = time.monotonic()
+    run = _Run(config, tuple(tables), target, progress or _silent, talk or _log.info)
+    with engine_running(config, engine, run.talk) as check:
+        found = run.look(check, None)
+        suspects = {key: one.suspects for key, one in found.items() if one.report.differences}
+        if suspects:
+            found |= run.look(check, suspects)
+    return Report([one.report for one in found.values()], time.monotonic() - began)
+
+
+def _silent(table: str, rows: int, of: int | None) -> None:
+    """Progress that nobody asked for."""
+
+
+_Key = tuple[str, str, str]  # source, target, table
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One call of :func:`verify`."""
+
+    config: Config
+    wanted: tuple[str, ...]
+    target: str | None
+    progress: Progress
+    talk: Callable[[str], None]
+
+    def look(self, check: Callable[[], None], suspects: dict[_Key, Suspects] | None) -> dict[_Key, Outcome]:
+        """Compare everything; on a second look only the tables with suspects."""
+        known: set[str] = set()
+        found: dict[_Key, Outcome] = {}
+        for source in self.config.sources:
+            infos = self._tables(source)
+            known.update(i.qualified for i in infos)
+            for target in self._targets(source):
+                chosen = [i for i in infos if self._chosen((source, target, i.qualified), suspects)]
+                found.update(self._compare(source, target, chosen, check, suspects or {}))
+        unknown = sorted(set(self.wanted) - known)
+        if unknown:
+            raise Misconfigured(
+                f"No monitored table is called {', '.join(unknown)}.",
+                remedy="Write schema.table; `syncline doctor` shows what is captured.",
+            )
+        return found
+
+    def _targets(self, source: str) -> list[str]:
+        followers = [t for t in self.config.targets if source in self.config.followed_by(t)]
+        return [t for t in followers if self.target in (None, t)]
+
+    def _chosen(self, key: _Key, suspects: dict[_Key, Suspects] | None) -> bool:
+        return key in suspects if suspects is not None else not self.wanted or key[2] in self.wanted
+
+    def _tables(self, source: str) -> list[TableInfo]:
+        settings = self.config.sources[source]
+        dsn = settings.dsn.get_secret_value()
+        never = (self.config.control.schema_name,)
+        with translated(dsn), connect(dsn, timeout_s=settings.connect_timeout_s) as connection:
+            found = matching_tables(connection, settings.monitored_tables, settings.excluded_tables, never)
+        return [t for t in found if usable_identity(t) is None]
+
+    def _compare(
+        self,
+        source: str,
+        target: str,
+        infos: Sequence[TableInfo],
+        check: Callable[[], None],
+        suspects: dict[_Key, Suspects],
+    ) -> Iterator[tuple[_Key, Outcome]]:
+        """Tables of one source at one target, all at one point; those rewritten meanwhile once more, at another."""
+        left = list(infos)
+        for _ in range(_ATTEMPTS):
+            if not left:
+                return
+            if "" in self._paused(source, target):
+                yield from (self._not_compared((source, target, i.qualified)) for i in left)
+                return
+            rewritten = []
+            for info, outcome in self._at_one_point(source, target, left, check, suspects):
+                if outcome is None:
+                    self.talk(f"table {info.qualified} was truncated or rewritten while it was read; once more")
+                    rewritten.append(info)
+                else:
+                    yield (source, target, info.qualified), outcome
+            left = rewritten
+        raise Gap(
+            f"Table {left[0].qualified} was rewritten during each of {_ATTEMPTS} attempts to read it.",
+            remedy="Verify it when the rewriting is over.",
+        )
+
+    def _at_one_point(
+        self,
+        source: str,
+        target: str,
+        infos: Sequence[TableInfo],
+        check: Callable[[], None],
+        suspects: dict[_Key, Suspects],
+    ) -> Iterator[tuple[TableInfo, Outcome | None]]:
+        settings = self.config.sources[source]
+        with consistent_point(settings, "verify", self.talk) as (lsn, snapshot):
+            cursor, reader = reach(settings, source, (target, self.config.targets[target]), lsn, check)
+            with closing(reader):
+                parked, gaps = self._set_aside(source, target)
+                copy = Copy(source, target, reader, self.config.log, parked, gaps)
+                point = Point(settings, snapshot, cursor.base + lsn, self.progress)
+                paused = self._paused(source, target)
+                for info in infos:
+                    key = (source, target, info.qualified)
+                    if info.qualified in paused:
+                        yield info, self._not_compared(key)[1]
+                        continue
+                    try:
+                        yield info, compare_table(info, point, copy, suspects.get(key))
+                    except Rewritten:
+                        yield info, None
+
+    def _not_compared(self, key: _Key) -> tuple[_Key, Outcome]:
+        return key, Outcome(TableReport(*key, state="paused"), {})
+
+    def _paused(self, source: str, target: str) -> frozenset[str]:
+        """Tables that are held back or still catching up; '' for the whole target."""
+        with self._control() as control:
+            mine = [p for p in control.pauses() if p.source in ("", source) and p.target in ("", target)]
+        return frozenset(p.table_name for p in mine)
+
+    def _set_aside(self, source: str, target: str) -> tuple[dict[str, frozenset[bytes]], frozenset[str]]:
+        """Hashes of parked keys by table; tables in a gap ('' for all)."""
+        with self._control() as control:
+            parked = {table: letters.key_hashes for table, letters in control.open_dead_letters(target).items()}
+            gaps = [g for g in control.gaps() if g["source"] == source and g["target"] in ("", target)]
+        return parked, frozenset(g["table_name"] for g in gaps)
+
+    def _control(self) -> ControlSchema:
+        return ControlSchema(self.config.control_dsn, self.config.control.schema_name)

@@ -1,0 +1,198 @@
+"""One table at one target, compared at one point: both sides read, spread over buckets, paired and counted."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from syncline.apply.keys import key_bytes, key_hashes
+from syncline.capture.snapshot import LoadProgress, read_table
+from syncline.capture.source import SourceConfig
+from syncline.capture.tables import TableInfo, table_schema
+from syncline.change import TableSchema, arrow_type
+from syncline.config import LogConfig
+from syncline.log.embedded import EmbeddedLog
+from syncline.stores import CopyReader
+from syncline.verify.exact import exact_rows
+from syncline.verify.pairing import Bounds, Side, pair
+from syncline.verify.report import EXAMPLES, KINDS, TableReport
+
+__all__ = ["Copy", "Outcome", "Point", "Progress", "Suspects", "compare_table"]
+
+_BUCKET_BYTES = 32 * 1024 * 1024
+_MAX_BUCKETS = 256
+_REMEMBERED = 100_000  # keys of a table that a second look goes by; above that they are not differences of timing
+
+Progress = Callable[[str, int, int | None], None]
+Suspects = dict[str, frozenset[bytes] | None]
+"""Keys that differed on the first look, by kind; None: too many to remember."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where the source is read, and the version (base + LSN) from which on changes are behind it."""
+
+    source: SourceConfig
+    snapshot: str
+    version: int
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The target behind the point. ``parked`` are hashes of keys by table, ``gaps`` names of tables ('': all)."""
+
+    source: str
+    target: str
+    reader: CopyReader
+    log: LogConfig
+    parked: Mapping[str, frozenset[bytes]]
+    gaps: frozenset[str]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The report of one table, and what a second look at it should confirm."""
+
+    report: TableReport
+    suspects: Suspects
+
+
+def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects | None) -> Outcome:
+    """Compare one table; on a second look (``suspects``) only rows that differed before count.
+
+    Raises:
+        Rewritten: the table was truncated or rewritten while it was read.
+        Unavailable, Misconfigured: a server or the copy can't be read.
+    """
+    report = TableReport(copy.source, copy.target, info.qualified)
+    report.state = "gap" if copy.gaps & {"", info.qualified} else "compared"
+    outcome = Outcome(report, {kind: frozenset() for kind in KINDS})
+    buckets = min(_MAX_BUCKETS, 1 + info.size_bytes // _BUCKET_BYTES)
+    recorded = copy.reader.recorded(info.qualified)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="syncline-verify-")))
+        reading = _Source(folder, info, point, buckets, recorded)
+        left = stack.enter_context(closing(reading.side()))
+        report.rows, schema = left.rows, reading.schema
+        columns, report.columns = _shared(schema, recorded or schema)
+        if not {c.name for c in schema.key} <= set(columns):
+            return outcome
+        right = _side(folder / "target", recorded or schema, "version", [c.name for c in schema.key], buckets)
+        stack.enter_context(closing(right))
+        for batch in copy.reader.scan(recorded) if recorded else ():
+            right.add(batch)
+        bounds = _bounds(copy, schema, recorded, point.version)
+        names = [c.name for c in schema.key]
+        for mine, theirs in zip(left.tables(), right.tables(), strict=True):
+            _count(outcome, pair(mine, theirs, names, columns, bounds), suspects, copy.parked.get(info.qualified))
+    return outcome
+
+
+class _Source:
+    """Reading the source's side. ``schema`` are the columns that are published, known once a row was read."""
+
+    def __init__(self, folder: Path, info: TableInfo, point: Point, buckets: int, recorded: TableSchema | None) -> None:
+        self._folder = folder / "source"
+        self._info = info
+        self._point = point
+        self._buckets = buckets
+        # What an empty table publishes can't be told apart from what it has: trust what the copy was told.
+        self.schema = recorded or table_schema(info)
+
+    def side(self) -> Side:
+        side: Side | None = None
+        for batch in read_table(self._point.source, self._info, self._point.snapshot, 0, threading.Event(), self._tell):
+            if side is None:
+                self.schema = batch.schema
+                side = self._open()
+            side.add(exact_rows(batch.data(), batch.schema))
+        return side or self._open()
+
+    def _open(self) -> Side:
+        return _side(self._folder, self.schema, "inexact", [c.name for c in self.schema.key], self._buckets)
+
+    def _tell(self, loaded: LoadProgress) -> None:
+        self._point.progress(loaded.table, loaded.rows, max(self._info.estimated_rows, loaded.rows))
+
+
+def _side(folder: Path, schema: TableSchema, last: str, keys: Sequence[str], buckets: int) -> Side:
+    """A side that holds the table's columns and one more."""
+    folder.mkdir()
+    fields = [(c.name, arrow_type(c.type)) for c in schema.columns]
+    names = [c.name for c in schema.columns]
+    arrow = pa.schema([*fields, (last, pa.bool_() if last == "inexact" else pa.int64())])
+    return Side(folder, arrow, [names.index(k) for k in keys], buckets)
+
+
+def _shared(left: TableSchema, right: TableSchema) -> tuple[list[str], tuple[str, ...]]:
+    """Columns that both sides have with one type, and those that they don't."""
+    mine, theirs = ({(c.name, c.type) for c in side.columns} for side in (left, right))
+    return [c.name for c in left.columns if (c.name, c.type) in theirs], tuple(sorted({n for n, _ in mine ^ theirs}))
+
+
+def _bounds(copy: Copy, schema: TableSchema, recorded: TableSchema | None, version: int) -> Bounds:
+    """Read behind the rows: what was deleted or emptied since, and the greatest version that can be (rule 4)."""
+    nothing = pa.array([], pa.binary())
+    if recorded is None:
+        return Bounds(version, version, nothing, emptied=False)
+    buried = copy.reader.buried(recorded, version).combine_chunks()
+    columns = [buried.column(c.name) for c in schema.key]
+    keys = key_bytes([c.chunk(0) for c in columns]) if buried.num_rows else nothing
+    truncated, horizon = copy.reader.swept(recorded.qualified)
+    cursor, log = copy.reader.cursor(copy.source), EmbeddedLog.peek(copy.log, copy.source)
+    greatest = max(cursor.version if cursor else 0, log.max_version if log else 0)
+    return Bounds(version, greatest, keys, emptied=max(truncated, horizon) >= version)
+
+
+def _count(
+    outcome: Outcome,
+    pairs: tuple[int, dict[str, pa.Table]],
+    suspects: Suspects | None,
+    parked: frozenset[bytes] | None,
+) -> None:
+    """Add one bucket's findings to the report."""
+    in_flight, rows = pairs
+    outcome.report.in_flight += in_flight
+    for kind, keys in rows.items():
+        if not keys.num_rows:
+            continue
+        columns = [c.combine_chunks() if c.num_chunks != 1 else c.chunk(0) for c in keys.columns]
+        known = key_bytes(columns).to_pylist()
+        chosen = list(range(len(known)))
+        if parked:
+            hashes = key_hashes(columns)
+            outcome.report.parked += sum(h in parked for h in hashes)
+            chosen = [i for i in chosen if hashes[i] not in parked]
+        if suspects is not None:
+            sure = [i for i in chosen if _suspected(known[i], suspects)]
+            outcome.report.in_flight += len(chosen) - len(sure)
+            chosen = sure
+        setattr(outcome.report, kind, getattr(outcome.report, kind) + len(chosen))
+        _remember(outcome, kind, [known[i] for i in chosen])
+        examples = outcome.report.examples.setdefault(kind, [])
+        examples += [_shown(keys, i) for i in chosen[: EXAMPLES - len(examples)]]
+
+
+def _suspected(key: bytes, suspects: Suspects) -> bool:
+    return any(keys is None or key in keys for keys in suspects.values())
+
+
+def _remember(outcome: Outcome, kind: str, keys: list[bytes]) -> None:
+    before = outcome.suspects.get(kind)
+    if before is None or len(before) + len(keys) > _REMEMBERED:
+        outcome.suspects[kind] = None
+    else:
+        outcome.suspects[kind] = before | frozenset(keys)
+
+
+def _shown(keys: pa.Table, row: int) -> str:
+    """A key as a person reads it."""
+    values = [column[row] for column in keys.columns]
+    return ", ".join(v.as_buffer().hex() if pa.types.is_fixed_size_binary(v.type) else str(v) for v in values)
