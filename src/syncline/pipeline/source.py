@@ -25,11 +25,12 @@ from syncline.log import Incarnation
 from syncline.log.embedded import EmbeddedLog
 from syncline.pipeline.attach import attach_slot, choose_incarnation, retire_log, usable_tables
 from syncline.pipeline.loads import Loads
+from syncline.pipeline.pauses import apply_pauses, hold_name
 from syncline.pipeline.reports import Reports
 from syncline.pipeline.target import Target, TargetEvents
 from syncline.stores import Store
 
-__all__ = ["SourcePipeline", "hold_name"]
+__all__ = ["SourcePipeline"]
 
 _log = structlog.get_logger()
 Talk = Callable[[str], None]
@@ -186,7 +187,9 @@ class SourcePipeline:
 
     def _choose_tables(self, connection: Any) -> list[str]:
         """Look at the source's tables as they are now; returns those that were not published until now."""
-        self.tables = usable_tables(connection, self.name, self.settings, self._never, self._reports)
+        self.tables = usable_tables(
+            connection, self.name, self.settings, self.config.control.schema_name, self._reports
+        )
         added = ensure_publication(connection, self.settings.publication, self.tables)
         if added:
             self._talk(f"publication {self.settings.publication}: added {', '.join(added)}")
@@ -303,7 +306,7 @@ class SourcePipeline:
                 system_identifier=identity.system_identifier,
             )
             parking = Parking(self._control, self.name, name)
-            self._restore(name, target)
+            self._restore(name, target, cursor)
             target.start(self.log, cursor, self.config.apply, parking, self._heal)
 
     def _forget_removed(self) -> None:
@@ -313,8 +316,9 @@ class SourcePipeline:
                 self._talk(f"target {noted} is no longer configured; the log keeps nothing for it")
                 self.log.forget(noted)
 
-    def _restore(self, name: str, target: Target) -> None:
-        """Take over what an earlier run recorded: gaps of single tables."""
+    def _restore(self, name: str, target: Target, cursor: Cursor) -> None:
+        """Take over what an earlier run recorded, before anything is applied: pauses, and gaps of single tables."""
+        apply_pauses(self._control, self.name, target, self.log, cursor, self._control.pauses())
         for gap in self._control.gaps():
             if gap["source"] == self.name and gap["table_name"] and gap["target"] in ("", name):
                 target.board.open_gap(gap["table_name"])
@@ -406,8 +410,3 @@ class SourcePipeline:
             return False
         self.log.forget(hold_name(name, table))
         return True
-
-
-def hold_name(target: str, table: str) -> str:
-    """The name under which the log keeps what a paused table has yet to see."""
-    return f"{target}/{table}"
