@@ -109,7 +109,8 @@ def _create_publication(connection: psycopg.Connection[Any], name: str, tables: 
 
 
 def _table_list(names: Sequence[tuple[str, str]]) -> sql.Composed:
-    return sql.SQL(", ").join(sql.Identifier(*n) for n in names)
+    """Names for a publication. ONLY: without it, inheritance children would be published too."""
+    return sql.SQL(", ").join(sql.SQL("only {}").format(sql.Identifier(*n)) for n in names)
 
 
 def _run(connection: psycopg.Connection[Any], statement: sql.Composed, publication: str) -> None:

@@ -26,6 +26,9 @@ _SESSION = {
     "client_encoding": "UTF8",
 }
 
+# What a failed login says where the driver gives no SQLSTATE.
+_REFUSALS = ("password authentication failed", "no pg_hba.conf entry", "permission denied to start WAL sender")
+
 
 class SourceConfig(BaseModel):
     """One PostgreSQL database whose changes are captured from its WAL."""
@@ -85,10 +88,10 @@ def translate(error: BaseException, dsn: str, setting: str = "source.dsn") -> Sy
     text = primary[0].rstrip(".") if primary else type(error).__name__
     if isinstance(error, (psycopg.errors.ProgrammingError, psycopg2.ProgrammingError)) and not sqlstate:
         return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=f"Correct {setting}.")
-    if "password authentication failed" in text or sqlstate in {"28P01", "28000"}:
+    if sqlstate in {"28P01", "28000"} or any(sign in text for sign in _REFUSALS):
         return Misconfigured(
             f"PostgreSQL at {where} refused the login: {text}.",
-            remedy=f"Correct user and password in {setting}, or pg_hba.conf.",
+            remedy=f"Correct user and password in {setting}, or pg_hba.conf, or grant the role REPLICATION.",
         )
     if sqlstate == "3D000" or ('database "' in text and "does not exist" in text):
         return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=f"Correct the database in {setting}.")

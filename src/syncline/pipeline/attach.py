@@ -9,9 +9,10 @@ from typing import Any
 
 import psycopg
 
+from syncline.capture.preflight import preflight, refuse
 from syncline.capture.slot import Identity, check_slot, create_slot, drop_slot, read_slot
 from syncline.capture.source import SourceConfig
-from syncline.capture.tables import TableInfo, matching_tables, usable_identity
+from syncline.capture.tables import TableInfo, matching_tables
 from syncline.change import Cursor
 from syncline.errors import Gap, Misconfigured
 from syncline.log import Incarnation
@@ -19,30 +20,34 @@ from syncline.pipeline.reports import Reports
 
 __all__ = ["attach_slot", "choose_incarnation", "retire_log", "usable_tables"]
 
+# Findings about the whole source that nothing can be captured under. The others are about single tables, or may pass.
+_DECISIVE = frozenset({"SL-SERVER-VERSION", "SL-STANDBY", "SL-WAL-LEVEL", "SL-PUBLICATION", "SL-NO-TABLE"})
+
 
 def usable_tables(
-    connection: psycopg.Connection[Any], name: str, settings: SourceConfig, never: tuple[str, ...], reports: Reports
+    connection: psycopg.Connection[Any], name: str, settings: SourceConfig, control_schema: str, reports: Reports
 ) -> list[TableInfo]:
     """The monitored tables that can be captured; the others get an alert and stop nobody (Guarantee 8).
 
     Raises:
-        Misconfigured: there is none.
+        Misconfigured: the server or the publication can't serve, or there is no table.
     """
-    found = matching_tables(connection, settings.monitored_tables, settings.excluded_tables, never)
+    findings = [f for f in preflight(settings, control_schema) if f.severity == "error"]
+    refuse([f for f in findings if f.code in _DECISIVE])
+    reasons = {f.subject: f for f in findings}
     usable = []
-    for info in found:
-        reason = usable_identity(info)
-        subject = f"{name}/{info.qualified}"
-        if reason is None:
+    for info in matching_tables(connection, settings.monitored_tables, settings.excluded_tables, (control_schema,)):
+        subject, finding = f"{name}/{info.qualified}", reasons.get(info.qualified)
+        if finding is None:
             usable.append(info)
-            reports.resolve("SL-NO-IDENTITY", subject)
+            reports.resolve("SL-TABLE-LEFT-OUT", subject)
         else:
-            error = Misconfigured(f"Table {info.qualified} is left out: {reason}", code="SL-NO-IDENTITY")
-            reports.alert("SL-NO-IDENTITY", "error", subject, error)
+            error = Misconfigured(f"Table {info.qualified} is left out. {finding.message}", remedy=finding.remedy)
+            reports.alert("SL-TABLE-LEFT-OUT", "error", subject, error)
     if not usable:
+        refuse(findings)
         raise Misconfigured(
-            f"Source {name} has no table to capture: {len(found)} matched, none is usable.",
-            remedy="Correct monitored_tables; `syncline doctor` shows what there is.",
+            f"Source {name} has no table to capture.", remedy="Correct monitored_tables; `syncline doctor` shows more."
         )
     return usable
 

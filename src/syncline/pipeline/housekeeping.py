@@ -10,12 +10,11 @@ import psycopg
 import structlog
 
 from syncline.capture.source import connect, translated
-from syncline.catalog.repository import ControlSchema, Pause, Request, StatusRow
-from syncline.change import Position
+from syncline.catalog.repository import ControlSchema, Request, StatusRow
 from syncline.errors import SynclineError, Unavailable
+from syncline.pipeline.pauses import apply_pauses
 from syncline.pipeline.reports import Reports
-from syncline.pipeline.source import SourcePipeline, hold_name
-from syncline.pipeline.target import Target
+from syncline.pipeline.source import SourcePipeline
 
 __all__ = ["Housekeeping"]
 
@@ -39,10 +38,9 @@ class Housekeeping:
         self.lags: dict[str, int] = {}
 
     def prepare(self) -> None:
-        """Before any source runs: requests left by earlier runs, and what is paused."""
+        """Before any source runs: requests left by earlier runs."""
         for name in self._sources:
             self._requests[name] = self._control.take_requests(name, again=True)
-        self._apply_pauses(self._control.pauses())
 
     def take_resync(self, source: str) -> bool:
         """Whether a whole resync of the source is waiting; narrower requests are handed on once it streams."""
@@ -71,7 +69,7 @@ class Housekeeping:
                 self._measure(name, source)
                 source.log.trim()
                 self._reports.status(_rows(name, source, self.lags.get(name)))
-            self._apply_pauses(self._control.pauses())
+            self._apply_pauses()
             for name, source in self._sources.items():
                 self._serve(name, source)
                 self._refresh(source)
@@ -111,32 +109,12 @@ class Housekeeping:
             self._control.finish_request(request.id, "handed to the engine")
         self._requests[name] = []
 
-    # ---------------------------------------------------------------------------------------------------------- pauses
-
-    def _apply_pauses(self, pauses: list[Pause]) -> None:
+    def _apply_pauses(self) -> None:
+        pauses = self._control.pauses()
         for name, source in self._sources.items():
             for target in source.targets.values():
-                mine = [p for p in pauses if p.source in ("", name) and p.target in ("", target.name)]
-                target.board.pause_target(any(not p.table_name and p.resumed_at is None for p in mine))
-                self._hold_tables(name, source, target, [p for p in mine if p.table_name])
-
-    def _hold_tables(self, name: str, source: SourcePipeline, target: Target, pauses: list[Pause]) -> None:
-        worker = target.worker
-        held = target.board.held()
-        for pause in pauses:
-            table = pause.table_name
-            if pause.resumed_at is None and table not in held and worker is not None:
-                # Noted before anything is skipped: a crash in between replays more, never less.
-                after = pause.held_after if pause.log == worker.cursor.position.log else worker.cursor.position.n
-                after = worker.cursor.position.n if after is None else after
-                log = worker.cursor.position.log
-                self._control.hold(name, target.name, table, log, after)
-                source.log.advance(hold_name(target.name, table), Position(log, after))
-                target.board.hold(table, after)
-            elif pause.resumed_at is not None and table in held:
-                target.board.resume(table)
-        for table in set(held) - {p.table_name for p in pauses}:
-            target.board.resume(table)
+                if target.worker is not None:
+                    apply_pauses(self._control, name, target, source.log, target.worker.cursor, pauses)
 
 
 def _rows(name: str, source: SourcePipeline, lag: int | None) -> list[StatusRow]:

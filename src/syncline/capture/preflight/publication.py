@@ -106,7 +106,7 @@ def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
     surplus = [f"{row['namespace']}.{row['name']}" for oid, row in published.items() if oid not in wanted]
     if surplus:
         names = ", ".join(surplus[:5]) + (", ..." if len(surplus) > 5 else "")
-        yield Finding("SL-PUBLICATION", "info", publication, f"Tables not monitored will be dropped from it: {names}.")
+        yield Finding("SL-PUBLICATION", "info", publication, f"Tables not monitored are passed over: {names}.")
     for table in look.tables:
         if table.oid in published:
             yield from _check_list(publication, table, published[table.oid])
