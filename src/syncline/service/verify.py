@@ -22,15 +22,17 @@ def verify(
         str | None, typer.Option("--target", metavar="NAME", help="Only this target (default: all).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
+    show_keys: Annotated[bool, typer.Option("--show-keys", help="Name the keys of some rows that differ.")] = False,
 ) -> None:
     """Compare sources and targets by content; rows in flight are no differences. Exit code 4 if there are any."""
-    from syncline.verify.compare import verify as compare
+    from syncline.pipeline import SyncService
+    from syncline.verify import verify as compare
 
     config = session_of(context).config()
     chosen("target", target, config.targets)
     with _Bars() as bars:
-        report = compare(config, tables or (), target, bars.show)
-    found = report.to_dict()
+        report = compare(config, tables or (), target, bars.show, engine=SyncService, talk=talk.print)
+    found = report.to_dict(show_keys=show_keys)
     if as_json:
         print_json(found)
     else:
@@ -39,9 +41,21 @@ def verify(
 
 
 def _tell(found: dict[str, Any], differences: int) -> None:
-    for table in found.get("tables", []):
-        stdout.print("  ".join(f"{key} {amount(v) if isinstance(v, int) else v}" for key, v in table.items()))
-    stdout.print(f"{amount(differences)} difference(s).")
+    """A line for each table: what was compared, then what is other than nothing."""
+    for table in found["tables"]:
+        counts = {k: v for k, v in table.items() if isinstance(v, int) and k != "rows" and v}
+        notes = [f"{amount(count)} {kind.replace('_', ' ')}" for kind, count in counts.items()]
+        notes += [f"columns differ: {', '.join(table['columns'])}"] if "columns" in table else []
+        state = "" if table["state"] == "compared" else f" ({table['state']})"
+        where = f"{table['source']} -> {table['target']}  {table['table']}{state}"
+        stdout.print(f"{where}  {amount(table['rows'])} rows  {', '.join(notes) or _verdict(table['state'])}")
+        for kind, keys in table.get("keys", {}).items():
+            stdout.print(f"    {kind}: {'; '.join(keys)}")
+    stdout.print(f"{amount(differences)} difference(s) in {found['seconds']:.1f} s.")
+
+
+def _verdict(state: str) -> str:
+    return "not compared" if state == "paused" else "equal"
 
 
 class _Bars:
