@@ -194,5 +194,12 @@ def _remember(outcome: Outcome, kind: str, keys: list[bytes]) -> None:
 
 def _shown(keys: pa.Table, row: int) -> str:
     """A key as a person reads it."""
-    values = [column[row] for column in keys.columns]
-    return ", ".join(v.as_buffer().hex() if pa.types.is_fixed_size_binary(v.type) else str(v) for v in values)
+    return ", ".join(_text(column[row]) for column in keys.columns)
+
+
+def _text(value: pa.Scalar) -> str:
+    try:
+        plain = value.as_py()
+    except (ValueError, OverflowError):  # beyond what Python's dates hold
+        plain = value.value
+    return plain.hex() if isinstance(plain, bytes) else str(plain)
