@@ -221,6 +221,23 @@ def test_a_damaged_incarnation_is_not_believed(place: EmbeddedPlace) -> None:
         place.open()
 
 
+@pytest.mark.parametrize("harm", [Path.unlink, lambda database: shutil.rmtree(database.parent)])
+def test_a_log_deleted_under_a_running_process_acknowledges_nothing_more(
+    place: EmbeddedPlace, harm: Callable[[Path], None]
+) -> None:
+    log = filled(place, SMALL)
+    uuid = log.uuid
+    harm(place.database)
+    with pytest.raises(Damaged, match="deleted or replaced while it was open"):
+        log.append([example_entry(version=300)])
+    assert log.status().end == 1
+    log.close()
+    place.folder.mkdir(exist_ok=True)
+    again = place.open()
+    assert again.uuid != uuid
+    again.close()
+
+
 # ----------------------------------------------------------------------------------------------- format
 
 

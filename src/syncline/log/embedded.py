@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -23,7 +23,7 @@ from syncline.change import Entry, Position, decode_entry, encode_entry
 from syncline.errors import Damaged, Gap, Misconfigured, SynclineError, Unavailable
 from syncline.log import Incarnation, LogStatus
 from syncline.log.bodies import Bodies, read_body
-from syncline.log.folder import file_bytes, free_bytes, lock_folder, sync_folder
+from syncline.log.folder import file_bytes, free_bytes, inode, lock_folder, sync_folder
 from syncline.log.frontier import DISCARDED, Frontier, Series, closed, full, next_incarnation
 from syncline.log.rows import Row, Rows, damaged
 from syncline.log.tail import Tail
@@ -38,7 +38,8 @@ _STEP_ROWS = 256
 _NOTE_CURSORS_S = 1.0
 # Above this much free space in the database, trimming gives some of it back to the disk.
 _SHRINK_BYTES = 64 * 1024 * 1024
-_SHRINK_PAGES = 2048
+_SHRINK_PAGES = 64
+_SHRINK_STEPS = 32
 _DATABASE = "log.sqlite"
 
 
@@ -103,6 +104,7 @@ class EmbeddedLog:
 
     def _load(self) -> None:
         sync_folder(self._folder)
+        self._inode = inode(self._folder / _DATABASE)
         self._frontier = _frontier(self._rows, self._folder)
         self._incarnation = self._rows.incarnation()
         self._cursors = self._rows.cursors()
@@ -336,15 +338,25 @@ class EmbeddedLog:
     def trim(self, keep_s: float = 0.0) -> int:
         cutoff = _now_us() - int(max(keep_s, self._config.retention_s) * 1e6)
         removed = 0
-        while True:
-            with self._writer():
-                step = self._trim_step(cutoff)
-                if not step:
-                    if self._rows.free_bytes() > _SHRINK_BYTES:
-                        self._rows.shrink(_SHRINK_PAGES)
-                    return removed
+        while step := self._in_turn(lambda: self._trim_step(cutoff)):
             removed += step
-            time.sleep(0)  # appends that wait for the lock go first
+        for _ in range(_SHRINK_STEPS):
+            if not self._in_turn(self._shrink_step):
+                break
+        return removed
+
+    def _in_turn(self, step: Callable[[], int]) -> int:
+        with self._writer():
+            done = step()
+        time.sleep(0)  # an append that waits for the lock goes first
+        return done
+
+    def _shrink_step(self) -> int:
+        """Give some of the database's free space back to the disk if there is much of it; how many pages."""
+        if self._rows.free_bytes() <= _SHRINK_BYTES:
+            return 0
+        self._rows.shrink(_SHRINK_PAGES)
+        return _SHRINK_PAGES
 
     def _trim_step(self, cutoff: int | None) -> int:
         """Remove some of the first entries that every cursor has passed, appended by ``cutoff``; how many."""
@@ -379,8 +391,9 @@ class EmbeddedLog:
                 self._incarnation = incarnation
 
     def status(self) -> LogStatus:
+        size = file_bytes(self._folder)
         with self._changed:
-            return self._frontier.status(self._cursors, self._incarnation, file_bytes(self._folder))
+            return self._frontier.status(self._cursors, self._incarnation, size)
 
     @staticmethod
     def peek(config: EmbeddedLogConfig, name: str) -> LogStatus | None:
@@ -423,6 +436,9 @@ class EmbeddedLog:
         with self._writing:
             if self._closed:
                 raise closed(self._where)
+            # SQLite would go on in a file without a name, and what it acknowledges would be lost (Guarantee 1).
+            if inode(self._folder / _DATABASE) != self._inode:
+                raise damaged(self._folder, "its database was deleted or replaced while it was open")
             yield
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 
-__all__ = ["file_bytes", "free_bytes", "lock_folder", "sync_folder", "translate_os"]
+__all__ = ["file_bytes", "free_bytes", "inode", "lock_folder", "sync_folder", "translate_os"]
 
 
 def translate_os(error: OSError, path: Path) -> SynclineError:
@@ -76,11 +76,26 @@ def free_bytes(folder: Path) -> int:
 
 
 def file_bytes(folder: Path) -> int:
-    """Bytes of the files in the folder."""
+    """Bytes of the files in the folder, 0 if it is not there."""
     total = 0
-    for path in folder.iterdir():
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue  # trimmed while we look
+    try:
+        for path in list(folder.iterdir()):
+            total += _size(path)
+    except FileNotFoundError:
+        return 0
     return total
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0  # trimmed while we look
+
+
+def inode(path: Path) -> int:
+    """What tells a file from another one of its name, 0 if there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0

@@ -50,7 +50,9 @@ create table incarnation (
 ) strict;
 """
 
-# 16 KB pages and a checkpoint every 8 MB of WAL: see the log's benchmark in docs/benchmark.md.
+# The best of pages of 4 to 64 KB and checkpoints every 4 to 32 MB of WAL. Large pages write much for a lone row, small
+# ones make long chains for a body of 50 KB. The writer's own checkpoints of 8 MB take some milliseconds, because most
+# of the WAL is the same few pages again and again.
 _PAGE_BYTES = 16384
 _CHECKPOINT_PAGES = 512
 _BUSY_TIMEOUT_S = 10.0
