@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -295,6 +296,65 @@ def test_peek_looks_into_a_log_whose_process_was_killed(place: EmbeddedPlace, tm
     peeked = EmbeddedLog.peek(killed.config(), "main")
     assert peeked is not None
     assert (peeked.log, peeked.end) == (log.uuid, 2)
+    log.close()
+
+
+# ----------------------------------------------------------------------------------------------- durability
+
+
+def test_sqlite_syncs_every_commit(place: EmbeddedPlace) -> None:
+    log = place.open()
+    assert log._rows._writer.execute("pragma synchronous").fetchone() == (2,)
+    assert log._rows._writer.execute("pragma journal_mode").fetchone() == ("wal",)
+    log.close()
+
+
+def test_a_body_that_cannot_be_synced_is_never_acknowledged(
+    place: EmbeddedPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = filled(place, LARGE)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", fail)
+        log.append([example_entry(rows=SMALL, version=200)])  # SQLite's own, in its own way
+        with pytest.raises(Unavailable, match="Input/output error"):
+            log.append([example_entry(rows=LARGE, version=300)])
+    assert log.status().end == 2
+    log.append([example_entry(rows=LARGE, version=400)])
+    log.close()
+    log = place.open()
+    assert [e.max_version for e in read_all(log)] == [100, 200, 400]
+    log.close()
+
+
+def test_a_disk_without_direct_writes_holds_bodies_too(place: EmbeddedPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file = os.open
+
+    def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return open_file(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    filled(place, LARGE, SMALL, 4 * LARGE).close()
+    log = place.open()
+    assert read_all(log) == [
+        example_entry(rows=r, version=v) for r, v in ((LARGE, 100), (SMALL, 101), (4 * LARGE, 102))
+    ]
+    log.close()
+
+
+def test_a_body_of_many_pieces_comes_back(place: EmbeddedPlace) -> None:
+    entry = example_entry(example_batch(keys=[i * 2_654_435_761 % 1_000_003 for i in range(300_000)]))
+    log = place.open()
+    log.append([entry])
+    assert log.status().size_bytes > 8 * 1024 * 1024
+    log.close()
+    log = place.open()
+    assert read_all(log) == [entry]
     log.close()
 
 

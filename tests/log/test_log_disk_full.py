@@ -124,6 +124,22 @@ def test_a_transaction_larger_than_the_disk_is_a_gap_and_the_log_lives_on(disk: 
     log.close()
 
 
+def test_a_transaction_on_a_disk_that_stays_full_waits_and_then_is_a_gap(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EmbeddedPlace(disk, disk_reserve_bytes=16 * MB).open()
+    parts = [large(200, Part(i, last=False)) for i in range(20)]
+    taken, error = fill(log, parts)
+    assert full(error)
+    assert taken > 0
+    assert fill(log, parts[taken:])[0] == 0
+    monkeypatch.setattr("syncline.log.embedded._PATIENCE_S", 0.0)
+    with pytest.raises(Gap, match="larger than the disk"):
+        log.append(parts[taken : taken + 1])
+    assert [e.rows for e in read_all(log)] == [0] * taken
+    log.close()
+
+
 def test_a_large_transaction_waits_for_a_slow_target_and_then_passes(disk: Path) -> None:
     log = EmbeddedPlace(disk, disk_reserve_bytes=4 * MB).open()
     count, error = fill(log, [large(v) for v in range(100, 140)])

@@ -40,6 +40,8 @@ _NOTE_CURSORS_S = 1.0
 _SHRINK_BYTES = 64 * 1024 * 1024
 _SHRINK_PAGES = 64
 _SHRINK_STEPS = 32
+# How long a transaction that fills the disk waits for others to free space there, if it is smaller than the reserve.
+_PATIENCE_S = 600.0
 _DATABASE = "log.sqlite"
 
 
@@ -109,6 +111,7 @@ class EmbeddedLog:
         self._incarnation = self._rows.incarnation()
         self._cursors = self._rows.cursors()
         self._noted, self._noted_at = True, time.monotonic()
+        self._stuck: tuple[Series, float] | None = None
         self._bodies = Bodies(self._folder, self._rows.files())
         self._tail = Tail(self._config.tail_bytes)
         self._discard(self._rows.unfinished())
@@ -182,7 +185,7 @@ class EmbeddedLog:
 
         Raises:
             Unavailable: a target that catches up makes room.
-            Gap: one transaction fills the disk alone: nothing ever makes room for the rest of it.
+            Gap: one transaction fills the disk alone, and no target ever makes room for the rest of it.
         """
         while (shortage := self._shortage(new)) is not None:
             if not self._trim_step(None):
@@ -191,11 +194,19 @@ class EmbeddedLog:
             return
         state = self._frontier
         alone = state.head == state.end and (parts or state.size == 0)
-        if not alone or shortage.code == "SL-DISK-FULL":
-            if alone and state.series and state.series.size > self._config.disk_reserve_bytes:
-                self._discard(self._rows.unfinished())
-                raise self._too_large(state.series.size + new)
-            raise shortage
+        if alone and shortage.code != "SL-DISK-FULL":
+            return
+        if alone and state.series and self._fills_the_disk(state.series):
+            self._discard(self._rows.unfinished())
+            raise self._too_large(state.series.size + new)
+        raise shortage
+
+    def _fills_the_disk(self, series: Series) -> bool:
+        """Whether the disk is full of one transaction, rather than of something that goes away again."""
+        if self._stuck is None or self._stuck[0] != series:
+            self._stuck = (series, time.monotonic())
+        waited_s = time.monotonic() - self._stuck[1]
+        return series.size > self._config.disk_reserve_bytes or waited_s > _PATIENCE_S
 
     def _shortage(self, new: int) -> Unavailable | None:
         free = free_bytes(self._folder)
