@@ -1,8 +1,8 @@
 """A program that runs the engine in processes which may be killed: a nursery that forks a child per run.
 
 The nursery imports everything once and has no threads, so a child is ready in milliseconds. It reads one JSON object a
-line (a run), and writes one a line: ``{"pid": ...}`` when the child runs, ``{"status": ...}`` when it ended (negative: by
-that signal). A child kills itself at the n-th pass of a named point; the points are put around the engine's methods
+line (a run), and writes one a line: ``{"pid": ...}`` when the child runs, ``{"status": ...}`` when it ended (negative:
+by that signal). A child kills itself at the n-th pass of a named point; the points are put around the engine's methods
 here, the engine knows nothing of them.
 """
 
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -30,7 +30,7 @@ class Workload:
         self._quiet = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="workload")
-        self.failed: BaseException | None = None
+        self.failed: Exception | None = None
         self.transactions = 0
 
     def __enter__(self) -> Workload:
@@ -54,11 +54,11 @@ class Workload:
                 while not self._stop.wait(self._pause_s):
                     with self._quiet:
                         self.transaction(connection)
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - raised again where the workload is left
             self.failed = error
 
     def transaction(self, connection: psycopg.Connection[Any]) -> None:
-        """One transaction: some statements, at times a savepoint that is rolled back, at times all of it rolled back."""
+        """One transaction: some statements, at times a savepoint that is rolled back, at times rolled back itself."""
         choose = self._random
         for _ in range(choose.choice((1, 1, 2, 3, 8))):
             self.statement(connection)
@@ -78,8 +78,8 @@ class Workload:
         text = f"{self._random.random():.12f}"
         if draw < 0.25:
             connection.execute(
-                "insert into item (id, name, amount, doc) values (%s, %s, %s, repeat(%s, %s)) on conflict (id) do update"
-                " set name = excluded.name, amount = excluded.amount, doc = excluded.doc",
+                "insert into item (id, name, amount, doc) values (%s, %s, %s, repeat(%s, %s)) on conflict (id)"
+                " do update set name = excluded.name, amount = excluded.amount, doc = excluded.doc",
                 [key, text, key * 1.25, text[-4:], size // 4],
             )
         elif draw < 0.45:
@@ -93,7 +93,8 @@ class Workload:
             self._swap(connection, key, other)
         elif draw < 0.82:
             connection.execute(
-                "insert into line select %s, g, %s, repeat('z', %s) from generate_series(1, %s) g on conflict do nothing",
+                "insert into line select %s, g, %s, repeat('z', %s) from generate_series(1, %s) g"
+                " on conflict do nothing",
                 [key, text, size, self._random.randint(1, 20)],
             )
         elif draw < 0.90:

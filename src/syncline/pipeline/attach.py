@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from syncline.capture.preflight import preflight, refuse
-from syncline.capture.slot import Identity, check_slot, create_slot, drop_slot, read_slot
+from syncline.capture.slot import Identity, check_slot, create_slot, drop_slot, format_lsn, read_slot
 from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo, matching_tables
 from syncline.change import Cursor
@@ -18,7 +18,9 @@ from syncline.errors import Gap, Misconfigured
 from syncline.log import Incarnation
 from syncline.pipeline.reports import Reports
 
-__all__ = ["attach_slot", "choose_incarnation", "retire_log", "usable_tables"]
+__all__ = ["SOURCE_OLDER", "attach_slot", "choose_incarnation", "retire_log", "usable_tables"]
+
+SOURCE_OLDER = "SL-SOURCE-OLDER"
 
 # Findings about the whole source that nothing can be captured under. The others are about single tables, or may pass.
 _DECISIVE = frozenset({"SL-SERVER-VERSION", "SL-STANDBY", "SL-WAL-LEVEL", "SL-PUBLICATION", "SL-NO-TABLE"})
@@ -71,8 +73,7 @@ def choose_incarnation(
             return current
         raise Gap(
             f"Source {name} is not the server that the log was captured from: it is system "
-            f"{identity.system_identifier} timeline {identity.timeline}, the log has {was.system_identifier} timeline "
-            f"{was.timeline}.",
+            f"{_named(identity)}, the log has {_named(was)}.",
             remedy="If that is meant to be, run `syncline resync`; else correct source.dsn.",
             code="SL-SOURCE-CHANGED",
         )
@@ -88,6 +89,10 @@ def choose_incarnation(
     return Incarnation(number, identity.system_identifier, identity.timeline, identity.database, base)
 
 
+def _named(identity: Identity) -> str:
+    return f"{identity.system_identifier} timeline {identity.timeline} database {identity.database}"
+
+
 def attach_slot(
     connection: psycopg.Connection[Any],
     settings: SourceConfig,
@@ -99,8 +104,17 @@ def attach_slot(
     place from which it streams.
 
     Raises:
-        Gap: see :func:`~syncline.capture.slot.check_slot`.
+        Gap: see :func:`~syncline.capture.slot.check_slot`; or the source is older than the log.
     """
+    row = connection.execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
+    if row is not None and row[0] < durable:
+        # Streaming from a place that this WAL has yet to reach would skip whatever commits before it.
+        raise Gap(
+            f"The source stands at {format_lsn(row[0])}, but the log holds its changes up to {format_lsn(durable)}: it "
+            "was restored from an older copy.",
+            remedy="Run `syncline resync` to read the tables again, or set on_gap: resync.",
+            code=SOURCE_OLDER,
+        )
     slot = read_slot(connection, settings.slot)
     if durable == 0 and slot is not None and slot.wal_status == "lost":
         drop_slot(connection, slot.name)

@@ -23,7 +23,7 @@ from syncline.config import Config
 from syncline.errors import Gap, Policy, SynclineError, Unavailable, origin, policy
 from syncline.log import Incarnation
 from syncline.log.embedded import EmbeddedLog
-from syncline.pipeline.attach import attach_slot, choose_incarnation, retire_log, usable_tables
+from syncline.pipeline.attach import SOURCE_OLDER, attach_slot, choose_incarnation, retire_log, usable_tables
 from syncline.pipeline.loads import Loads
 from syncline.pipeline.pauses import apply_pauses, hold_name
 from syncline.pipeline.reports import Reports
@@ -154,6 +154,7 @@ class SourcePipeline:
             return
         if isinstance(error, Gap):
             self._reports.gap(self.name, error)
+            self._reports.flush()
             if self.settings.on_gap == "resync":
                 self._start_over = True
                 return
@@ -183,7 +184,15 @@ class SourcePipeline:
         if self.state != "streaming":
             self.state = "loading"
         self.loads.load_missing(self.tables, incarnation, unpublished)
+        self._gaps_mended()
         self._stream(incarnation)
+
+    def _gaps_mended(self) -> None:
+        """The slot continues the log, the log continues the targets, and whatever had to be read is in the log."""
+        self._reports.gap_closed(self.name)
+        for name, target in self.targets.items():
+            if target.error is None:
+                self._reports.gap_closed(self.name, target=name)
 
     def _choose_tables(self, connection: Any) -> list[str]:
         """Look at the source's tables as they are now; returns those that were not published until now."""
@@ -202,10 +211,22 @@ class SourcePipeline:
 
     def _attach(self, connection: Any, identity: Identity, incarnation: Incarnation) -> None:
         durable = self.log.status().place
+        if durable:
+            self._refuse_known_gap()
         place = attach_slot(connection, self.settings, identity, durable, self._talk)
         if place != durable:
             through = incarnation.base + place
             self._append([Entry((Marker("progress"),), place=place, through=through, incarnation=incarnation.number)])
+
+    def _refuse_known_gap(self) -> None:
+        """A restored source soon stands behind the log's last place again, and looks sound: the record still knows.
+
+        Raises:
+            Gap: an earlier session found the source older than the log, and nothing was read again since.
+        """
+        for gap in self._control.gaps():
+            if (gap["source"], gap["target"], gap["table_name"], gap["code"]) == (self.name, "", "", SOURCE_OLDER):
+                raise Gap(gap["reason"], remedy="Run `syncline resync` to read the tables again.", code=SOURCE_OLDER)
 
     def refresh(self) -> None:
         """Housekeeping: take in tables that came since the start, and read what is due as it is now."""
@@ -335,7 +356,6 @@ class SourcePipeline:
             self._reports.gap(self.name, gap, target=target.name)
             target.error = gap if self.settings.on_gap != "resync" else None
             return False
-        self._reports.gap_closed(self.name, target=target.name)
         return True
 
     def _heal(self, schema: TableSchema, keys: Any, xids: Sequence[int]) -> Any:
