@@ -24,6 +24,7 @@ from syncline.capture.values import (
     JSONB,
     UNSIGNED_OIDS,
     Inexact,
+    from_binary,
     from_text,
     precision_scale,
     text_of_binary,
@@ -162,7 +163,7 @@ def _numeric_from_text(cells: Cells, logical: str) -> pa.Array:
         # NaN and the infinities have no decimal; anything else that isn't a number is damage.
         strings = array.cast(pa.string())
         special = pc.is_in(strings, pa.array(["NaN", "Infinity", "-Infinity"]))
-        _plain_digits(pc.if_else(special, None, strings).cast(pa.binary())).cast(arrow_type(logical))
+        _plain_digits(array.filter(pc.invert(special))).cast(arrow_type(logical))
         return strings
 
 
@@ -267,7 +268,7 @@ def binary_cells(cells: Cells, oid: int, logical: str, *, as_text: bool = False)
         Malformed, pyarrow.ArrowInvalid: not the binary layout of this type.
     """
     if as_text and logical not in ("text", "json"):
-        return _text_of_binary(cells, logical)
+        return _text_of_binary(cells, oid, logical)
     if oid == JSONB:
         if not cells.all((cells.joined.words(cells.begin) >> np.uint64(56) == 1) & (cells.end > cells.begin)):
             raise Malformed("not version 1 of jsonb")
@@ -282,11 +283,12 @@ def binary_cells(cells: Cells, oid: int, logical: str, *, as_text: bool = False)
         return _bool(cells, 1, 0)
     if logical.startswith("numeric("):
         found = decimals(cells, *precision_scale(logical))
-        return _text_of_binary(cells, logical) if found is None else _fixed(arrow_type(logical), found, cells.null)
+        if found is None:
+            return _text_of_binary(cells, oid, logical)
+        return _fixed(arrow_type(logical), found, cells.null)
     numbers = _numbers(cells, ">u4" if oid in UNSIGNED_OIDS else _BIG_ENDIAN[logical])
     if logical in ("date", "timestamp", "timestamptz"):
-        top, shift = (INFINITY_DATE, EPOCH_DAYS) if logical == "date" else (INFINITY_TIME, EPOCH_US)
-        return _since_1970(cells, numbers, logical, top, shift)
+        return _since_1970(cells, numbers, oid, logical)
     if logical == "time" and not cells.all((numbers >= 0) & (numbers <= 86_400_000_000)):
         raise Malformed("not a time of day")
     return _fixed(arrow_type(logical), numbers.astype(np.int64) if oid in UNSIGNED_OIDS else numbers, cells.null)
@@ -297,24 +299,32 @@ def _numbers(cells: Cells, dtype: str) -> np.ndarray[Any, Any]:
     return cells.fixed(big.itemsize).view(big).astype(big.newbyteorder("="))
 
 
-def _since_1970(cells: Cells, numbers: np.ndarray[Any, Any], logical: str, top: int, shift: int) -> pa.Array:
+def _since_1970(cells: Cells, numbers: np.ndarray[Any, Any], oid: int, logical: str) -> pa.Array:
+    top, shift = (INFINITY_DATE, EPOCH_DAYS) if logical == "date" else (INFINITY_TIME, EPOCH_US)
     high = numbers >= top - shift  # infinity, and what the shift would carry there or beyond
     low = numbers == -top - 1
     infinite = low | (numbers == top)
     if not cells.all(~high | infinite):
         if logical == "date":
             raise Malformed("not a date")
-        return _text_of_binary(cells, logical)
+        return _text_of_binary(cells, oid, logical)
     stored = np.where(high | infinite, 0, numbers) + numbers.dtype.type(shift)
     if infinite.any():
         stored[infinite] = np.where(low[infinite], -top, top)
     return _fixed(arrow_type(logical), stored, cells.null)
 
 
-def _text_of_binary(cells: Cells, logical: str) -> pa.Array:
+def _text_of_binary(cells: Cells, oid: int, logical: str) -> pa.Array:
     # A column with a value that has no exact form: so rare that value by value is fine.
-    values = cells.take().to_pylist()
-    return pa.array([None if v is None else text_of_binary(logical, v) for v in values], pa.string())
+    texts = []
+    for value in cells.take().to_pylist():
+        if value is not None:
+            try:
+                from_binary(oid, logical, value)  # refuses what is no value at all
+            except Inexact:
+                pass  # the reason to be here
+        texts.append(None if value is None else text_of_binary(logical, value))
+    return pa.array(texts, pa.string())
 
 
 # ---------------------------------------------------------------------------------------------------------- both

@@ -46,7 +46,7 @@ class _Message:
         return int.from_bytes(self.take(size, what), "big")
 
     def tag(self, known: str, what: str) -> str:
-        found = self.take(1, what).decode("latin-1")
+        found = self.take(1, f"the {what}").decode("latin-1")
         if found not in known:
             raise _Wrong(f"has an unknown {what} at byte {self.place - 1}")
         return found

@@ -94,13 +94,18 @@ class Cells:
         n = len(self.begin)
         # Values and the gaps between them are the segments of one array over the buffer; every second one is taken.
         segments = np.empty(2 * n + 1, np.int32)
-        segments[:-1:2] = self.begin + skip if skip else self.begin
-        segments[1::2] = self.end - trim if trim else self.end
+        segments[:-1:2] = self._moved(self.begin, skip)
+        segments[1::2] = self._moved(self.end, -trim)
         segments[-1] = self.end[-1] if n else 0
         array = pa.Array.from_buffers(pa.binary(), 2 * n, [None, pa.py_buffer(segments), self.joined.buffer])
         if self.null is None:
             return array.take(_even(n))
         return array.take(pa.array(np.arange(0, 2 * n, 2, dtype=np.int64), mask=self.null))
+
+    def _moved(self, offsets: Ints, by: int) -> Ints:
+        if not by:
+            return offsets
+        return offsets + by if self.null is None else np.where(self.null, offsets, offsets + by)
 
     def all(self, condition: Bools) -> bool:
         """Whether a condition holds for every row that has a value."""

@@ -44,8 +44,6 @@ def _days(text: str) -> int:
     if not found:
         raise ValueError("not a date")
     year, month, day = (int(part) for part in found.groups()[:3])
-    if year == 0:
-        raise ValueError("not a date")
     year = 1 - year if found[4] else year
     leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
     if not (1 <= month <= 12 and 1 <= day <= _DAYS[month - 1]) or (month == 2 and day == 29 and not leap):
