@@ -18,6 +18,7 @@ from wire import NULL, UNCHANGED, Table, Value, binary, content, copy_row, delet
 from syncline.capture import pgoutput, rowwise
 from syncline.capture.pgoutput import Run, decode, decode_copy
 from syncline.capture.values import text_of_binary
+from syncline.change import Op
 from syncline.errors import Damaged
 
 # SYNCLINE_FUZZ_EXAMPLES raises it for a long run.
@@ -219,6 +220,29 @@ def test_valid_batches_decode_like_the_reference_in_text_and_in_binary(made: Mad
     from_binary, reference = both(made, made.binaries, binary=True)
     assert content(from_binary) == content(reference)
     assert content(from_binary) == content(columnar)
+
+
+def test_thousands_of_mixed_messages_decode_like_the_reference() -> None:
+    """Offsets of a large buffer, most of it from rows of other shapes."""
+    rng = np.random.default_rng(7)
+    table = Table((("id", 20, -1, True), ("body", 25, -1, False), ("at", 1184, -1, False)), "f")
+    made = Made(table)
+    for i in range(3000):
+        rows = [
+            [(str(n), struct.pack(">q", n)), (body, body.encode()), (text_of_binary("timestamptz", at), at)]
+            for n in (int(rng.integers(-9, 9)), i)
+            for body in ("\u00e9" * int(rng.integers(0, 300)),)
+            for at in (struct.pack(">q", int(rng.integers(-(10**15), 10**15))),)
+        ]
+        shape = ["I", "UN", "UK", "UO", "DK", "DO"][int(rng.integers(0, 6))]
+        holes, gone = (list(rng.choice(list(kinds), 3)) for kinds in ("vvvnu", "vvn"))
+        holes[0] = gone[0] = "v"
+        made.texts.append(message(table, shape, rows[0], rows[1], holes, gone, 0))
+        made.binaries.append(message(table, shape, rows[0], rows[1], holes, gone, 1))
+    columnar, reference = both(made, made.texts, binary=False)
+    assert content(columnar) == content(reference)
+    assert content(both(made, made.binaries, binary=True)[0]) == content(columnar)
+    assert {"INSERT", "UPDATE", "DELETE", "REKEY"} == {Op(op).name for op in columnar.ints("op")}
 
 
 @st.composite

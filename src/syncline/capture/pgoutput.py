@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -365,13 +367,16 @@ def _masks(schema: TableSchema, masks: list[tuple[int, Bools]], n: int) -> pa.Ar
 # ----------------------------------------------------------------------------------------------- system columns
 
 
+_RUN = attrgetter("version", "commit_time", "xid", "first_ordinal", "count")
+
+
 def _constant(value: int, n: int) -> pa.Array:
     return pa.array(np.full(n, value, np.int8))
 
 
 def _transactions(runs: Sequence[Run]) -> dict[str, pa.Array]:
     """The system columns that the runs tell."""
-    table = np.array([(r.version, r.commit_time, r.xid, r.first_ordinal, r.count) for r in runs], np.int64)
+    table = np.fromiter(chain.from_iterable(map(_RUN, runs)), np.int64, 5 * len(runs))
     version, commit_time, xid, first, count = table.reshape(-1, 5).T
     ends = np.cumsum(count)
     ordinal = np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - count), count)

@@ -110,6 +110,15 @@ def _raising(cast: Any, *args: Any) -> pa.Array:
 # ---------------------------------------------------------------------------------------------------------- text
 
 
+# The kernel itself, with its options made once: half the cost of Array.cast for a lone change.
+_CAST, _TO_STRING = pc.get_function("cast"), pc.CastOptions.safe(pa.string())
+
+
+def _strings(array: pa.Array) -> pa.Array:
+    """A binary array as strings, without a copy; not UTF-8 is an ArrowInvalid."""
+    return _CAST.call([array], options=_TO_STRING)
+
+
 def text_cells(cells: Cells, logical: str, *, as_text: bool = False) -> pa.Array:
     """As :func:`cast_text`, of the cells of a walk; ``as_text`` asks for the string array in any case.
 
@@ -117,7 +126,7 @@ def text_cells(cells: Cells, logical: str, *, as_text: bool = False) -> pa.Array
         Malformed, pyarrow.ArrowInvalid: PostgreSQL doesn't print a value of this type like that.
     """
     if as_text or logical in ("text", "json"):
-        return cells.take().cast(pa.string())
+        return _strings(cells.take())
     if logical.startswith("numeric("):
         return _numeric_from_text(cells, logical)
     match logical:
@@ -130,7 +139,7 @@ def text_cells(cells: Cells, logical: str, *, as_text: bool = False) -> pa.Array
         case "bytes":
             return _bytes_from_text(cells)
         case "float4" | "float8":
-            return cells.take().cast(pa.string()).cast(arrow_type(logical))
+            return _strings(cells.take()).cast(arrow_type(logical))
         case _:
             return _plain_digits(cells.take()).cast(arrow_type(logical))
 
@@ -152,7 +161,7 @@ def _plain_digits(array: pa.Array) -> pa.Array:
     values = _values(array)
     if len(values) and int((values - np.uint8(ord("-"))).max()) > ord("9") - ord("-"):
         raise Malformed("not a number")
-    return array.cast(pa.string())
+    return _strings(array)
 
 
 def _numeric_from_text(cells: Cells, logical: str) -> pa.Array:
@@ -161,7 +170,7 @@ def _numeric_from_text(cells: Cells, logical: str) -> pa.Array:
         return _plain_digits(array).cast(arrow_type(logical))
     except Malformed:
         # NaN and the infinities have no decimal; anything else that isn't a number is damage.
-        strings = array.cast(pa.string())
+        strings = _strings(array)
         special = pc.is_in(strings, pa.array(["NaN", "Infinity", "-Infinity"]))
         _plain_digits(array.filter(pc.invert(special))).cast(arrow_type(logical))
         return strings
@@ -210,10 +219,10 @@ def _temporal_from_text(cells: Cells, logical: str) -> pa.Array:
     zone = len("+00") if logical == "timestamptz" else 0
     if cells.all(cells.end - cells.begin >= _SHORTEST[logical]) and (not zone or _in_utc(cells)):
         try:
-            return _ordinary(cells.take(trim=zone).cast(pa.string()), logical)
+            return _ordinary(_strings(cells.take(trim=zone)), logical)
         except pa.ArrowInvalid:
             pass  # some value is not ordinary
-    return _rare(cells.take().cast(pa.string()), logical, zone)
+    return _rare(_strings(cells.take()), logical, zone)
 
 
 def _in_utc(cells: Cells) -> bool:
@@ -272,9 +281,9 @@ def binary_cells(cells: Cells, oid: int, logical: str, *, as_text: bool = False)
     if oid == JSONB:
         if not cells.all((cells.joined.words(cells.begin) >> np.uint64(56) == 1) & (cells.end > cells.begin)):
             raise Malformed("not version 1 of jsonb")
-        return cells.take(skip=1).cast(pa.string())
+        return _strings(cells.take(skip=1))
     if logical in ("text", "json"):
-        return cells.take().cast(pa.string())
+        return _strings(cells.take())
     if logical == "bytes":
         return cells.take()
     if logical == "uuid":
