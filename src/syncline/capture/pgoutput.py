@@ -278,8 +278,6 @@ def _fill(new: Field, old: Field, walked: _Walked, *, key: bool) -> None:
     if not wanted.any():
         return
     rows = walked.rows[wanted]
-    # The arrays of a walk are shared with the next field's: never written in place.
-    new.begin, new.end, new.kind = new.begin.copy(), new.end.copy(), new.kind.copy()
     new.begin[rows], new.end[rows] = old.begin[wanted], old.end[wanted]
     new.kind[rows] = old.form if old.kind is None else old.kind[wanted]
 
