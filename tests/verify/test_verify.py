@@ -6,6 +6,7 @@ import random
 import threading
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 from piped import Pipeline
@@ -14,7 +15,7 @@ from servers import eventually
 from syncline.apply.keys import key_hashes
 from syncline.catalog.repository import ControlSchema, DeadLetter
 from syncline.errors import Misconfigured, Unavailable
-from syncline.verify import TableReport, verify
+from syncline.verify import TableReport, compare, verify
 
 ITEMS = (
     "create table items"
@@ -136,10 +137,23 @@ def test_a_paused_table_is_not_compared(filled: Pipeline) -> None:
         assert verify(filled.config).differences == 1
 
 
-def test_a_column_that_the_copy_does_not_have_is_a_difference(filled: Pipeline) -> None:
+def test_a_column_that_was_added_meanwhile_is_waited_for(filled: Pipeline) -> None:
     filled.database.execute("alter table items add column extra int")
     report = filled.verify()
-    assert (report.tables[0].columns, report.differences) == (("extra",), 1)
+    assert (report.tables[0].columns, report.differences) == ((), 0)
+
+
+def test_a_column_that_only_one_side_has_is_a_difference(filled: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "_SHAPE_S", 0.0)
+    recorded = "select body from syncline.tables where name = 'public.items'"
+    with duckdb.connect(str(filled.path)) as copy:
+        ((body,),) = copy.execute(recorded).fetchall()
+    filled.damage(
+        "alter table items rename price to cost",
+        f"update syncline.tables set body = '{body.replace('price', 'cost')}' where name = 'public.items'",
+    )
+    report = filled.verify()
+    assert (report.tables[0].columns, report.differences) == (("cost", "price"), 2)
 
 
 def test_only_the_named_tables_are_compared_and_unknown_names_are_refused(filled: Pipeline) -> None:

@@ -23,13 +23,14 @@ from syncline.catalog.repository import ControlSchema
 from syncline.config import Config
 from syncline.errors import Gap, Misconfigured
 from syncline.verify.point import Engine, engine_running, reach
-from syncline.verify.report import Report, TableReport
+from syncline.verify.report import KINDS, Report, TableReport
 from syncline.verify.table import Copy, Outcome, Point, Progress, Suspects, compare_table
 
 __all__ = ["verify"]
 
 _log = structlog.get_logger()
 _ATTEMPTS = 5
+_SHAPE_S = 15.0
 
 
 def verify(
@@ -56,10 +57,19 @@ def verify(
     run = _Run(config, tuple(tables), target, progress or _silent, talk or _log.info)
     with engine_running(config, engine, run.talk) as check:
         found = run.look(check, None)
+        deadline = time.monotonic() + _SHAPE_S
+        while (odd := _of_other_shape(found)) and time.monotonic() < deadline:
+            time.sleep(1.0)
+            found |= run.look(check, odd)
         suspects = {key: one.suspects for key, one in found.items() if one.report.differences}
         if suspects:
             found |= run.look(check, suspects)
     return Report([one.report for one in found.values()], time.monotonic() - began)
+
+
+def _of_other_shape(found: dict[_Key, Outcome]) -> dict[_Key, Suspects]:
+    """Tables whose columns differ. The engine looks at the catalogue every second, so that may be in flight as well."""
+    return {key: dict.fromkeys(KINDS) for key, one in found.items() if one.report.columns}
 
 
 def _silent(table: str, rows: int, of: int | None) -> None:
