@@ -32,6 +32,7 @@ __all__ = [
     "Cursor",
     "Entry",
     "Item",
+    "Loaded",
     "Marker",
     "Op",
     "Part",
@@ -97,6 +98,11 @@ class TableSchema(msgspec.Struct, frozen=True, dict=True):
     def fingerprint(self) -> str:
         """16 hex digits that change when a name, a type, the order or the key changes."""
         return xxhash.xxh3_64_hexdigest(msgspec.json.encode(self))
+
+    @cached_property
+    def outline(self) -> str:
+        """16 hex digits of names, types and key: what decides whether rows of one schema serve in another."""
+        return xxhash.xxh3_64_hexdigest(msgspec.json.encode([(c.name, c.type, c.key) for c in self.columns]))
 
     @cached_property
     def mask_bytes(self) -> int:
@@ -231,17 +237,33 @@ class Truncate:
     version: int
 
 
+class Loaded(msgspec.Struct, frozen=True):
+    """A table whose existing rows are at a target: what it was when they were read.
+
+    ``shape`` is the source's catalogue in short: once it differs, rows may have changed without a row event.
+    ``since``: every change with a version below it is superseded by what was read. ``columns`` is the
+    :attr:`TableSchema.outline` of the rows.
+    """
+
+    shape: str
+    since: int = 0
+    columns: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Marker:
     """Progress without data, or a note for one reader of the log.
 
-    ``kind`` is ``progress``; or, with ``table``, ``load_started``, ``loaded``, or ``gap`` (changes of the table behind
-    it could not be captured: it waits for a load).
+    ``kind`` is ``progress``; or, with ``table``:
+
+    - ``load_started`` and ``loaded``, around the rows of a load, both with what the table is ``known`` as by it;
+    - ``reshaped``: the table is ``known`` by another shape now, and its rows are as they were;
+    - ``gap``: changes of the table behind it could not be captured, so it waits for a load.
     """
 
     kind: str
     table: str = ""
-    oid: int = 0
+    known: Loaded | None = None
 
 
 Item = Batch | Truncate | Marker
@@ -312,7 +334,7 @@ class Cursor(msgspec.Struct, frozen=True):
     """How far one target has durably applied one source; it lives in the target (Guarantee 3).
 
     ``through`` as in :class:`Entry`; ``version`` is the greatest version ever applied; ``place`` the source's place;
-    ``loaded`` maps the tables whose existing rows are all here to their oids; the rest identifies the source
+    ``loaded`` maps the tables whose existing rows are all here to what they were; the rest identifies the source
     incarnation, so that a new log can choose a base above every version ever written (correctness rule 1).
     """
 
@@ -324,7 +346,7 @@ class Cursor(msgspec.Struct, frozen=True):
     incarnation: int = 1
     system_identifier: str = ""
     base: int = 0
-    loaded: dict[str, int] = msgspec.field(default_factory=dict)
+    loaded: dict[str, Loaded] = msgspec.field(default_factory=dict)
     format: int = 1
 
 
@@ -412,6 +434,12 @@ def _encode_batch(batch: Batch) -> tuple[_ItemHead, pa.Buffer]:
     return _ItemHead("batch", _packed(batch.schema), size=body.size), body
 
 
+def _marker_note(marker: Marker) -> str:
+    known = marker.known
+    described = (known.shape, str(known.since), known.columns) if known else ()
+    return "\0".join((marker.kind, marker.table, *described))
+
+
 def encode_entry(entry: Entry) -> tuple[bytes, bytes]:
     """``(head, body)``: a msgpack head and the batches as Arrow IPC (lz4, or bare if small), one behind the other."""
     heads: list[_ItemHead] = []
@@ -425,7 +453,7 @@ def encode_entry(entry: Entry) -> tuple[bytes, bytes]:
             case Truncate():
                 heads.append(_ItemHead("truncate", _packed(item.schema), version=item.version))
             case Marker():
-                heads.append(_ItemHead("marker", note=f"{item.kind}\0{item.table}\0{item.oid}"))
+                heads.append(_ItemHead("marker", note=_marker_note(item)))
     part = (entry.part.index, entry.part.last) if entry.part else None
     encoded = _head_encoder.encode(
         _Head(WIRE_FORMAT, heads, entry.place, entry.through, entry.incarnation, entry.commit_time, entry.targets, part)
@@ -443,8 +471,8 @@ def _decode_item(head: _ItemHead, body: pa.Buffer) -> Item:
         case "truncate":
             return Truncate(_unpacked(bytes(head.schema)), head.version)
         case "marker":
-            kind, table, oid = head.note.split("\0")
-            return Marker(kind, table, int(oid))
+            kind, table, *known = head.note.split("\0")
+            return Marker(kind, table, Loaded(known[0], int(known[1]), known[2]) if known else None)
     raise ValueError(f"unknown item kind {head.kind!r}")
 
 

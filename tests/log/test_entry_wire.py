@@ -15,9 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from syncline.change import (
+    MAX_VERSION,
     Batch,
     Column,
     Entry,
+    Loaded,
     Marker,
     Op,
     Part,
@@ -98,7 +100,12 @@ def _old_key(schema: TableSchema, columns: list[pa.Array]) -> pa.Array:
 ITEMS = st.one_of(
     batches(),
     st.builds(Truncate, schemas(), st.integers(0, 2**53)),
-    st.builds(Marker, st.sampled_from(["progress", "load_started", "loaded", "gap"]), TEXT, st.integers(0, 2**32)),
+    st.builds(
+        Marker,
+        st.sampled_from(["progress", "load_started", "loaded", "reshaped", "gap"]),
+        TEXT,
+        st.none() | st.builds(Loaded, TEXT, st.integers(0, MAX_VERSION), TEXT),
+    ),
 )
 PLACES = st.integers(0, 2**63 - 1)
 ENTRIES = st.builds(

@@ -27,7 +27,7 @@ from syncline.capture import wal
 from syncline.catalog.repository import ControlSchema
 from syncline.config import load_config
 from syncline.log import embedded
-from syncline.pipeline import SyncService, source
+from syncline.pipeline import SyncService, loads
 
 Act = Callable[[], None]
 
@@ -86,7 +86,7 @@ POINTS: dict[str, Callable[[Act], None]] = {
     "before migrating": lambda act: _around(duckdb_store.DuckDBStore, "migrate", before=act),
     "after migrating": lambda act: _around(duckdb_store.DuckDBStore, "migrate", after=act),
     "after the cursor is noted": lambda act: _around(Worker, "_advance", after=act),
-    "amid the load": lambda act: _each(source, "load", act),
+    "amid the load": lambda act: _each(loads, "load", act),
     "after parking": lambda act: _around(ControlSchema, "park", after=act),
 }
 
@@ -142,9 +142,7 @@ def _child(job: dict[str, Any]) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         code = _run(job)
-    except BaseException as error:  # the child must never come back into the nursery
-        import traceback
-
+    except BaseException as error:  # noqa: BLE001 - the child must never come back into the nursery
         traceback.print_exc()
         code = {"Unavailable": 3, "Misconfigured": 2}.get(type(error).__name__, 70)
     finally:

@@ -298,8 +298,8 @@ def table_difference(source: psycopg.Connection[Any], target: Any, namespace: st
     where = "main" if namespace == "public" else namespace
     try:
         found = target.execute(f"select {ours} from {_quote(where)}.{_quote(table)}").fetchall()
-    except duckdb.CatalogException:
-        return "" if not wanted else f"missing, with {len(wanted)} rows at the source"
+    except (duckdb.CatalogException, duckdb.BinderException) as error:
+        return f"not as at the source: {str(error).splitlines()[0]}"
     if sorted(map(repr, wanted)) == sorted(map(repr, found)):
         return ""
     lost, extra = set(map(repr, wanted)) - set(map(repr, found)), set(map(repr, found)) - set(map(repr, wanted))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from syncline.change import Batch, Entry, Marker, Position, TableSchema, Truncate
+from syncline.change import Batch, Entry, Loaded, Marker, Position, TableSchema, Truncate
 
 __all__ = ["Read", "Scope", "Step", "steps", "whole"]
 
@@ -19,13 +19,19 @@ class Scope(Protocol):
     def wanted(self, table: str) -> bool:
         """Whether the table's changes are applied: it is neither paused nor in a gap."""
 
+    def since(self, table: str) -> int:
+        """Changes of the table below this version are superseded by a load, whatever shape they have."""
+
     def passing(self, marker: Marker) -> None:
         """The reader is at a marker: a gap begins, or a load that ends one."""
 
 
 @dataclass(slots=True)
 class Step:
-    """Changes by table (in log order, one schema a table), and what the cursor becomes behind them."""
+    """Changes by table (in log order, one schema a table), and what the cursor becomes behind them.
+
+    ``kept`` are tables that stay loaded in a new shape.
+    """
 
     position: Position
     through: int = 0
@@ -37,6 +43,7 @@ class Step:
     tables: dict[str, list[Batch | Truncate]] = field(default_factory=dict)
     schemas: dict[str, TableSchema] = field(default_factory=dict)
     markers: list[Marker] = field(default_factory=list)
+    kept: dict[str, Loaded] = field(default_factory=dict)
 
     def takes(self, entry: Entry) -> bool:
         """Whether every table of the entry still has the schema it has in this step."""
@@ -51,14 +58,14 @@ class Step:
         self.position = position
         self.through = max(self.through, entry.through)
         self.place = max(self.place, entry.place)
-        self.incarnation = entry.incarnation
+        self.incarnation = max(self.incarnation, entry.incarnation)
         self.nbytes += entry.nbytes
         self.version = max(self.version, entry.max_version)
         for item in entry.items:
             if isinstance(item, Marker):
                 scope.passing(item)
                 self.markers.append(item)
-            elif scope.wanted(item.schema.qualified):
+            elif scope.wanted(item.schema.qualified) and _newest(item) >= scope.since(item.schema.qualified):
                 name = item.schema.qualified
                 self.schemas[name] = item.schema
                 self.tables.setdefault(name, []).append(item)
@@ -68,6 +75,12 @@ class Step:
         """Leave a table out after all."""
         del self.schemas[table]
         self.rows -= sum(len(i) for i in self.tables.pop(table) if isinstance(i, Batch))
+
+
+def _newest(item: Batch | Truncate) -> int:
+    if isinstance(item, Truncate):
+        return item.version
+    return int(item.ints("version").max()) if len(item) else 0
 
 
 def whole(found: Sequence[Read]) -> list[Read]:

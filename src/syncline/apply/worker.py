@@ -16,7 +16,7 @@ from syncline.apply.parking import Parking
 from syncline.apply.progress import Progress
 from syncline.apply.retry import Backoff, persist
 from syncline.apply.steps import Read, Scope, Step, steps, whole
-from syncline.change import Batch, Cursor, Marker, Position, TableSchema
+from syncline.change import Batch, Cursor, Loaded, Marker, Position, TableSchema
 from syncline.config import ApplyConfig
 from syncline.errors import Misconfigured, Policy, Rejected, SynclineError, policy
 from syncline.log import Log
@@ -43,8 +43,8 @@ class Host(Scope, Protocol):
     def purge_below(self) -> int | None:
         """Tombstones below this version may be forgotten; None while an older change could still come."""
 
-    def schema_changed(self, before: TableSchema, after: TableSchema) -> None:
-        """The table has a new shape at this target."""
+    def schema_changed(self, schema: TableSchema) -> None:
+        """The table has a new shape at this target, and its rows have to be read again."""
 
     def refused(self, table: str, error: SynclineError) -> None:
         """The store can't take the table; it is not wanted any more until it is loaded again."""
@@ -126,7 +126,7 @@ class Worker:
         position, end = Position(self._log.uuid, after), self.cursor.position
         while position < end and not self._stop.is_set():
             found = [r for r in self._log.read(position, self._config.max_bytes) if r[0] <= end]
-            self._take_all(found, _Only(table))
+            self._take_all(found, _Only(table, self._host))
             position = found[-1][0] if found else end
         if not self._stop.is_set():
             self._host.caught_up(table)
@@ -185,6 +185,7 @@ class Worker:
         for name, schema in list(step.schemas.items()):
             if self._schemas.get(name) == schema:
                 continue
+            known = self._let_go(name, schema)
             try:
                 before = self._store.migrate(schema)
             except Misconfigured as error:
@@ -192,21 +193,47 @@ class Worker:
                 step.drop(name)
                 continue
             self._schemas[name] = schema
-            if before is not None and before.columns != schema.columns:
-                self._host.schema_changed(before, schema)
+            if known is None or any(m.kind == "load_started" and m.table == name for m in step.markers):
+                continue
+            if before is not None and _only_lost_columns(before, schema):
+                step.kept[name] = msgspec.structs.replace(known, columns=schema.outline)
+            else:
+                self._host.schema_changed(schema)
+
+    def _let_go(self, table: str, schema: TableSchema) -> Loaded | None:
+        """Before a table takes another shape: forget durably that it is loaded, so that no crash can forget the load
+        that is due; returns what it was. None if there is nothing to forget."""
+        known = self.cursor.loaded.get(table)
+        if known is None or known.columns == schema.outline:
+            return None
+        rest = {t: k for t, k in self.cursor.loaded.items() if t != table}
+        cursor = msgspec.structs.replace(self.cursor, loaded=rest)
+        self._store.apply(Work((), cursor))
+        self.cursor = cursor
+        return known
 
     def _cursor_behind(self, step: Step) -> Cursor:
         now = self.cursor
-        loaded = {m.table: m.oid for m in step.markers if m.kind == "loaded" and self._host.wanted(m.table)}
         return msgspec.structs.replace(
             now,
-            loaded={**now.loaded, **loaded} if loaded else now.loaded,
+            loaded=self._loaded_behind(step) if step.markers or step.kept else now.loaded,
             position=max(now.position, step.position),
             through=max(now.through, step.through),
             place=max(now.place, step.place),
             version=max(now.version, step.version),
-            incarnation=step.incarnation,
+            incarnation=max(now.incarnation, step.incarnation),
         )
+
+    def _loaded_behind(self, step: Step) -> dict[str, Loaded]:
+        """A table is not loaded from the start of a load or a gap to the end of a load: a crash begins that anew."""
+        loaded = {**self.cursor.loaded, **step.kept}
+        for marker in step.markers:
+            known = loaded.pop(marker.table, None)
+            if marker.kind == "loaded" and marker.known and self._host.wanted(marker.table):
+                loaded[marker.table] = marker.known
+            elif marker.kind == "reshaped" and known and marker.known:
+                loaded[marker.table] = msgspec.structs.replace(known, shape=marker.known.shape)
+        return loaded
 
     def _advance(self, step: Step) -> None:
         self.cursor = self._cursor_behind(step)
@@ -217,14 +244,24 @@ class Worker:
 class _Only:
     """The scope of one table."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, host: Host) -> None:
         self._table = table
+        self._host = host
 
     def wanted(self, table: str) -> bool:
         return table == self._table
 
+    def since(self, table: str) -> int:
+        return self._host.since(table)
+
     def passing(self, marker: Marker) -> None:
         """Markers were heeded when the cursor passed them."""
+
+
+def _only_lost_columns(before: TableSchema, after: TableSchema) -> bool:
+    """Whether the columns that are left are what they were."""
+    was = {(c.name, c.type, c.key) for c in before.columns}
+    return was > {(c.name, c.type, c.key) for c in after.columns}
 
 
 def _layers(works: list[TableWork]) -> list[list[TableWork]]:

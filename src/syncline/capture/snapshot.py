@@ -26,7 +26,7 @@ from syncline.capture.pgtypes import binary_exact
 from syncline.capture.slot import Talk, snapshot_point
 from syncline.capture.source import SourceConfig, connect, connect_plain, describe, printed, translated
 from syncline.capture.tables import TableInfo, table_schema
-from syncline.change import Batch, Entry, Item, Marker, Truncate
+from syncline.change import Batch, Entry, Item, Loaded, Marker, Truncate
 from syncline.errors import Damaged, Gap, Unavailable
 
 __all__ = ["Load", "LoadProgress", "Rewritten", "consistent_point", "load", "read_table"]
@@ -99,12 +99,13 @@ def _load_once(
     with consistent_point(config, "load", talk) as (point, snapshot):
         version = what.base + point - 1
         for info in what.tables:
-            yield entry(Marker("load_started", info.qualified))
             schema = table_schema(info)
+            yield entry(Marker("load_started", info.qualified, Loaded(info.shape, version - 1)))
             for batch in read_table(config, info, snapshot, version, stop, progress):
                 schema = batch.schema
                 yield entry(batch)
-            yield entry(Truncate(schema, version - 1), Marker("loaded", info.qualified, info.oid))
+            known = Loaded(info.shape, version - 1, schema.outline)
+            yield entry(Truncate(schema, version - 1), Marker("loaded", info.qualified, known))
 
 
 @contextmanager
@@ -222,8 +223,8 @@ class _Reader:
             cursor.execute(f"set transaction snapshot '{self._snapshot}'; set local row_security = off")
             try:
                 cursor.copy_expert(self._statement(span), sink)
-            except psycopg2.errors.UndefinedTable as error:
-                raise Rewritten(self._info.qualified) from error
+            except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
+                raise Unavailable(f"Table {self._info.qualified} changed its shape while it was read.") from error
             cursor.execute("select relfilenode = pg_relation_filenode(oid) from pg_class where oid = %s", [span.oid])
             same = cursor.fetchone()
             cursor.execute("commit")

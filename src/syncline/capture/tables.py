@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import psycopg
+import xxhash
 
 from syncline.capture.pgtypes import logical_type
 from syncline.change import Column, TableSchema
@@ -28,12 +29,15 @@ __all__ = [
     "Relation",
     "TableInfo",
     "TablePattern",
+    "catalogue_mark",
     "identity_problem",
     "key_columns",
     "matching",
     "matching_tables",
+    "only_lost_columns",
     "parse_pattern",
     "relations",
+    "reshaped",
     "table_info",
     "table_schema",
     "tables_info",
@@ -93,7 +97,8 @@ class TableInfo:
     holds: those of the index or primary key, all under FULL, none when there is no identity (a deferrable primary key
     is none). ``usable_index`` names a unique index that could serve as identity, quoted for SQL. ``sql_name`` is the
     quoted qualified name. ``heap_bytes`` is the main fork, ``size_bytes`` counts TOAST as well; both and
-    ``estimated_rows`` add up the leaves.
+    ``estimated_rows`` add up the leaves. ``filenodes`` and ``altered`` change when its files, or the catalogue's rows
+    of its columns, are replaced.
     """
 
     oid: int
@@ -113,15 +118,61 @@ class TableInfo:
     estimated_rows: int
     heap_bytes: int
     size_bytes: int
+    filenodes: int = 0
+    altered: int = 0
 
     @property
     def qualified(self) -> str:
         """``namespace.name``, as in :class:`~syncline.change.TableSchema`."""
         return f"{self.namespace}.{self.name}"
 
+    @property
+    def shape(self) -> str:
+        """What would change if rows changed without a row event, in short; see :func:`reshaped`."""
+        columns = [(c.attnum, c.name, c.type_oid, c.typmod) for c in self.columns]
+        described = [self.oid, columns, self.identity_columns, sorted(leaf.oid for leaf in self.partition_leaves)]
+        return f"{xxhash.xxh3_64_hexdigest(msgspec.json.encode(described))}.{self.filenodes:x}.{self.altered:x}"
+
     def column(self, name: str) -> CatalogColumn | None:
         """The live column of this name, None if there is none."""
         return next((c for c in self.columns if c.name == name), None)
+
+
+def reshaped(known: str, now: str) -> bool:
+    """Whether rows may have changed without a row event between two shapes of a table.
+
+    Another table of that name, other columns, other partitions; or new files (as VACUUM FULL and TRUNCATE make them
+    too) together with altered columns: ALTER TABLE ... TYPE ... USING to the same type.
+    """
+    one, other = known.split("."), now.split(".")
+    return one[0] != other[0] or (one[1] != other[1] and one[2] != other[2])
+
+
+def only_lost_columns(before: TableInfo, now: TableInfo) -> bool:
+    """Whether all that happened to a table is that columns were dropped, which leaves the rest of its rows alone."""
+    was = {(c.attnum, c.name, c.type_oid, c.typmod) for c in before.columns}
+    return (
+        before.oid == now.oid
+        and before.filenodes == now.filenodes
+        and before.partition_leaves == now.partition_leaves
+        and before.identity_columns == now.identity_columns
+        and was > {(c.attnum, c.name, c.type_oid, c.typmod) for c in now.columns}
+    )
+
+
+_CATALOGUE = """
+select count(*), sum(a.xmin::text::int8), sum(a.attrelid::int8),
+  (select sum(inhrelid::int8) from pg_inherits where inhrelid >= 16384)
+from pg_class c join pg_attribute a on a.attrelid = c.oid
+where c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.oid >= 16384 and a.attnum > 0
+  and c.relnamespace <> all(select oid from pg_namespace where nspname = any(%s))
+"""
+
+
+def catalogue_mark(connection: Connection, never: Sequence[str] = ()) -> tuple[Any, ...]:
+    """Some numbers that change when a permanent table outside the schemas ``never`` is made, altered or dropped."""
+    row = connection.execute(_CATALOGUE, [list(never)]).fetchone()
+    return tuple(row or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +351,7 @@ with recursive tree(root, oid) as (
   where locktype = 'relation' and mode = 'AccessExclusiveLock' and pid <> pg_backend_pid()
     and database = (select oid from pg_database where datname = current_database())
 ), rel as (
-  select t.root, c.oid, n.nspname, c.relname, format('%%I.%%I', n.nspname, c.relname) as sql_name,
+  select t.root, c.oid, c.relfilenode, n.nspname, c.relname, format('%%I.%%I', n.nspname, c.relname) as sql_name,
     c.relkind::text as relkind, c.relpersistence::text as relpersistence, c.relreplident::text as relreplident,
     c.relrowsecurity, c.relhassubclass and c.relkind = 'r' as has_children, c.reltuples, c.relpages,
     case when l.relation is null then coalesce(pg_relation_size(c.oid), 0)
@@ -319,7 +370,8 @@ with recursive tree(root, oid) as (
   from tree t join pg_class c on c.oid = t.oid join pg_namespace n on n.oid = c.relnamespace
     left join locked l on l.relation = c.oid
 ), size as (
-  select root, sum(heap_bytes)::int8 as heap_bytes, sum(size_bytes)::int8 as size_bytes,
+  select root, sum(relfilenode::int8)::int8 as filenodes, sum(heap_bytes)::int8 as heap_bytes,
+    sum(size_bytes)::int8 as size_bytes,
     sum(case when relkind <> 'r' then 0
              when relpages > 0 and reltuples >= 0
                then reltuples / relpages * (heap_bytes / current_setting('block_size')::int8)
@@ -357,7 +409,8 @@ select json_build_object(
       'heap_bytes', l.heap_bytes) order by l.nspname, l.relname)
     from rel l where l.root = r.oid and l.oid <> r.oid and l.relkind <> 'p'), '[]'),
   'has_children', r.has_children, 'row_security', r.relrowsecurity, 'estimated_rows', s.estimated_rows,
-  'heap_bytes', s.heap_bytes, 'size_bytes', s.size_bytes)::text
+  'heap_bytes', s.heap_bytes, 'size_bytes', s.size_bytes, 'filenodes', s.filenodes,
+  'altered', (select sum(xmin::text::int8)::int8 from pg_attribute where attrelid = r.oid and attnum > 0))::text
 from rel r join size s on s.root = r.oid
 where r.oid = r.root
 order by r.nspname, r.relname

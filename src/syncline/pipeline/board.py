@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from syncline.change import Marker
+from syncline.change import Loaded, Marker
 
 __all__ = ["Board"]
 
@@ -18,6 +18,7 @@ class Board:
         self._held: dict[str, int] = {}
         self._resumed: dict[str, int] = {}
         self._gaps: set[str] = set()
+        self._since: dict[str, int] = {}
 
     def paused(self) -> bool:
         return self._target_paused
@@ -31,9 +32,21 @@ class Board:
         with self._lock:
             return table not in self._held and table not in self._gaps
 
+    def since(self, table: str) -> int:
+        """Changes of the table below this version are superseded by a load: an old shape must not come back."""
+        with self._lock:
+            return self._since.get(table, 0)
+
+    def begin(self, loaded: dict[str, Loaded]) -> None:
+        """What the target has when its worker starts."""
+        with self._lock:
+            self._since = {table: known.since for table, known in loaded.items()}
+
     def passing(self, marker: Marker) -> None:
         """A gap begins at its marker, and ends where a load begins: what the load reads is behind it."""
         with self._lock:
+            if marker.kind in ("load_started", "loaded") and marker.known is not None:
+                self._since[marker.table] = marker.known.since
             if marker.kind == "gap":
                 self._gaps.add(marker.table)
             elif marker.kind == "load_started":

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from syncline.capture.snapshot import Load, LoadProgress, load
 from syncline.capture.source import SourceConfig
-from syncline.capture.tables import TableInfo
-from syncline.change import Entry, Marker
+from syncline.capture.tables import TableInfo, reshaped, table_schema
+from syncline.change import Entry, Loaded, Marker
 from syncline.errors import SynclineError
 from syncline.log import Incarnation
 from syncline.pipeline.reports import Reports
@@ -73,11 +73,19 @@ class Loads:
         running = {n: t.worker.cursor.loaded for n, t in self._targets.items() if t.worker is not None}
         for info in tables:
             old = info.qualified in stale
-            names = tuple(n for n, loaded in running.items() if old or loaded.get(info.qualified) != info.oid)
+            names = tuple(n for n, loaded in running.items() if old or self._is_missing(n, info, loaded))
             if names:
                 wanted.setdefault(names, []).append(info)
         for names, infos in wanted.items():
             self._load(infos, names, incarnation)
+
+    def _is_missing(self, target: str, info: TableInfo, loaded: dict[str, Loaded]) -> bool:
+        """Whether a target needs the table read: it never was, or its rows may have changed without a row event."""
+        known = loaded.get(info.qualified)
+        if known is None:
+            waits = info.qualified in self._targets[target].board.gaps and self._settings.on_gap != "resync"
+            return not waits
+        return reshaped(known.shape, info.shape)
 
     def start_due(self, tables: Sequence[TableInfo], incarnation: Incarnation) -> None:
         """Begin to read what was requested, as these tables are now, in a thread of its own."""
@@ -106,7 +114,9 @@ class Loads:
     def _load(self, tables: Sequence[TableInfo], names: tuple[str, ...], incarnation: Incarnation) -> None:
         only = None if len(names) == len(self._targets) else names
         if not self._settings.initial_load:
-            markers = tuple(Marker("loaded", t.qualified, t.oid) for t in tables)
+            markers = tuple(
+                Marker("loaded", t.qualified, Loaded(t.shape, columns=table_schema(t).outline)) for t in tables
+            )
             self._append([Entry(markers, incarnation=incarnation.number, targets=only)])
             return
         what = Load(tables, incarnation.base, incarnation.number, only)

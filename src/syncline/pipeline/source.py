@@ -15,10 +15,10 @@ from syncline.capture.heal import read_rows
 from syncline.capture.slot import Identity, ensure_publication, identify
 from syncline.capture.snapshot import LoadProgress
 from syncline.capture.source import connect, translated
-from syncline.capture.tables import TableInfo, matching, relations
+from syncline.capture.tables import TableInfo, catalogue_mark, only_lost_columns, reshaped
 from syncline.capture.wal import WalCapture
 from syncline.catalog.repository import ControlSchema
-from syncline.change import Cursor, Entry, Marker, Position, TableSchema
+from syncline.change import Cursor, Entry, Loaded, Marker, Position, TableSchema
 from syncline.config import Config
 from syncline.errors import Gap, Policy, SynclineError, Unavailable, origin, policy
 from syncline.log import Incarnation
@@ -65,7 +65,7 @@ class SourcePipeline:
         self._stop = threading.Event()
         self._again = threading.Event()
         self._start_over = False
-        self._seen: frozenset[int] = frozenset()
+        self._seen: tuple[Any, ...] = ()
         self._backoff = Backoff(0.2, 10.0)
         events = TargetEvents(
             failed=self._target_failed,
@@ -229,25 +229,42 @@ class SourcePipeline:
                 raise Gap(gap["reason"], remedy="Run `syncline resync` to read the tables again.", code=SOURCE_OLDER)
 
     def refresh(self) -> None:
-        """Housekeeping: take in tables that came since the start, and read what is due as it is now."""
+        """Housekeeping: take in tables that came or changed since, and read what is due as it is now.
+
+        PostgreSQL sends nothing for what ALTER TABLE does to rows, and no new shape before the next row changes
+        (correctness rule 20), so the catalogue is looked at again and again.
+        """
         if self.state != "streaming":
             return
         dsn = self.settings.dsn.get_secret_value()
         with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
-            found = relations(connection, self._never)
-            chosen = matching(found, self.settings.monitored_tables, self.settings.excluded_tables).chosen
-            seen = frozenset(r.oid for r in chosen)
+            seen = catalogue_mark(connection, self._never)
             if seen == self._seen and not self.loads.due:
                 return
-            before = {t.oid for t in self.tables}
+            before = {t.qualified: t for t in self.tables}
             added = self._choose_tables(connection)
-        self.loads.request([*added, *(t.qualified for t in self.tables if t.oid not in before)])
+        self.loads.request(added)
         self._seen = seen
+        self._compare_shapes(before)
         if self._capture is not None:
             self._capture.widen(self.tables)
         incarnation = self.log.incarnation()
         if self.loads.due and incarnation is not None:
             self.loads.start_due(self.tables, incarnation)
+
+    def _compare_shapes(self, before: dict[str, TableInfo]) -> None:
+        """Have tables read again whose rows may have changed without a row event."""
+        for now in self.tables:
+            was = before.get(now.qualified)
+            if was is None:
+                self.loads.request([now.qualified])
+            elif only_lost_columns(was, now):
+                incarnation = self.log.incarnation()
+                number = incarnation.number if incarnation else 1
+                self._append([Entry((Marker("reshaped", now.qualified, Loaded(now.shape)),), incarnation=number)])
+            elif reshaped(was.shape, now.shape):
+                self._talk(f"table {now.qualified} changed its shape; it is read again")
+                self.loads.request([now.qualified])
 
     def _stream(self, incarnation: Incarnation) -> None:
         capture = WalCapture(
@@ -401,13 +418,10 @@ class SourcePipeline:
         if self.settings.on_gap == "resync":
             self.resync([table])
 
-    def _schema_changed(self, before: TableSchema, after: TableSchema) -> None:
-        """A new shape: unless it only dropped columns, rows may have changed without a row event; read them again."""
-        old = {c.name: c for c in before.columns}
-        if all(old.get(c.name) == c for c in after.columns):
-            return
-        self._talk(f"table {after.qualified} changed its columns; it is read again")
-        self.resync([after.qualified])
+    def _schema_changed(self, schema: TableSchema) -> None:
+        """A new shape arrived at a target: rows may have changed without a row event; read them again."""
+        self._talk(f"table {schema.qualified} changed its columns; it is read again")
+        self.loads.request([schema.qualified])
 
     def _refused(self, name: str, table: str, error: SynclineError) -> None:
         """A target can't take one table: a gap of that table there, until someone mends it and asks for a resync."""

@@ -29,7 +29,7 @@ class TargetEvents:
 
     failed: Callable[[str, SynclineError], None]
     retrying: Callable[[str, SynclineError | None], None]
-    schema_changed: Callable[[TableSchema, TableSchema], None]
+    schema_changed: Callable[[TableSchema], None]
     purge_below: Callable[[str], int | None]
     caught_up: Callable[[str, str], bool]
     refused: Callable[[str, str, SynclineError], None]
@@ -51,6 +51,7 @@ class Target:
         """Apply from this cursor on."""
         self.error = None
         self.worker = Worker(self.name, log, self.store, cursor, config, self, parking, healer)
+        self.board.begin(cursor.loaded)
         log.advance(self.name, cursor.position)
         self._thread = threading.Thread(target=self._run, args=(self.worker,), name=f"apply-{self.name}", daemon=True)
         self._thread.start()
@@ -87,6 +88,9 @@ class Target:
     def wanted(self, table: str) -> bool:
         return self.board.wanted(table)
 
+    def since(self, table: str) -> int:
+        return self.board.since(table)
+
     def passing(self, marker: Marker) -> None:
         self.board.passing(marker)
 
@@ -100,8 +104,8 @@ class Target:
     def purge_below(self) -> int | None:
         return self._events.purge_below(self.name)
 
-    def schema_changed(self, before: TableSchema, after: TableSchema) -> None:
-        self._events.schema_changed(before, after)
+    def schema_changed(self, schema: TableSchema) -> None:
+        self._events.schema_changed(schema)
 
     def refused(self, table: str, error: SynclineError) -> None:
         self.board.open_gap(table)
