@@ -1,7 +1,7 @@
 """The row-wise decoder: one message, one value after the other, in plain Python.
 
-It is the reference that tests hold the columnar decoder against, and the arbiter of a batch in which the columnar one
-met something odd: it names the message and the byte that are wrong, or decodes the batch.
+It is the reference that tests hold the columnar decoder against, the cheaper way for a handful of rows, and the arbiter
+of a batch in which the columnar one met something odd: it names the message and the byte that are wrong, or decodes it.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def _batch(
     old_key = None
     if any(old_keys):
         old_key = pa.StructArray.from_arrays(
-            [pc_keep(olds[i].array(), old_keys) for i in keys],
+            [_keep(olds[i].array(), old_keys) for i in keys],
             names=[schema.columns[i].name for i in keys],
             mask=pa.array([not moved for moved in old_keys]),
         )
@@ -228,7 +228,7 @@ def _batch(
     )
 
 
-def pc_keep(array: pa.Array, keep: list[bool]) -> pa.Array:
+def _keep(array: pa.Array, keep: list[bool]) -> pa.Array:
     """The array with null where ``keep`` is false."""
     return array.take(pa.array([i if k else None for i, k in enumerate(keep)], pa.int64()))
 
