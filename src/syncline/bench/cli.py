@@ -1,0 +1,102 @@
+"""`syncline bench`: the benchmarks as commands. Each prints a table, or one JSON object with ``--json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from syncline.bench.report import Talk, show
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="bench",
+    help="Measure Syncline against other programs on the same rows, in one run, on servers of its own.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Folder = Annotated[
+    Path | None, typer.Option("--dir", metavar="FOLDER", help="Where the servers and files go for the time of the run.")
+]
+
+
+@app.callback()
+def together() -> None:
+    """Keep the benchmarks commands of their own, however many there are."""
+
+
+@app.command("wal-duckdb")
+def wal(
+    rows: Annotated[int, typer.Option(min=1, help="Rows (or changes) that wait in the slot.")] = 500_000,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; medians are reported.")] = 3,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Half updates, a tenth deletes, at random keys of a loaded table.")
+    ] = False,
+    table_rows: Annotated[int, typer.Option(min=1, help="Rows of the loaded table of --mix.")] = 5_000_000,
+    peer: Annotated[bool, typer.Option(help="Run ingestr on the same rows, if `make peers` installed it.")] = True,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """A filled slot through the durable log to committed DuckDB rows, as a ratio to pg_recvlogical into nothing."""
+    from syncline.bench.peers import Peers
+    from syncline.bench.wal import Changes, wal_duckdb
+
+    changes = Changes(rows, table_rows if mix else 0)
+    show(wal_duckdb(changes, repeat, Peers() if peer else None, Talk(), folder), as_json=as_json)
+
+
+@app.command("latency")
+def latency(
+    rate: Annotated[int, typer.Option(min=1, help="Single-row transactions a second.")] = 1_000,
+    seconds: Annotated[int, typer.Option(min=1, help="How long, after a warm-up.")] = 30,
+    table_rows: Annotated[int, typer.Option(min=1, help="Rows that the table has before.")] = 1_000_000,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """Commit-to-visible latency (p50, p95, p99) at a steady rate of single-row transactions."""
+    from syncline.bench.latency import latency as measure
+
+    show(measure(rate, seconds, table_rows, Talk(), folder), as_json=as_json)
+
+
+@app.command("load")
+def load(
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 5_000_000,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; medians are reported.")] = 3,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """The initial load to committed rows, as a ratio to psql's copy to stdout; and DuckDB's own extension."""
+    from syncline.bench.load import load as measure
+    from syncline.bench.peers import Peers
+
+    show(measure(rows, repeat, Peers(), Talk(), folder), as_json=as_json)
+
+
+@app.command("big-transaction")
+def transaction(
+    rows: Annotated[int, typer.Option(min=1, help="Rows that the transaction inserts.")] = 5_000_000,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """One transaction of many rows: peak memory, time, and whether the copy is equal."""
+    from syncline.bench.transaction import big_transaction
+
+    show(big_transaction(rows, Talk(), folder), as_json=as_json)
+
+
+@app.command("duckdb-writes", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def writes(context: typer.Context) -> None:
+    """Ways of writing into DuckDB, by table and batch size; options as `python -m syncline.bench.duckdb_writes`."""
+    from syncline.bench.duckdb_writes import main
+
+    raise typer.Exit(main(context.args))
+
+
+if __name__ == "__main__":
+    app()
