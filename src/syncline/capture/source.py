@@ -99,6 +99,8 @@ def translate(error: BaseException, dsn: str, setting: str = "source.dsn") -> Sy
         return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy="`syncline doctor` names the missing grant.")
     transient = ("08", "57", "53", "40", "55")
     connection = isinstance(error, (psycopg.OperationalError, psycopg2.OperationalError, psycopg2.InterfaceError))
+    # A server that died leaves psycopg2 with the bare class: libpq had nothing to say.
+    connection = connection or type(error) is psycopg2.DatabaseError
     if sqlstate[:2] in transient or (connection and not sqlstate):
         return Unavailable(
             f"PostgreSQL at {where} cannot be reached: {text}.",
