@@ -1,0 +1,78 @@
+"""The tables of docs/configuration.md, from the models themselves: run this file to write them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from syncline.capture.source import SourceConfig
+from syncline.config.tree import Config, TargetConfig, settings_of, store_settings
+from syncline.stores import STORES
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+BEGIN, END = "<!-- settings -->", "<!-- end of settings -->"
+
+
+def page() -> str:
+    """The page as it is."""
+    return PAGE.read_text()
+
+
+def written(text: str) -> str:
+    """The page with tables that fit the models."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
+
+
+def tables() -> str:
+    own = {name: field for name, field in settings_of(TargetConfig).items() if name != "store"}
+    parts = [_section("source", settings_of(SourceConfig))]
+    parts += [_section(f"target, `type: {kind}`", own | settings_of(store_settings(kind))) for kind in STORES]
+    for name, field in settings_of(Config).items():
+        model = field.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            parts.append(_section(name, settings_of(model)))
+    parts.append(_section("top level", {"environment": Config.model_fields["environment"]}))
+    return "\n".join(parts)
+
+
+def _section(title: str, fields: dict[str, FieldInfo]) -> str:
+    heading = title if "`" in title or " " in title else f"`{title}`"
+    lines = [f"### {heading}", "", "| setting | default | meaning |", "| --- | --- | --- |"]
+    lines += [f"| `{name}` | {_default(name, field)} | {field.description} |" for name, field in fields.items()]
+    return "\n".join([*lines, ""])
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return "by the machine"
+    return f"`{_shown(name, field.default)}`"
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'"{v}"' for v in value) + "]"
+    if name.endswith("_bytes"):
+        return next(_sizes(value), str(value))
+    return str(value) if value != "" else '""'
+
+
+def _sizes(value: int) -> Iterator[str]:
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if value >= 1024**power and value % 1024**power == 0:
+            yield f"{value // 1024**power} {unit}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(page()))
