@@ -1,4 +1,4 @@
-"""Healing: a partial change of a key that the target does not have is completed from the source.
+"""Healing: a partial change of a key that the target does not have is completed from the source (Guarantee 6).
 
 Correctness rule 6: the row is read in a snapshot that sees the change, and written whole at the change's version. It
 may already hold later changes; they come again through the log and win. A key that is no longer at the source needs

@@ -84,7 +84,7 @@ def _newest(item: Batch | Truncate) -> int:
 
 
 def whole(found: Sequence[Read]) -> list[Read]:
-    """The leading entries that end on a commit boundary; empty when they are all parts of one transaction."""
+    """The leading entries that end on a commit boundary (Guarantee 2); empty when all are parts of one transaction."""
     end = len(found)
     while end and not found[end - 1][1].boundary:
         end -= 1

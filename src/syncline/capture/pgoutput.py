@@ -98,7 +98,8 @@ def decode(
     ``runs`` say which transactions they belong to; their counts add up to the number of payloads. ``schema`` has the
     relation's columns in the same order, with the key that Syncline uses. ``binary``: the stream was started with
     binary values. A key column that the new tuple leaves unchanged is taken from the old one, and so is any column
-    under REPLICA IDENTITY FULL; an update is a ``REKEY`` only if the old key differs in value.
+    under REPLICA IDENTITY FULL; what stays unchanged is masked (Guarantee 6). An update is a ``REKEY`` only if the old
+    key differs in value.
 
     Raises:
         Damaged: a message doesn't follow the format, names another relation, has a value its column's type doesn't

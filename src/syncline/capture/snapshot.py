@@ -27,7 +27,7 @@ from syncline.capture.slot import Talk, snapshot_point
 from syncline.capture.source import SourceConfig, connect, connect_plain, describe, printed, translated
 from syncline.capture.tables import TableInfo, table_schema
 from syncline.change import Batch, Entry, Item, Loaded, Marker, Truncate
-from syncline.errors import Damaged, Gap, Unavailable
+from syncline.errors import Damaged, Gap, Misconfigured, Unavailable
 
 __all__ = ["Load", "LoadProgress", "Rewritten", "consistent_point", "load", "read_table"]
 
@@ -35,6 +35,17 @@ _COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 _COPY_HEADER = 19
 _COPY_TRAILER = b"\xff\xff"
 _ROWS_PER_ENTRY = 50_000
+# A role's own limits must not cut a long read off; the server's version decides which of them there are.
+_PATIENT = (
+    "select set_config(name, '0', false) from pg_settings"
+    " where name in ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')"
+)
+_SNAPSHOT_GONE = (
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.InvalidParameterValue,
+    psycopg2.errors.UndefinedObject,
+    psycopg2.errors.InvalidParameterValue,
+)
 _RESTARTS = 5
 
 
@@ -123,7 +134,7 @@ def consistent_point(config: SourceConfig, purpose: str, talk: Talk) -> Iterator
         application = f"syncline-{purpose}-holder"
         holder = connect(config.replication, timeout_s=config.connect_timeout_s, application=application)
         try:
-            snapshot = _hold(holder, exported)
+            snapshot = _hold(config, holder, exported)
         except BaseException:
             holder.close()
             raise
@@ -133,12 +144,24 @@ def consistent_point(config: SourceConfig, purpose: str, talk: Talk) -> Iterator
         holder.close()
 
 
-def _hold(holder: psycopg.Connection[Any], exported: str) -> str:
-    holder.execute("begin isolation level repeatable read, read only")
-    holder.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(exported)))
-    row = holder.execute("select pg_export_snapshot()").fetchone()
+def _hold(config: SourceConfig, holder: psycopg.Connection[Any], exported: str) -> str:
+    try:
+        with translated(config.replication, "source.replication_dsn"):
+            holder.execute(_PATIENT)
+            holder.execute("begin isolation level repeatable read, read only")
+            holder.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(exported)))
+            row = holder.execute("select pg_export_snapshot()").fetchone()
+    except Misconfigured as error:
+        if isinstance(error.__cause__, _SNAPSHOT_GONE):
+            raise _snapshot_gone(config) from error.__cause__
+        raise
     assert row is not None
     return str(row[0])
+
+
+def _snapshot_gone(config: SourceConfig) -> Unavailable:
+    """A snapshot lives as long as the session that exported it."""
+    return Unavailable(f"A session at {describe(config.replication)} that held the snapshot of a load ended.")
 
 
 def read_table(
@@ -149,7 +172,7 @@ def read_table(
     stop: threading.Event,
     progress: Callable[[LoadProgress], None],
 ) -> Iterator[Batch]:
-    """All rows of one table, leaf by leaf, chunk by chunk of its heap; the next chunk is read while one is decoded."""
+    """All rows of one table, leaf by leaf, chunk by chunk of its heap (Guarantee 10), one chunk read ahead."""
     leaves = [(leaf.oid, leaf.sql_name, leaf.heap_bytes) for leaf in info.partition_leaves]
     if info.relkind == "r":
         leaves = [(info.oid, info.sql_name, info.heap_bytes)]
@@ -193,6 +216,8 @@ class _Reader:
         self._info = info
         self._snapshot = snapshot
         self._connection = connect_plain(config.replication, timeout_s=config.connect_timeout_s)
+        with self._cursor() as cursor:
+            cursor.execute(_PATIENT)
         names, self._filter = self._published()
         self.schema = table_schema(info, names)
         self._columns = [c for s in self.schema.columns if (c := info.column(s.name)) is not None]
@@ -220,7 +245,10 @@ class _Reader:
         sink = _Rows()
         with self._cursor() as cursor:
             cursor.execute("begin isolation level repeatable read, read only")
-            cursor.execute(f"set transaction snapshot '{self._snapshot}'; set local row_security = off")
+            try:
+                cursor.execute(f"set transaction snapshot '{self._snapshot}'; set local row_security = off")
+            except _SNAPSHOT_GONE as error:
+                raise _snapshot_gone(self._config) from error
             try:
                 cursor.copy_expert(self._statement(span), sink)
             except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:

@@ -29,7 +29,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Side:
-    """The rows of one side, spread over ``buckets``; with one bucket they stay in memory. Close it to remove files."""
+    """The rows of one side, spread over ``buckets`` on disk (Guarantee 10); with one bucket they stay in memory."""
 
     def __init__(self, folder: Path, schema: pa.Schema, keys: Sequence[int], buckets: int) -> None:
         self.schema = schema
@@ -108,7 +108,7 @@ class Bounds:
 def pair(
     left: pa.Table, right: pa.Table, keys: Sequence[str], columns: Sequence[str], bounds: Bounds
 ) -> tuple[int, dict[str, pa.Table]]:
-    """Compare one bucket: ``left`` of the source, unique by key, and ``right`` of the target, with ``version``.
+    """Compare one bucket (Guarantee 9): ``left`` of the source, unique by key, and ``right`` of the target, with ``version``.
 
     Returns how many keys are in flight, and the key columns of rows that are ``missing``, ``different`` or ``extra``.
 

@@ -37,7 +37,8 @@ def write_table(cursor: _Connection, work: TableWork, state: TableState) -> None
     lowest, highest = _version_span(rows)
     if work.truncated is not None:
         state.truncated = max(state.truncated, work.truncated)
-    # Nothing stored, buried, truncated or forgotten is newer than the oldest incoming change: all of them win.
+    # Guarantee 5, without asking the guard where it can only say yes: nothing stored, buried, truncated or forgotten is
+    # newer than the oldest incoming change, so all of them win.
     guard = None
     if lowest < max(state.highest, state.truncated):
         guard = Guard(state.truncated, state.horizon, -1 if work.truncated is None else work.truncated)
