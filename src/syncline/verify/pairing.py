@@ -108,7 +108,7 @@ class Bounds:
 def pair(
     left: pa.Table, right: pa.Table, keys: Sequence[str], columns: Sequence[str], bounds: Bounds
 ) -> tuple[int, dict[str, pa.Table]]:
-    """Compare one bucket (Guarantee 9): ``left`` of the source, unique by key, and ``right`` of the target, with ``version``.
+    """Compare one bucket: ``left`` of the source, unique by key, with ``right`` of the target (Guarantee 9).
 
     Returns how many keys are in flight, and the key columns of rows that are ``missing``, ``different`` or ``extra``.
 
