@@ -138,8 +138,9 @@ def test_a_walsender_that_is_terminated_again_and_again_loses_nothing(rig: Rig) 
             eventually(
                 lambda: rig.database.execute(
                     "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s"
-                    " and active_pid is not null", rig.slot,
-                )  # fmt: skip
+                    " and active_pid is not null",
+                    rig.slot,
+                )
             )
         with workload.quiet:
             engine.equal()
@@ -165,9 +166,10 @@ def test_a_second_engine_on_the_same_log_is_refused_and_the_first_goes_on(rig: R
     rig.database.execute(SCHEMA)
     with rig.running() as engine:
         assert nursery.run(rig) == 2
-        assert "SL-LOG-LOCKED" in (rig.folder / "engine.log").read_text() or "in use by process" in (
-            rig.folder / "engine.log"
-        ).read_text()
+        assert (
+            "SL-LOG-LOCKED" in (rig.folder / "engine.log").read_text()
+            or "in use by process" in (rig.folder / "engine.log").read_text()
+        )
         write(rig, 1)
         engine.equal()
 
