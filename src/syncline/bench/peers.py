@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import socket
 import subprocess
 import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +87,7 @@ class DuckDBExtension:
 
 
 class Ingestr:
-    """``ingestr ingest --stream``: PostgreSQL's WAL to DuckDB."""
+    """``ingestr ingest --stream``: PostgreSQL's WAL to DuckDB. It fetches DuckDB's ADBC driver when it has none."""
 
     def __init__(self, program: str) -> None:
         self._program = program
@@ -91,43 +95,41 @@ class Ingestr:
     def version(self) -> str:
         """What it says of itself."""
         done = subprocess.run([self._program, "--version"], capture_output=True, text=True, check=False)
-        return (done.stdout or done.stderr).strip().splitlines()[-1] if done.stdout or done.stderr else ""
+        return (done.stdout or done.stderr).strip()
 
     def stream(self, source: Source, rows: int, timeout_s: float = 900) -> dict[str, Any]:
-        """Rows a second from a slot that is filled beforehand until it confirms the last of them.
+        """Rows a second from the first write until it counts all of them as synced.
 
-        ``source`` has an empty table; ingestr makes its slot in a first run, then the rows are written.
+        ``source`` has an empty table. The place that ingestr confirms to the server moves ahead of what it has
+        written, so its own counter is asked; and the rows are written while it streams, since it takes what is there
+        before for a snapshot.
 
         Raises:
             Unavailable: it failed, or doesn't get there in time.
         """
         source.execute(f"create publication {PUBLICATION} for table public.chunks")
-        path = source.folder / "ingestr.duckdb"
-        uri = source.dsn.replace("postgresql://", "postgres+cdc://") + f"?publication={PUBLICATION}&sslmode=disable"
-        command = [
-            *(self._program, "ingest", "--source-uri", uri, "--source-table", "public.chunks"),
-            *("--dest-uri", f"duckdb:///{path}", "--dest-table", "main.chunks", "--yes", "--progress", "log"),
-        ]
-        first = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
-        if first.returncode:
-            raise Unavailable(f"ingestr failed: {_said(first)}")
-        filled = source.fill(rows)
-        source.settle()
-        slot = source.value("select slot_name from pg_replication_slots where database = current_database()")
-        began = time.perf_counter()
+        port = _free_port()
         log = (source.folder / "ingestr.log").open("w+")
-        process = subprocess.Popen([*command, "--stream", "--flush-interval", "1s"], stdout=log, stderr=log)
+        process = subprocess.Popen(self._command(source, port), stdout=log, stderr=log)
+        deadline = time.monotonic() + timeout_s
+
+        def wait(fact: Callable[[dict[str, Any]], bool]) -> None:
+            while not fact(_metrics(port)):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise Unavailable(f"ingestr ended with code {process.poll()}: {_essence(log.read())}")
+                time.sleep(0.05)
+
         try:
-            with Sampler(source.dsn, slot, ingestr=process.pid) as sampler:
-                while not self._confirmed(source, slot, filled.place):
-                    if process.poll() is not None or time.perf_counter() - began > timeout_s:
-                        log.seek(0)
-                        raise Unavailable(f"ingestr did not get there: {log.read()[-500:]}")
-                    time.sleep(0.02)
+            with Sampler(source.dsn, ingestr=process.pid) as sampler:
+                wait(lambda found: bool(found.get("ingestr_replication", {}).get("streaming")))
+                began = time.perf_counter()
+                source.fill(rows)
+                wait(lambda found: int(found.get("ingestr_stream_rows_synced", 0)) >= rows)
                 seconds = time.perf_counter() - began
         finally:
-            process.terminate()
-            process.wait(60)
+            process.kill()
+            process.wait()
             log.close()
         return {
             "version": self.version(),
@@ -138,16 +140,31 @@ class Ingestr:
             "peak_rss_mb": round(sampler.rss.get("ingestr", 0) / 2**20),
         }
 
-    @staticmethod
-    def _confirmed(source: Source, slot: str, place: int) -> bool:
-        return bool(
-            source.value(
-                "select confirmed_flush_lsn - '0/0'::pg_lsn > %s from pg_replication_slots where slot_name = %s",
-                place,
-                slot,
-            )
-        )
+    def _command(self, source: Source, port: int) -> list[str]:
+        uri = source.dsn.replace("postgresql://", "postgres+cdc://") + f"?publication={PUBLICATION}&sslmode=disable"
+        return [
+            *(self._program, "ingest", "--source-uri", uri, "--source-table", "public.chunks"),
+            *("--dest-uri", f"duckdb:///{source.folder / 'ingestr.duckdb'}", "--dest-table", "main.chunks"),
+            *("--yes", "--progress", "log", "--stream", "--metrics-addr", f"127.0.0.1:{port}"),
+        ]
 
 
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    return (done.stderr.strip() or done.stdout.strip())[-500:]
+def _metrics(port: int) -> dict[str, Any]:
+    """The process's counters; empty while it doesn't listen."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/debug/vars", timeout=5) as answer:
+            return dict(json.load(answer))
+    except OSError:
+        return {}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _essence(said: str) -> str:
+    """The line that names the error, of a log that may end in a trace."""
+    lines = [line for line in said.splitlines() if re.match(r"(Error|fatal error|SIG\w+|panic)", line)]
+    return (lines[0] if lines else said.strip())[:300]
