@@ -17,7 +17,7 @@ PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": T
 
 def demo(
     context: typer.Context,
-    rows: Annotated[int, typer.Option(min=1, help="Row changes that the workload makes.")] = 500_000,
+    rows: Annotated[int, typer.Option(min=1, help="Row changes that the workload makes.")] = 1_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="No live view; one JSON object at the end.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the databases afterwards, and say where.")] = False,
 ) -> None:

@@ -1,0 +1,42 @@
+"""`syncline verify` as a process: what it prints and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from piped import Pipeline
+
+
+def command(pipeline: Pipeline, *options: str) -> subprocess.CompletedProcess[str]:
+    file = pipeline.path.with_name("syncline.yaml")
+    arguments = [sys.executable, "-m", "syncline.service.cli", "-c", str(file), "verify", *options]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_equal_copies_end_with_0_and_differences_with_4(pipeline: Pipeline) -> None:
+    pipeline.database.execute("create table items (id int primary key, name text)")
+    pipeline.database.execute("insert into items values (41, 'one'), (42, 'two'), (43, 'three')")
+    equal = command(pipeline)
+    assert (equal.returncode, equal.stdout.splitlines()[0]) == (0, "main -> main  public.items  3 rows  equal")
+    assert "no engine runs" in equal.stderr
+
+    pipeline.damage("update items set name = 'other' where id = 42")
+    different = command(pipeline, "--json")
+    (table,) = json.loads(different.stdout)["tables"]
+    assert (different.returncode, table["different"], table["rows"]) == (4, 1, 3)
+    assert "42" not in different.stdout
+    assert "other" not in different.stdout + different.stderr
+
+    named = command(pipeline, "public.items", "--show-keys")
+    assert named.returncode == 4
+    assert "different: 42" in named.stdout
+
+
+def test_an_unknown_table_is_a_usage_error(pipeline: Pipeline) -> None:
+    pipeline.database.execute("create table items (id int primary key)")
+    refused = command(pipeline, "public.nothing")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "public.nothing" in refused.stderr
+    assert "Traceback" not in refused.stderr
