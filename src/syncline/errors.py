@@ -31,6 +31,7 @@ __all__ = [
     "Rejected",
     "SynclineError",
     "Unavailable",
+    "defect",
     "origin",
     "policy",
 ]
@@ -115,6 +116,17 @@ class Damaged(Gap):
 def policy(error: BaseException) -> Policy:
     """What happens next after ``error``. Anything that is not a :class:`SynclineError` stops: never guess."""
     return error.policy if isinstance(error, SynclineError) else Policy.STOP
+
+
+def defect(what: str, error: Exception) -> SynclineError:
+    """An error that nobody foresaw, as one of ours. What it says may hold row values (Arrow's and DuckDB's quote them),
+    so only its class and its place are told (Guarantee 11); it is the cause of the one returned."""
+    failure = SynclineError(
+        f"{what} failed: {type(error).__name__} at {origin(error) or 'unknown place'}.",
+        remedy="This is a bug; report it.",
+    )
+    failure.__cause__ = error
+    return failure
 
 
 def origin(error: BaseException) -> str:

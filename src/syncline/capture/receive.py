@@ -19,7 +19,7 @@ import psycopg2
 
 from syncline.capture.assemble import ROW_KINDS, Assembler, Chunk
 from syncline.capture.source import SourceConfig, translate
-from syncline.errors import SynclineError
+from syncline.errors import SynclineError, defect
 
 __all__ = ["Mailbox", "Receiver"]
 
@@ -160,9 +160,7 @@ class Receiver:
         except (psycopg2.Error, OSError) as error:
             self._mailbox.fail(translate(error, self._config.replication, "source.replication_dsn"))
         except Exception as error:  # noqa: BLE001 - the capture must stop on a defect, never wait for a dead thread
-            failure = SynclineError(f"The receiving thread failed: {type(error).__name__}: {error}.")
-            failure.__cause__ = error
-            self._mailbox.fail(failure)
+            self._mailbox.fail(defect("The receiving thread", error))
         finally:
             self._connection.close()
 

@@ -9,7 +9,7 @@ from syncline.capture.snapshot import Load, LoadProgress, load
 from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo, reshaped, table_schema
 from syncline.change import Entry, Loaded, Marker
-from syncline.errors import SynclineError
+from syncline.errors import SynclineError, defect
 from syncline.log import Incarnation
 from syncline.pipeline.reports import Reports
 from syncline.pipeline.target import Target
@@ -103,13 +103,18 @@ class Loads:
         try:
             self._load(tables, tuple(self._targets), incarnation)
         except SynclineError as error:
-            self.request([t.qualified for t in tables])
-            if not self._stop.is_set():
-                self._reports.alert("SL-RELOAD", "error", self._name, error)
+            self._failed(tables, error)
+        except Exception as error:  # noqa: BLE001 - a defect must not leave the load undone without a word
+            self._failed(tables, defect(f"The load of source {self._name}", error))
         else:
             self._reports.resolve("SL-RELOAD", self._name)
         finally:
             self.progress.clear()
+
+    def _failed(self, tables: Sequence[TableInfo], error: SynclineError) -> None:
+        self.request([t.qualified for t in tables])
+        if not self._stop.is_set():
+            self._reports.alert("SL-RELOAD", "error", self._name, error)
 
     def _load(self, tables: Sequence[TableInfo], names: tuple[str, ...], incarnation: Incarnation) -> None:
         only = None if len(names) == len(self._targets) else names

@@ -20,7 +20,7 @@ from syncline.capture.wal import WalCapture
 from syncline.catalog.repository import ControlSchema
 from syncline.change import Cursor, Entry, Loaded, Marker, Position, TableSchema
 from syncline.config import Config
-from syncline.errors import Gap, Policy, SynclineError, Unavailable, origin, policy
+from syncline.errors import Gap, Policy, SynclineError, Unavailable, defect, origin, policy
 from syncline.log import Incarnation
 from syncline.log.embedded import EmbeddedLog
 from syncline.pipeline.attach import SOURCE_OLDER, attach_slot, choose_incarnation, retire_log, usable_tables
@@ -138,9 +138,7 @@ class SourcePipeline:
             except SynclineError as error:
                 self._handle(error)
             except Exception as error:  # noqa: BLE001 - a defect stops this source and says so, not the process
-                failure = SynclineError(f"Source {self.name} failed: {type(error).__name__}: {error}.")
-                failure.__cause__ = error
-                self._handle(failure)
+                self._handle(defect(f"Source {self.name}", error))
 
     def _handle(self, error: SynclineError) -> None:
         """Decide what happens after the session ended with this error."""

@@ -11,7 +11,7 @@ from syncline.apply.parking import Parking
 from syncline.apply.worker import Worker
 from syncline.change import Cursor, Marker, TableSchema
 from syncline.config import ApplyConfig
-from syncline.errors import Gap, SynclineError
+from syncline.errors import Gap, SynclineError, defect
 from syncline.log import Log
 from syncline.pipeline.board import Board
 from syncline.stores import Store
@@ -70,9 +70,7 @@ class Target:
         except SynclineError as error:
             self._fail(worker, error)
         except Exception as error:  # noqa: BLE001 - Guarantee 8: a defect stops this target only, and says so
-            failure = SynclineError(f"Target {self.name} failed: {type(error).__name__}: {error}.")
-            failure.__cause__ = error
-            self._fail(worker, failure)
+            self._fail(worker, defect(f"Target {self.name}", error))
 
     def _fail(self, worker: Worker, error: SynclineError) -> None:
         self.error = error
