@@ -79,6 +79,7 @@ class Worker:
         self._backoff = Backoff(config.retry_base_s, config.retry_max_s)
         self._stop = threading.Event()
         self._purged = time.monotonic()
+        self._in_parts = False  # the cursor stands inside a transaction beyond the stated size
         self.progress = Progress()
 
     def stop(self) -> None:
@@ -105,6 +106,7 @@ class Worker:
                 self._purge()
 
     def _take_all(self, found: list[Read], scope: Scope) -> None:
+        self._in_parts = bool(found) and not found[-1][1].boundary
         for step in steps(found, self._target, scope, self._config.max_rows, self._config.max_bytes):
             self._take(step)
             if self._stop.is_set():
@@ -134,13 +136,9 @@ class Worker:
     def _read(self) -> list[Read]:
         """Entries up to a commit boundary; a transaction beyond the stated size comes part by part (Guarantee 4)."""
         found = self._log.read(self.cursor.position, self._config.max_bytes, _READ_WAIT_S)
-        if not found or found[-1][1].boundary:
+        if not found or found[-1][1].boundary or self._in_parts:
             return found
-        return whole(found) or self._read_large()
-
-    def _read_large(self) -> list[Read]:
-        found = self._log.read(self.cursor.position, self._config.max_transaction_bytes)
-        return whole(found) or found
+        return whole(found) or whole(self._log.read(self.cursor.position, self._config.max_transaction_bytes)) or found
 
     def _take(self, step: Step) -> None:
         """One step, tried until it is durable."""

@@ -57,7 +57,7 @@ class SourceConfig(BaseModel):
     batch_rows: int = Field(20_000, ge=1, description="Rows after which captured changes are handed on.")
     batch_bytes: int = Field(8 * 1024 * 1024, ge=4096, description="Bytes after which they are handed on.")
     linger_s: float = Field(0.1, ge=0, le=10, description="Longest wait for a fuller batch during a flood.")
-    max_entry_bytes: int = Field(16 * 1024 * 1024, ge=65536, description="A transaction above this is stored in parts.")
+    max_entry_bytes: int = Field(8 * 1024 * 1024, ge=65536, description="A transaction above this is stored in parts.")
     heartbeat_s: float = Field(10.0, gt=0, description="How often an idle source is moved on.")
     load_chunk_bytes: int = Field(16 * 1024 * 1024, ge=8192, description="Table bytes read by one COPY of a load.")
     connect_timeout_s: int = Field(10, ge=1, description="How long one attempt to connect may take.")

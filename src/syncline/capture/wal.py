@@ -28,7 +28,7 @@ __all__ = ["Heartbeat", "WalCapture", "emit_progress"]
 
 # Logical messages with this prefix carry nothing: their commit moves every cursor (correctness rule 12).
 _PREFIX = "syncline"
-_MAILBOX_BYTES = 32 * 1024 * 1024
+_MAILBOX_BYTES = 16 * 1024 * 1024
 
 
 class WalCapture:

@@ -62,7 +62,7 @@ class EmbeddedLogConfig(BaseModel):
     disk_reserve_bytes: int = Field(
         256 * 1024**2, ge=0, description="Free disk space that the log leaves; below it the source is held back."
     )
-    tail_bytes: int = Field(64 * 1024**2, ge=0, description="Memory for the latest changes; older ones are on disk.")
+    tail_bytes: int = Field(32 * 1024**2, ge=0, description="Memory for the latest changes; older ones are on disk.")
 
     def folder(self, name: str) -> Path:
         """The folder of the log of source ``name``."""
@@ -77,7 +77,8 @@ class EmbeddedLog:
     """A :class:`~syncline.log.Log` in one folder; one process at a time.
 
     A transaction in parts that is begun anew, or followed by something else of the stream, was given up by its capture:
-    its parts are discarded. Discarded parts leave empty entries in their places, so that the numbers have no holes.
+    its parts are discarded (Guarantee 2). Discarded parts leave empty entries in their places, so that the numbers have
+    no holes. Memory holds ``tail_bytes`` of entries, the disk ``max_bytes`` (Guarantee 10).
 
     Raises:
         Misconfigured: the folder is not writable, another process has the log open, or a newer version wrote it.
