@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from syncline.capture.preflight import preflight
 from syncline.capture.snapshot import Rewritten, consistent_point
 from syncline.capture.source import connect, translated
-from syncline.capture.tables import TableInfo, matching_tables, usable_identity
+from syncline.capture.tables import TableInfo, matching_tables
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config
 from syncline.errors import Gap, Misconfigured
@@ -45,8 +46,8 @@ def verify(
     """Compare the monitored tables (or those named, ``namespace.table``) with their copies (or the one named).
 
     ``progress`` hears a table, the rows read of it, and about how many there are. ``engine`` is run until the targets
-    are up to date when no engine runs; None then raises. Rows that only ``doctor`` knows to be uncapturable (tables
-    without identity) are not part of it.
+    are up to date when no engine runs; None then raises. Tables that can't be captured (``doctor`` says which and why)
+    are not part of it.
 
     Raises:
         Misconfigured: a name is unknown, or a target can't be read from here.
@@ -55,6 +56,7 @@ def verify(
     """
     began = time.monotonic()
     run = _Run(config, tuple(tables), target, progress or _silent, talk or _log.info)
+    run.refuse_unknown()
     with engine_running(config, engine, run.talk) as check:
         found = run.look(check, None)
         deadline = time.monotonic() + _SHAPE_S
@@ -89,22 +91,30 @@ class _Run:
     progress: Progress
     talk: Callable[[str], None]
 
-    def look(self, check: Callable[[], None], suspects: dict[_Key, Suspects] | None) -> dict[_Key, Outcome]:
-        """Compare everything; on a second look only the tables with suspects."""
-        known: set[str] = set()
-        found: dict[_Key, Outcome] = {}
-        for source in self.config.sources:
-            infos = self._tables(source)
-            known.update(i.qualified for i in infos)
-            for target in self._targets(source):
-                chosen = [i for i in infos if self._chosen((source, target, i.qualified), suspects)]
-                found.update(self._compare(source, target, chosen, check, suspects or {}))
+    def refuse_unknown(self) -> None:
+        """Raise ``Misconfigured`` if a target or table is named that there is not."""
+        if self.target is not None and self.target not in self.config.targets:
+            raise Misconfigured(
+                f"There is no target {self.target}.", remedy=f"There are: {', '.join(self.config.targets)}."
+            )
+        if not self.wanted:
+            return
+        known = {info.qualified for source in self.config.sources for info in self._tables(source)}
         unknown = sorted(set(self.wanted) - known)
         if unknown:
             raise Misconfigured(
-                f"No monitored table is called {', '.join(unknown)}.",
+                f"No table that is captured is called {', '.join(unknown)}.",
                 remedy="Write schema.table; `syncline doctor` shows what is captured.",
             )
+
+    def look(self, check: Callable[[], None], suspects: dict[_Key, Suspects] | None) -> dict[_Key, Outcome]:
+        """Compare everything; on a second look only the tables with suspects."""
+        found: dict[_Key, Outcome] = {}
+        for source in self.config.sources:
+            infos = self._tables(source)
+            for target in self._targets(source):
+                chosen = [i for i in infos if self._chosen((source, target, i.qualified), suspects)]
+                found.update(self._compare(source, target, chosen, check, suspects or {}))
         return found
 
     def _targets(self, source: str) -> list[str]:
@@ -115,12 +125,14 @@ class _Run:
         return key in suspects if suspects is not None else not self.wanted or key[2] in self.wanted
 
     def _tables(self, source: str) -> list[TableInfo]:
+        """The tables that are captured: those that can't be have an alert of their own."""
         settings = self.config.sources[source]
         dsn = settings.dsn.get_secret_value()
         never = (self.config.control.schema_name,)
         with translated(dsn), connect(dsn, timeout_s=settings.connect_timeout_s) as connection:
             found = matching_tables(connection, settings.monitored_tables, settings.excluded_tables, never)
-        return [t for t in found if usable_identity(t) is None]
+        left_out = {f.subject for f in preflight(settings, *never) if f.severity == "error"}
+        return [t for t in found if t.qualified not in left_out]
 
     def _compare(
         self,
