@@ -47,6 +47,10 @@ class Progress:
             while self._kept > _KEPT_LATENCIES:
                 self._kept -= len(self._latencies.popleft())
 
+    def lag_s(self) -> float:
+        """Seconds since the commit at the source that was made visible last; 0 before the first."""
+        return max(0.0, time.time() - self.last_commit_us / 1e6) if self.last_commit_us else 0.0
+
     def rate(self) -> float:
         """Rows a second over the last five seconds."""
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -11,7 +12,7 @@ import structlog
 
 from syncline.capture.source import connect, translated
 from syncline.catalog.repository import ControlSchema, Request, StatusRow
-from syncline.errors import SynclineError, Unavailable
+from syncline.errors import SynclineError, Unavailable, defect
 from syncline.pipeline.pauses import apply_pauses
 from syncline.pipeline.reports import Reports
 from syncline.pipeline.source import SourcePipeline
@@ -31,10 +32,12 @@ class Housekeeping:
         self._control = control
         self._reports = reports
         self._requests: dict[str, list[Request]] = {}
+        self._begun: set[int] = set()
         self._connections: dict[str, psycopg.Connection[Any]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
         self._refreshed: dict[str, float] = {}
+        self._said: dict[tuple[str, str], str] = {}
         self.lags: dict[str, int] = {}
 
     def prepare(self) -> None:
@@ -43,8 +46,11 @@ class Housekeeping:
             self._requests[name] = self._control.take_requests(name, again=True)
 
     def take_resync(self, source: str) -> bool:
-        """Whether a whole resync of the source is waiting; narrower requests are handed on once it streams."""
-        return any(r.tables is None for r in self._requests[source])
+        """Whether a whole resync of the source was waiting, which its caller begins; narrower requests are handed on
+        once it streams."""
+        waiting = self._requests[source]
+        self._begun |= {r.id for r in waiting if r.tables is None}
+        return any(r.tables is None for r in waiting)
 
     def start(self) -> None:
         self._thread.start()
@@ -64,22 +70,36 @@ class Housekeeping:
         self._tick()
 
     def _tick(self) -> None:
-        try:
-            for name, source in self._sources.items():
-                self._measure(name, source)
-                source.log.trim()
-                self._reports.status(_rows(name, source, self.lags.get(name)))
-            self._apply_pauses()
-            for name, source in self._sources.items():
-                self._serve(name, source)
-                self._refresh(source)
-            self._reports.flush()
-        except Unavailable as error:
-            _log.debug("housekeeping waits", error=str(error))
-        except SynclineError as error:
-            _log.warning("housekeeping failed", error=str(error))
+        """What fails holds up neither a source's other chores nor other sources (Guarantee 8)."""
+        for name, source in self._sources.items():
+            for chore in (self._measure, self._trim, self._tell, self._apply_pauses, self._serve, self._refresh):
+                self._attempt(chore, name, source)
+        self._reports.flush()
 
-    def _refresh(self, source: SourcePipeline) -> None:
+    def _attempt(self, chore: Callable[[str, SourcePipeline], None], name: str, source: SourcePipeline) -> None:
+        key = (chore.__name__, name)
+        try:
+            chore(name, source)
+            self._said.pop(key, None)
+            return
+        except Unavailable as error:
+            _log.debug("housekeeping waits", source=name, error=str(error))
+            return
+        except SynclineError as error:
+            said = str(error)
+        except Exception as error:  # noqa: BLE001 - a defect in one chore must end neither trimming nor requests
+            said = str(defect("Housekeeping", error))
+        if self._said.get(key) != said:
+            self._said[key] = said
+            _log.warning("housekeeping failed", source=name, error=said)
+
+    def _trim(self, _: str, source: SourcePipeline) -> None:
+        source.log.trim()
+
+    def _tell(self, name: str, source: SourcePipeline) -> None:
+        self._reports.status(_rows(name, source, self.lags.get(name)))
+
+    def _refresh(self, _: str, source: SourcePipeline) -> None:
         """Look for new tables now and then, and at once when a load is due."""
         now = time.monotonic()
         if source.loads.due or now - self._refreshed.get(source.name, 0.0) >= _REFRESH_S:
@@ -105,16 +125,16 @@ class Housekeeping:
         """Hand on requests: whole resyncs at once, single tables to the next load."""
         self._requests[name] += self._control.take_requests(name)
         for request in self._requests[name]:
-            source.resync(None if request.tables is None else list(request.tables))
+            if request.id not in self._begun:
+                source.resync(None if request.tables is None else list(request.tables))
             self._control.finish_request(request.id, "handed to the engine")
         self._requests[name] = []
 
-    def _apply_pauses(self) -> None:
+    def _apply_pauses(self, name: str, source: SourcePipeline) -> None:
         pauses = self._control.pauses()
-        for name, source in self._sources.items():
-            for target in source.targets.values():
-                if target.worker is not None:
-                    apply_pauses(self._control, name, target, source.log, target.worker.cursor, pauses)
+        for target in source.targets.values():
+            if target.worker is not None:
+                apply_pauses(self._control, name, target, source.log, target.worker.cursor, pauses)
 
 
 def _rows(name: str, source: SourcePipeline, lag: int | None) -> list[StatusRow]:
@@ -142,7 +162,7 @@ def _rows(name: str, source: SourcePipeline, lag: int | None) -> list[StatusRow]
                 through=cursor.through,
                 rows_applied=progress.rows,
                 rows_per_s=progress.rate(),
-                lag_s=max(0.0, time.time() - progress.last_commit_us / 1e6) if behind else 0.0,
+                lag_s=progress.lag_s() if behind else 0.0,
                 message=progress.message,
             )
         )

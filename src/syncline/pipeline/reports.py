@@ -8,7 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from syncline.catalog.repository import ControlSchema, StatusRow
-from syncline.errors import SynclineError, Unavailable
+from syncline.errors import SynclineError
 
 __all__ = ["Reports"]
 
@@ -69,7 +69,8 @@ class Reports:
         for key, write in waiting:
             try:
                 write()
-            except Unavailable as error:
+            except SynclineError as error:
+                # Away, or gone: the threads that report must never end of it.
                 if not self._away:
                     _log.warning("control schema away, reports wait", error=str(error))
                 self._away = True

@@ -67,14 +67,14 @@ class SyncService:
                 self.sources[name] = SourcePipeline(
                     name, self.config, self._stores(name), self._control, self._reports, self._talk, self._on_load
                 )
+            self._housekeeping = Housekeeping(self.sources, self._control, self._reports)
+            self._housekeeping.prepare()
+            for name, source in self.sources.items():
+                source.start(start_over=self._housekeeping.take_resync(name))
+            self._housekeeping.start()
         except BaseException:
             self.stop()
             raise
-        self._housekeeping = Housekeeping(self.sources, self._control, self._reports)
-        self._housekeeping.prepare()
-        for name, source in self.sources.items():
-            source.start(start_over=self._housekeeping.take_resync(name))
-        self._housekeeping.start()
 
     def _stores(self, source: str) -> dict[str, Store]:
         return {
@@ -167,7 +167,7 @@ def _target_status(target: Any, end: int) -> dict[str, Any]:
         "through": cursor.through,
         "rows_applied": progress.rows,
         "rows_per_s": round(progress.rate(), 1),
-        "lag_s": round(max(0.0, time.time() - progress.last_commit_us / 1e6), 3) if behind else 0.0,
+        "lag_s": round(progress.lag_s(), 3) if behind else 0.0,
         "healed": progress.healed,
         "parked": progress.parked,
         "loaded": list(cursor.loaded),

@@ -65,6 +65,7 @@ class SourcePipeline:
         self._stop = threading.Event()
         self._again = threading.Event()
         self._start_over = False
+        self._reset_due = False
         self._seen: tuple[Any, ...] = ()
         self._backoff = Backoff(0.2, 10.0)
         events = TargetEvents(
@@ -166,7 +167,10 @@ class SourcePipeline:
 
     def _session(self) -> None:
         if self._start_over:
+            self._start_over, self._reset_due = False, True
+        if self._reset_due:
             self._reset()
+            self._reset_due = False
         identity = identify(self.settings)
         self._open_targets()
         dsn = self.settings.dsn.get_secret_value()
@@ -194,10 +198,9 @@ class SourcePipeline:
 
     def _choose_tables(self, connection: Any) -> list[str]:
         """Look at the source's tables as they are now; returns those that were not published until now."""
-        self.tables = usable_tables(
-            connection, self.name, self.settings, self.config.control.schema_name, self._reports
-        )
-        added = ensure_publication(connection, self.settings.publication, self.tables)
+        tables = usable_tables(connection, self.name, self.settings, self.config.control.schema_name, self._reports)
+        added = ensure_publication(connection, self.settings.publication, tables)
+        self.tables = tables  # last: what fails before is looked at again, with the tables as they were
         if added:
             self._talk(f"publication {self.settings.publication}: added {', '.join(added)}")
         return added
@@ -378,7 +381,6 @@ class SourcePipeline:
 
     def _reset(self) -> None:
         """Start over: a new log, every table read again. The old log's entries are all superseded by the loads."""
-        self._start_over = False
         for target in self.targets.values():
             target.stop(30)
             target.worker = None

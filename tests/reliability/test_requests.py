@@ -1,0 +1,69 @@
+"""What operators ask for by way of the control schema is done once, and also when things went wrong before or meanwhile."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from reliability.harness import Engine, Rig, ended_with
+from reliability.workload import SCHEMA
+from servers import eventually
+from syncline.catalog import ControlSchema
+from syncline.errors import Gap, Unavailable
+from syncline.stores.duckdb.store import DuckDBStore
+
+
+def filled(rig: Rig) -> None:
+    rig.database.execute(SCHEMA)
+    rig.database.execute("insert into item (id, name) select g, 'n' || g from generate_series(1, 50) g")
+
+
+def ask(rig: Rig) -> None:
+    """Request what `syncline resync` requests."""
+    with ControlSchema(rig.database.dsn) as control:
+        control.request_resync("main")
+
+
+def starts_over(engine: Engine) -> int:
+    return sum(line.startswith("starting over") for line in engine.talk)
+
+
+def test_a_resync_that_is_asked_for_mends_a_log_deleted_under_a_running_engine(rig: Rig) -> None:
+    filled(rig)
+    with rig.running() as engine:
+        shutil.rmtree(rig.log / "main.log")
+        rig.database.execute("delete from item where id > 40; update item set name = 'after' where id < 5")
+        ended_with(Gap, engine)
+        ask(rig)
+        eventually(lambda: starts_over(engine) == 1 and not engine.service.errors())
+        engine.equal()
+        eventually(lambda: rig.gaps() == [])
+
+
+def test_a_resync_asked_for_while_the_engine_is_down_is_done_once(rig: Rig) -> None:
+    filled(rig)
+    rig.sync()
+    ask(rig)
+    with rig.running() as engine:
+        open_requests = "select count(*) from syncline.sync_requests where done_at is null"
+        eventually(lambda: rig.database.value(open_requests) == 0)
+        rig.database.execute("insert into item (id, name) values (1000, 'after')")
+        engine.equal()
+        assert starts_over(engine) == 1
+
+
+def test_a_resync_that_meets_a_target_that_is_away_is_not_forgotten(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(rig)
+    with rig.running() as engine:
+        original, away = DuckDBStore.open, iter([True, True])
+
+        def opened(self: DuckDBStore, source: str) -> object:
+            if next(away, False):
+                raise Unavailable("The disk of the target is full.")
+            return original(self, source)
+
+        monkeypatch.setattr(DuckDBStore, "open", opened)
+        engine.service.resync()
+        eventually(lambda: starts_over(engine) == 1)
+        engine.equal()
