@@ -1,4 +1,4 @@
-"""What operators ask for by way of the control schema is done once, and also when things went wrong before or meanwhile."""
+"""What operators ask of the engine is done once, and also when things went wrong before or meanwhile."""
 
 from __future__ import annotations
 
