@@ -253,6 +253,9 @@ class Receiver:
 def _narrow_if_local(descriptor: int) -> None:
     """Make the receive window small where the server is on this machine."""
     with socket.socket(fileno=os.dup(descriptor)) as line:
-        peer = line.getpeername() if line.family in (socket.AF_INET, socket.AF_INET6) else ("",)
+        try:
+            peer = line.getpeername() if line.family in (socket.AF_INET, socket.AF_INET6) else ("",)
+        except OSError:
+            return  # the server has hung up already: the first thing asked of it says so
         if peer[0] == "::1" or peer[0].startswith("127."):
             line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LOCAL_WINDOW_BYTES)

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from syncline.capture.source import SourceConfig, connect, connect_replication, describe, translated
 from syncline.capture.tables import TableInfo
-from syncline.errors import Gap, Misconfigured
+from syncline.errors import Gap, Misconfigured, SynclineError
 
 __all__ = [
     "Identity",
@@ -230,12 +230,16 @@ def _create(config: SourceConfig, name: str, *, temporary: bool, export: bool, t
 
 def _tell_who_blocks(config: SourceConfig, done: threading.Event, talk: Talk) -> None:
     """Slot creation waits for every running transaction; name the oldest ones instead of hanging silently."""
+    dsn = config.dsn.get_secret_value()
     while not done.wait(3.0):
-        with connect(config.dsn.get_secret_value(), timeout_s=config.connect_timeout_s) as connection:
-            pids = connection.execute(
-                "select pid from pg_stat_activity where backend_xid is not null and pid <> pg_backend_pid()"
-                " order by xact_start limit 5"
-            ).fetchall()
+        try:
+            with translated(dsn), connect(dsn, timeout_s=config.connect_timeout_s) as connection:
+                pids = connection.execute(
+                    "select pid from pg_stat_activity where backend_xid is not null and pid <> pg_backend_pid()"
+                    " order by xact_start limit 5"
+                ).fetchall()
+        except SynclineError:
+            continue  # whoever creates the slot meets the same, and raises it
         if pids:
             names = ", ".join(str(p[0]) for p in pids)
             talk(f"{describe(config.replication)}: waiting for open transactions to end (pid {names})")

@@ -29,6 +29,10 @@ _SESSION = {
 # What a failed login says where the driver gives no SQLSTATE.
 _REFUSALS = ("password authentication failed", "no pg_hba.conf entry", "permission denied to start WAL sender")
 
+# Classes of SQLSTATE whose messages quote values: data exceptions, constraints, check options, RAISE in PL/pgSQL.
+_QUOTING = ("22", "23", "44", "P0")
+_UNREADABLE = "(unreadable connection string)"
+
 
 class SourceConfig(BaseModel):
     """One PostgreSQL database whose changes are captured from its WAL."""
@@ -73,19 +77,24 @@ def describe(dsn: str) -> str:
     try:
         parts = conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
-        return "(unreadable connection string)"
+        return _UNREADABLE
     host = parts.get("host") or parts.get("hostaddr") or "local socket"
     return f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
 
 
 def translate(error: BaseException, dsn: str, setting: str = "source.dsn") -> SynclineError:
-    """A driver's error as one of ours. Driver messages of failed queries may hold row values: only the first line of
-    connection errors and the server's primary message are used."""
+    """A driver's error as one of ours (Guarantee 11). Driver messages of failed queries may hold row values: only the
+    first line of connection errors and the server's primary message are used, and none that quotes values."""
     where = describe(dsn)
+    if where == _UNREADABLE:  # libpq repeats the part that it can't read, which may be the password
+        return Misconfigured(
+            f"The connection string of {setting} can't be read.",
+            remedy="Write a URL (special characters of the password as %XX) or `host=... dbname=...`.",
+        )
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or ""
     diag = getattr(error, "diag", None)
     primary = (getattr(diag, "message_primary", None) or str(error)).strip().splitlines()
-    text = primary[0].rstrip(".") if primary else type(error).__name__
+    text = primary[0].rstrip(".") if primary and sqlstate[:2] not in _QUOTING else type(error).__name__
     if isinstance(error, (psycopg.errors.ProgrammingError, psycopg2.ProgrammingError)) and not sqlstate:
         return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=f"Correct {setting}.")
     if sqlstate in {"28P01", "28000"} or any(sign in text for sign in _REFUSALS):

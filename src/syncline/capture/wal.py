@@ -75,11 +75,13 @@ class WalCapture:
 
     def entries(self, after: int) -> Iterator[Entry]:
         """See :class:`~syncline.capture.Capture`."""
-        config = self._config
+        config, dsn = self._config, self._config.dsn.get_secret_value()
+        self._catalogue = connect(dsn, timeout_s=config.connect_timeout_s)
+        with translated(dsn):
+            self._xid = _newest_xid(self._catalogue)
+            status_s = _status_interval(self._catalogue)
         connection = connect_replication(config.replication, timeout_s=config.connect_timeout_s)
-        self._catalogue = connect(config.dsn.get_secret_value(), timeout_s=config.connect_timeout_s)
-        self._xid = _newest_xid(self._catalogue)
-        self._receiver = Receiver(config, connection, self._mailbox, _status_interval(self._catalogue))
+        self._receiver = Receiver(config, connection, self._mailbox, status_s)
         self._heartbeat = Heartbeat(config, self._receiver)
         options = {"proto_version": "1", "publication_names": _quoted(config.publication), "messages": "true"}
         if self._binary:
