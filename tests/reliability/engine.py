@@ -27,7 +27,7 @@ from syncline.capture import wal
 from syncline.catalog.repository import ControlSchema
 from syncline.config import load_config
 from syncline.log import embedded
-from syncline.pipeline import SyncService, loads
+from syncline.pipeline import SyncService, housekeeping, loads
 
 Act = Callable[[], None]
 
@@ -70,6 +70,9 @@ def _between_parts(act: Act) -> None:
 
     embedded.EmbeddedLog.append = append  # type: ignore[method-assign]
 
+
+# What is done now and then is done more often here.
+housekeeping._EVERY_S = housekeeping._REFRESH_S = 0.2
 
 POINTS: dict[str, Callable[[Act], None]] = {
     "after receive": lambda act: _each(wal.WalCapture, "entries", act),

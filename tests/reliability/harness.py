@@ -23,13 +23,16 @@ import yaml
 from servers import Database, eventually
 from syncline.config import load_config
 from syncline.errors import SynclineError
-from syncline.pipeline import SyncService
+from syncline.pipeline import SyncService, housekeeping
+
+# What is done now and then is done more often here.
+housekeeping._EVERY_S = housekeeping._REFRESH_S = 0.2
 
 PROGRAM = Path(__file__).with_name("engine.py")
 TABLES = (
     "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-    " where c.relkind in ('r', 'p') and not c.relispartition and n.nspname not in ('syncline', 'pg_catalog',"
-    " 'information_schema', 'pg_toast') order by 1, 2"
+    " where c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartition"
+    " and n.nspname not in ('syncline', 'pg_catalog', 'information_schema', 'pg_toast') order by 1, 2"
 )
 
 
@@ -146,7 +149,7 @@ class Rig:
     def letters(self) -> list[tuple[Any, ...]]:
         """The open dead letters: table and reason."""
         return self.database.execute(
-            "select table_name, reason from syncline.sync_dead_letters where status = 'open' order by id"
+            "select table_name, reason from syncline.sync_dead_letters where state = 'parked' order by id"
         )
 
 

@@ -40,6 +40,14 @@ _PATIENT = (
     "select set_config(name, '0', false) from pg_settings"
     " where name in ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')"
 )
+# Not the view pg_publication_tables: it looks at every published table to tell of one.
+_PUBLISHED = """
+select (select array_agg(a.attname::text order by a.attnum) from pg_attribute a
+        where a.attrelid = r.prrelid and a.attnum = any(r.prattrs) and not a.attisdropped),
+       pg_get_expr(r.prqual, r.prrelid)
+from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+where p.pubname = %s and r.prrelid = %s
+"""
 _SNAPSHOT_GONE = (
     psycopg.errors.UndefinedObject,
     psycopg.errors.InvalidParameterValue,
@@ -290,16 +298,14 @@ class _Reader:
     def _published(self) -> tuple[list[str] | None, str]:
         """Column list and row filter of the publication: what they leave out must not come in by the load (rule 22)."""
         with self._cursor() as cursor:
-            cursor.execute(
-                "select attnames::text[], rowfilter from pg_publication_tables"
-                " where pubname = %s and schemaname = %s and tablename = %s",
-                [self._config.publication, self._info.namespace, self._info.name],
-            )
+            cursor.execute(_PUBLISHED, [self._config.publication, self._info.oid])
             row = cursor.fetchone()
         if row is None:
             return None, ""
-        generated = {c.name for c in self._info.columns if c.generated}
-        names = [n for n in row[0] if n not in generated]
+        names = None
+        if row[0] is not None:
+            generated = {c.name for c in self._info.columns if c.generated}
+            names = [n for n in row[0] if n not in generated]
         return names, f" and ({row[1]})" if row[1] else ""
 
 

@@ -131,6 +131,8 @@ class TableInfo:
         """What would change if rows changed without a row event, in short; see :func:`reshaped`."""
         columns = [(c.attnum, c.name, c.type_oid, c.typmod) for c in self.columns]
         described = [self.oid, columns, self.identity_columns, sorted(leaf.oid for leaf in self.partition_leaves)]
+        if self.relkind == "p":
+            described.append(self.filenodes)  # the TRUNCATE of one partition is not published under the root
         return f"{xxhash.xxh3_64_hexdigest(msgspec.json.encode(described))}.{self.filenodes:x}.{self.altered:x}"
 
     def column(self, name: str) -> CatalogColumn | None:
@@ -162,6 +164,7 @@ def only_lost_columns(before: TableInfo, now: TableInfo) -> bool:
 
 _CATALOGUE = """
 select count(*), sum(a.xmin::text::int8), sum(a.attrelid::int8),
+  sum(c.relfilenode::int8) filter (where c.relispartition),
   (select sum(inhrelid::int8) from pg_inherits where inhrelid >= 16384)
 from pg_class c join pg_attribute a on a.attrelid = c.oid
 where c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.oid >= 16384 and a.attnum > 0

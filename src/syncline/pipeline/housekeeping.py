@@ -21,7 +21,7 @@ __all__ = ["Housekeeping"]
 
 _log = structlog.get_logger()
 _EVERY_S = 1.0
-_REFRESH_S = 10.0
+_REFRESH_S = 3.0
 
 
 class Housekeeping:
