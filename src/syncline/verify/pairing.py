@@ -61,7 +61,7 @@ class Side:
         if not self._paths:
             yield pa.Table.from_batches(self._memory, self.schema)
             return
-        self._finish()
+        self.finish()
         for path in self._paths:
             with pa.memory_map(str(path)) as file:
                 yield ipc.open_stream(file).read_all()
@@ -69,10 +69,11 @@ class Side:
 
     def close(self) -> None:
         """Let go of everything."""
-        self._finish()
+        self.finish()
         self._memory.clear()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """All rows were added. Idempotent."""
         for writer in self._writers:
             writer.close()
         self._writers = []

@@ -25,8 +25,8 @@ from syncline.verify.report import EXAMPLES, KINDS, TableReport
 
 __all__ = ["Copy", "Outcome", "Point", "Progress", "Suspects", "compare_table"]
 
-_BUCKET_BYTES = 32 * 1024 * 1024
-_MAX_BUCKETS = 256
+_BUCKET_BYTES = 16 * 1024 * 1024
+_MAX_BUCKETS = 400  # each an open file while its side is read
 _REMEMBERED = 100_000  # keys of a table that a second look goes by; above that they are not differences of timing
 
 Progress = Callable[[str, int, int | None], None]
@@ -88,6 +88,7 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
         stack.enter_context(closing(right))
         for batch in copy.reader.scan(recorded) if recorded else ():
             right.add(batch)
+        right.finish()
         bounds = _bounds(copy, schema, recorded, point.version)
         names = [c.name for c in schema.key]
         for mine, theirs in zip(left.tables(), right.tables(), strict=True):
@@ -113,7 +114,9 @@ class _Source:
                 self.schema = batch.schema
                 side = self._open()
             side.add(exact_rows(batch.data(), batch.schema))
-        return side or self._open()
+        side = side or self._open()
+        side.finish()
+        return side
 
     def _open(self) -> Side:
         return _side(self._folder, self.schema, "inexact", [c.name for c in self.schema.key], self._buckets)
