@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -139,6 +140,29 @@ def test_a_query_that_takes_too_long_is_interrupted(tmp_path: Path) -> None:
     door = Door(tmp_path / "slow", connection.cursor, timeout_s=0.3)
     with open_reader(tmp_path / "slow") as reader, pytest.raises(QueryError, match=r"(?i)interrupt"):
         reader.query("select count(*) from range(1000000) a, range(1000000) b where a.range + b.range = 7")
+    door.close()
+    connection.close()
+
+
+def test_a_client_that_stops_reading_does_not_keep_its_transaction_open(tmp_path: Path) -> None:
+    connection = duckdb.connect()
+    ended = threading.Event()
+
+    @contextmanager
+    def session() -> Iterator[duckdb.DuckDBPyConnection]:
+        try:
+            with connection.cursor() as cursor:
+                yield cursor
+        finally:
+            ended.set()
+
+    door = Door(tmp_path / "deaf", session, timeout_s=0.3)
+    with open_reader(tmp_path / "deaf") as reader:
+        batches = reader.batches("select i, repeat('x', 100) as text from range(1000000) as g(i)")
+        next(batches)
+        assert ended.wait(20)
+        with pytest.raises(Unavailable):
+            list(batches)
     door.close()
     connection.close()
 

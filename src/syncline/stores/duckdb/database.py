@@ -75,8 +75,13 @@ class Database:
         self._dirty_since: float | None = None
         self._closing = threading.Event()
         self._connections: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
+        self._listing = threading.Lock()
         self._root = _connect(config, path)
-        self._door = Door(path, self.session) if config.door else None
+        try:
+            self._door = Door(path, self.session) if config.door else None
+        except BaseException:
+            self._root.close()
+            raise
         self._timer: threading.Thread | None = None
         if config.checkpoint_idle_s:
             self._timer = threading.Thread(target=self._checkpoint_when_idle, name="duckdb-checkpoint", daemon=True)
@@ -127,7 +132,8 @@ class Database:
         if self._broken:
             self._open_again()
         connection = self._root.cursor()
-        self._connections.add(connection)
+        with self._listing:
+            self._connections.add(connection)
         return connection
 
     @contextmanager
@@ -158,7 +164,9 @@ class Database:
 
     def _close_all(self) -> None:
         """DuckDB lets go of a file when its last connection closes."""
-        for connection in [*self._connections, self._root]:
+        with self._listing:
+            connections = list(self._connections)
+        for connection in [*connections, self._root]:
             try:
                 connection.close()
             except duckdb.Error:

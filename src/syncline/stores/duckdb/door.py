@@ -159,6 +159,9 @@ class Door:
         try:
             with client:
                 _check_peer(client)
+                # A client that stops reading must not keep its transaction open, which would hold off checkpoints.
+                patience = struct.pack("ll", int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
                 while True:
                     kind, data = _receive(client, _MAX_QUERY_BYTES)
                     if kind != _QUERY:
