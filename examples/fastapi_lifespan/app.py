@@ -14,8 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
-from syncline.config import load_config
-from syncline.pipeline import SyncService
+from syncline import SyncService, load_config
 
 
 @asynccontextmanager
