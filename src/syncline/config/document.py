@@ -23,7 +23,7 @@ _MAX_NODES = 100_000  # nested aliases multiply: a file of one kilobyte can hold
 _REFERENCE = re.compile(
     r"\$(?:\$\{|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|\{file:(?P<file>[^}]+)\})"
 )
-_INTEGER = re.compile(r"[-+]?[0-9][0-9_]*\Z")
+_INTEGER = re.compile(r"[-+]?[0-9]+(_[0-9]+)*\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),

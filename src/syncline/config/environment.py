@@ -49,6 +49,9 @@ def variables(environment: Mapping[str, str], base: Layer) -> tuple[Layer, list[
     stores, more = _store_places(given, base)
     for name, place in [*places, *stores]:
         problems += _put(layer, place, name, _qualified(name, given[name]))
+    for name, (_, target, _) in stores:
+        if target not in (base.values.get("targets") or {}):  # named like its type, see _store_places
+            problems += _put(layer, ("targets", target, "type"), name, str(target))
     return layer, problems + more
 
 

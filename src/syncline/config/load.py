@@ -158,6 +158,8 @@ def _problem(layer: Layer, details: ErrorDetails, file: Path) -> Problem:
     name = display(layer, place)
     if kind == "extra_forbidden":
         return Problem(where, f"{name} is not a setting.{_nearest(layer, place, where)}")
+    if kind == "missing" and place == ("sources",):
+        return Problem(where, "there is no source: `source:` with `dsn:` below it names the database to follow.")
     if kind == "missing":
         field = _field(layer.values, place)
         return Problem(where, f"{name} is missing. {(field and field.description) or ''}".rstrip())
