@@ -1,0 +1,55 @@
+"""Guarantee 7: a row that a store refuses is parked with its reason, its followers behind it, and the rest flows."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from reliability.harness import Nursery, Rig
+
+BIG = "(select string_agg(md5((g * 1000 + h)::text), '') from generate_series(1, 200) h)"
+ROWS = (
+    f"insert into item select g, case g when 7 then 'bad' else 'good' end, 0, {BIG} from generate_series(1, 20) g;"
+    "insert into other values (1)"
+)
+
+
+@pytest.fixture
+def picky(rig: Rig) -> Rig:
+    """A target whose own table does not take every name."""
+    rig.database.execute(
+        "create table item (id bigint primary key, name text, n int, doc text);"
+        "alter table item alter doc set storage external; create table other (id int primary key)"
+    )
+    with rig.open() as copy:
+        copy.execute("create table item (id bigint, name varchar check (name <> 'bad'), n int, doc varchar)")
+    return rig
+
+
+def test_a_refused_row_is_parked_with_what_follows_on_it_until_a_whole_row_comes(picky: Rig) -> None:
+    with picky.running() as engine:
+        picky.database.execute(ROWS)
+        engine.settle()
+        assert [table for table, _ in picky.letters()] == ["public.item"]
+        assert engine.query("select count(*), count(*) filter (id = 7) from item") == [(19, 0)]
+        assert engine.query("select id from other") == [(1,)]
+
+        picky.database.execute("update item set n = 1 where id in (7, 8)")
+        engine.settle()
+        assert [reason for _, reason in picky.letters()][1:] == ["an earlier change of its key is parked"]
+        assert engine.query("select id from item where n = 1") == [(8,)]
+
+        picky.database.execute("update item set name = 'mended', doc = 'short' where id = 7")
+        engine.equal()
+        assert picky.letters() == []
+
+
+def test_a_kill_behind_a_dead_letter_parks_the_row_once_and_loses_none(picky: Rig, nursery: Nursery) -> None:
+    picky.sync()
+    picky.database.execute(ROWS)
+    assert nursery.run(picky, point="after parking") == -signal.SIGKILL
+    assert picky.rows("select count(*) from item") == [(0,)]
+    nursery.finish(picky)
+    assert len(picky.letters()) == 1
+    assert picky.rows("select count(*), count(*) filter (id = 7) from item") == [(19, 0)]
