@@ -92,7 +92,9 @@ class _Run:
     talk: Callable[[str], None]
 
     def refuse_unknown(self) -> None:
-        """Raise ``Misconfigured`` if a target or table is named that there is not."""
+        """Raise ``Misconfigured`` if there is no target, or if one or a table is named that there is not."""
+        if not self.config.targets:
+            raise Misconfigured("There is no target to compare with.", remedy="Configure `target:`.")
         if self.target is not None and self.target not in self.config.targets:
             raise Misconfigured(
                 f"There is no target {self.target}.", remedy=f"There are: {', '.join(self.config.targets)}."
