@@ -11,15 +11,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from syncline.change import Cursor, Position
+from syncline.change import Column, Cursor, Position
 from syncline.stores import Work
 from syncline.stores.duckdb import DuckDBConfig, DuckDBStore
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents
 
 _KEYS = 40
 _context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["syncline.stores.duckdb", "syncline.testing.store_suite"])
 
 
 def _config(path: Path) -> DuckDBConfig:
@@ -73,10 +75,57 @@ def _apply_for_ever(path: Path, told: Connection) -> None:
         told.send(n)
 
 
+_WIDER = msgspec.structs.replace(
+    ITEM,
+    columns=(
+        Column("added", "timestamptz", "timestamptz"),
+        Column("id", "int8", "bigint", key=True),
+        Column("amount", "text", "numeric"),
+        Column("name", "text", "text"),
+    ),
+)
+_NARROW = msgspec.structs.replace(ITEM, columns=(_WIDER.columns[1], _WIDER.columns[3]))
+
+
+def _change_the_table_and_die(path: Path, number: int) -> None:
+    """Works before and behind changes of the table, all in one log that no checkpoint ends."""
+    store = DuckDBStore(_config(path).model_copy(update={"wal_autocheckpoint": "1GB"}), "crash")
+    store.open("orders")
+    if number == 0:
+        store.migrate(ITEM)
+        store.apply(_cursor_only(Rows().upsert(100, 1, "one", None).upsert(100, 2, "two", None).delete(100, 3)))
+        store.migrate(_WIDER)
+    else:
+        store.migrate(_WIDER)
+        store.apply(_cursor_only(Rows(_WIDER).upsert(110, 5, 2, "1.5", "TWO").upsert(99, 5, 3, "1", "dead")))
+        store.migrate(_NARROW)
+        store.apply(_cursor_only(Rows(_NARROW).upsert(120, 4, "four")))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _cursor_only(rows: Rows) -> Work:
+    return Work((rows.table(),), Cursor("orders", Position("log", 1)))
+
+
+def test_a_log_with_changed_tables_is_replayed_after_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "altered.duckdb"
+    for number, schema in ((0, _WIDER), (1, _NARROW)):
+        child = _context.Process(target=_change_the_table_and_die, args=(path, number), daemon=True)
+        child.start()
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
+        assert path.with_name(path.name + ".wal").stat().st_size
+        store = DuckDBStore(_config(path), "crash")
+        store.open("orders")
+        assert store.migrate(schema) == schema
+        found = contents(store, schema)
+        store.close()
+    assert found == {1: ("one", 100), 2: ("TWO", 110), 4: ("four", 120)}
+
+
 @pytest.mark.slow
 def test_forty_kills_leave_data_and_cursor_in_step(tmp_path: Path) -> None:
     path, rng, reached = tmp_path / "killed.duckdb", random.Random(3), 0
-    _context.set_forkserver_preload(["syncline.stores.duckdb", "syncline.testing.store_suite"])
     for _ in range(40):
         here, there = _context.Pipe(duplex=False)
         child = _context.Process(target=_apply_for_ever, args=(path, there), daemon=True)

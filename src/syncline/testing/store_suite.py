@@ -72,6 +72,24 @@ VALUES = TableSchema(
 
 _I64, _I32 = 2**63 - 1, 2**31 - 1
 
+# Three values of each type that has an order in PostgreSQL and so can be a key.
+_KEYS: dict[str, tuple[Any, Any, Any]] = {
+    "int2": (-1, 0, 2**15 - 1),
+    "int4": (-1, 0, 2**31 - 1),
+    "int8": (-(2**63), 0, 2**63 - 1),
+    "float4": (-1.5, 0.0, float("inf")),
+    "float8": (-1.5, 0.0, float("-inf")),
+    "numeric(20,3)": (Decimal("-1.500"), Decimal("0.001"), Decimal("99999999999999999.999")),
+    "bytes": (b"\x00", b"'\xff", b""),
+    "uuid": (b"\0" * 16, uuid.UUID("00112233-4455-6677-8899-aabbccddeeff").bytes, b"\xff" * 16),
+    "date": (-_I32, 0, _I32),
+    "time": (0, 1, 86_400_000_000),
+    "timestamp": (-_I64, 1, _I64),
+    "timestamptz": (-_I64, 1, _I64),
+    "json": ('{"a": 1}', "null", "[]"),
+    "text": ("", "a'b", "Ä"),
+}
+
 
 def _array(values: Sequence[Any], column: Column, *, text: bool = False) -> pa.Array:
     """Temporal values are given as the integers that store them."""
@@ -242,7 +260,9 @@ class StoreConformance:
     def test_a_work_without_rows_moves_the_cursor(self, store: Store, make_store: MakeStore) -> None:
         store.apply(work(n=3))
         store.close()
-        found = make_store("suite").open("orders")
+        again = make_store("suite")
+        found = again.open("orders")
+        again.close()
         assert found is not None
         assert found.position == Position("log", 3)
 
@@ -388,6 +408,23 @@ class StoreConformance:
         store.apply(work(partial.delete(110, "north", one)))
         assert contents(store, PAIR) == {("north", two): (8, "a", 110)}
 
+    @pytest.mark.parametrize("logical", sorted(_KEYS))
+    def test_every_type_serves_as_a_key(self, store: Store, logical: str) -> None:
+        schema = TableSchema(
+            "public", "keyed", (Column("note", "text", "text"), Column("key", logical, logical, key=True))
+        )
+        a, b, c = _KEYS[logical]
+        store.migrate(schema)
+        store.apply(work(Rows(schema).upsert(100, "a", a).upsert(100, "b", b)))
+        store.apply(work(Rows(schema).upsert(110, "A", a).delete(110, b)))
+        store.apply(work(Rows(schema).upsert(105, "late", a).upsert(105, "late", b)))
+        assert contents(store, schema) == {a: ("A", 110)}
+        moved = Rows(schema).partial(120, None, c, unchanged=["note"], origin=(a,)).delete(120, a)
+        store.apply(work(moved))
+        store.apply(work(moved))
+        assert contents(store, schema) == {c: ("A", 120)}
+        assert dict(_rows(schema, store.fetch(schema, _keys(schema, (a,), (c,))))) == {c: ("A", 120)}
+
     # ------------------------------------------------------------------------------------------ truncation
 
     def test_a_truncation_removes_what_is_older_and_holds_off_late_rows(self, store: Store) -> None:
@@ -437,7 +474,7 @@ class StoreConformance:
 
     def test_migrating_again_keeps_everything(self, store: Store) -> None:
         store.apply(work(Rows().upsert(100, 1, "one", Decimal(1)).delete(100, 2)))
-        store.migrate(ITEM)
+        assert store.migrate(ITEM) == ITEM
         store.apply(work(Rows().upsert(99, 2, "dead", None)))
         assert contents(store) == {1: ("one", Decimal("1.00"), 100)}
 
@@ -452,19 +489,22 @@ class StoreConformance:
                 Column("name", "text", "text"),
             ),
         )
-        store.migrate(wider)
+        assert store.migrate(wider) == ITEM
         assert contents(store, wider) == {1: (None, None, "one", 100)}
         store.apply(work(Rows(wider).upsert(110, 5, 2, "1.5", "two").partial(110, 6, 1, "7", None, unchanged=["name"])))
         expected = {1: (6, "7", "one", 110), 2: (5, "1.5", "two", 110)}
         assert contents(store, wider) == expected
         narrow = msgspec.structs.replace(ITEM, columns=(wider.columns[1], wider.columns[3]))
-        store.migrate(narrow)
+        assert store.migrate(narrow) == wider
         store.close()
         again = make_store("suite")
         again.open("orders")
         again.migrate(narrow)
         assert contents(again, narrow) == {1: ("one", 110), 2: ("two", 110)}
         again.close()
+
+    def test_a_table_that_is_new_here_had_no_schema_before(self, store: Store) -> None:
+        assert store.migrate(VALUES) is None
 
     def test_a_table_that_was_never_migrated_is_refused(self, store: Store) -> None:
         with pytest.raises(Misconfigured):
@@ -598,18 +638,20 @@ class StoreConformance:
     @given(data=st.data())
     def test_random_works_leave_what_the_reference_holds(self, make_store: MakeStore, data: st.DataObject) -> None:
         store, model = make_store(f"model-{uuid.uuid4().hex}"), MemoryStore(MemoryConfig(), "model")
-        for each in (store, model):
-            each.open("orders")
-            each.migrate(ITEM)
-        for _ in range(data.draw(st.integers(1, 6))):
-            step = data.draw(_random_steps)
+        steps = data.draw(st.lists(_random_steps, min_size=1, max_size=6))
+        try:
             for each in (store, model):
-                if isinstance(step, Work):
-                    each.apply(step)
-                else:
-                    each.purge("orders", step)
-            assert contents(store) == contents(model)
-        store.close()
+                each.open("orders")
+                each.migrate(ITEM)
+            for step in steps:
+                for each in (store, model):
+                    if isinstance(step, Work):
+                        each.apply(step)
+                    else:
+                        each.purge("orders", step)
+                assert contents(store) == contents(model)
+        finally:
+            store.close()
 
 
 def truncated_only(version: int) -> TableWork:
