@@ -1,0 +1,208 @@
+"""The command line without servers: files, options, messages and exit codes."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import pytest
+from commands import MINIMAL, Command, Shell
+from typer.testing import CliRunner
+
+from syncline import __version__
+from syncline.errors import Damaged, Gap, Misconfigured, Rejected, Unavailable
+from syncline.service import cli
+from syncline.service.figures import amount, size, source_line, span
+
+COMMANDS = ("init", "check", "config", "doctor", "migrate", "run", "status", "pause", "resume", "resync", "verify")
+
+
+# -------------------------------------------------------------------------------------------------------------- offline
+
+
+def test_init_writes_a_file_that_only_its_owner_reads_and_check_accepts(shell: Shell) -> None:
+    assert shell("init").returncode == 0
+    file = shell.folder / "syncline.yaml"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    checked = shell("check")
+    assert checked.returncode == 0
+    assert "source main: 127.0.0.1:1/shop, tables public.*" in checked.stdout
+    assert "target main: duckdb" in checked.stdout
+    assert "hush" not in checked.stdout + checked.stderr
+
+
+def test_init_never_overwrites_unless_told(shell: Shell, command: Command) -> None:
+    shell.write("mine: 1\n")
+    refused = command("init")
+    assert refused.returncode == 2
+    assert "syncline.yaml exists already" in refused.stderr
+    assert (shell.folder / "syncline.yaml").read_text() == "mine: 1\n"
+    assert command("init", "--force").returncode == 0
+    assert command("check").returncode == 0
+
+
+def test_init_into_a_folder_that_is_not_there_is_told(command: Command) -> None:
+    refused = command("init", "-c", "no/where.yaml")
+    assert refused.returncode == 2
+    assert "no/where.yaml can't be written: No such file or directory" in refused.stderr
+
+
+def test_config_shows_values_and_origins_but_no_secrets(shell: Shell, command: Command) -> None:
+    shell.write()
+    shell.variables["SYNCLINE_APPLY__MAX_ROWS"] = "17"
+    shown = command("config", "--json", "--set", "source.slot=mine")
+    found = json.loads(shown.stdout)
+    assert found["apply.max_rows"] == {"value": 17, "origin": "env SYNCLINE_APPLY__MAX_ROWS"}
+    assert found["sources.main.slot"] == {"value": "mine", "origin": "command line"}
+    assert found["targets.main.path"] == {"value": "copy.duckdb", "origin": "syncline.yaml:5"}
+    assert found["sources.main.dsn"]["value"] == "(hidden) 127.0.0.1:1/shop"
+    assert found["log.max_bytes"]["origin"] == "default"
+    table = command("config")
+    lines = [line.split() for line in table.stdout.splitlines()]
+    assert ["apply.max_rows", "17", "env", "SYNCLINE_APPLY__MAX_ROWS"] in lines
+    assert "hush" not in shown.stdout + table.stdout
+
+
+def test_the_overlay_of_an_environment_is_laid_over_the_file(shell: Shell, command: Command) -> None:
+    shell.write()
+    shell.write("source:\n  slot: production\n", "syncline.production.yaml")
+    for arguments in (("-e", "production", "config", "--json"), ("config", "--json", "--environment=production")):
+        found = json.loads(command(*arguments).stdout)
+        assert found["sources.main.slot"] == {"value": "production", "origin": "syncline.production.yaml:2"}
+
+
+def test_migrate_prints_its_sql_without_a_server(shell: Shell, command: Command) -> None:
+    shell.write(MINIMAL + "control:\n  schema: records\n")
+    printed = command("migrate", "--sql")
+    assert printed.returncode == 0
+    assert "CREATE TABLE records.sync_status" in printed.stdout
+
+
+def test_version_and_help_end_with_0(shell: Shell) -> None:
+    assert shell("--version").stdout.strip() == f"syncline {__version__}"
+    runner = CliRunner()
+    for command in COMMANDS:
+        assert runner.invoke(cli.app, [command, "--help"]).exit_code == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+REFUSED: dict[str, tuple[str | None, tuple[str, ...], list[str]]] = {
+    "no file": (None, ("check",), ["syncline.yaml does not exist", "syncline init"]),
+    "a wrong key": (MINIMAL + "aply: {}\n", ("check",), ["syncline.yaml:6", "aply", "Did you mean apply?"]),
+    "not YAML": ("source: [\n", ("run",), ["syncline.yaml:2:1", "not YAML"]),
+    "a variable not set": ("source: {dsn: '${NOT_SET}'}\n", ("run",), ["syncline.yaml:1", "NOT_SET is not set"]),
+    "a wrong --set": (MINIMAL, ("check", "--set", "apply.max_row=1"), ["command line", "Did you mean max_rows?"]),
+    "a --set without a value": (MINIMAL, ("check", "--set", "apply"), ["NAME=VALUE"]),
+    "a wrong log level": (MINIMAL, ("check", "--log-level", "loud"), ["command line", "logging.level", "'debug'"]),
+    "no target": ("source: {dsn: host=a}\n", ("run",), ["no target", "target:"]),
+    "a wrong target": (MINIMAL, ("verify", "--target", "lake"), ["no target lake", "main"]),
+    "a wrong source": (MINIMAL, ("pause", "--source", "lake"), ["no source lake", "main"]),
+    "a wrong type": (None, ("init", "--target", "duckdbb"), ["no target type duckdbb", "duckdb"]),
+    "a query without a copy": (MINIMAL, ("query", "select 1"), ["There is no DuckDB file", "copy.duckdb"]),
+    "a wrong command": (None, ("runn",), ["No such command 'runn'"]),
+    "a wrong option": (None, ("run", "--foo"), ["No such option", "--foo"]),
+    "a wrong number": (None, ("demo", "--rows", "many"), ["--rows", "valid integer"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_message_and_exit_code_2(shell: Shell, command: Command, case: str) -> None:
+    text, arguments, parts = REFUSED[case]
+    if text is not None:
+        shell.write(text)
+    refused = command(*arguments)
+    assert (refused.returncode, refused.stdout) == (2, ""), refused
+    assert [part for part in parts if part not in refused.stderr] == [], refused.stderr
+
+
+@pytest.mark.parametrize("arguments", [("run",), ("migrate",), ("pause",), ("verify",), ("resync",)])
+def test_an_unreachable_server_is_named_with_its_setting_and_exit_code_3(
+    shell: Shell, command: Command, arguments: tuple[str, ...]
+) -> None:
+    shell.write()
+    refused = command(*arguments)
+    assert (refused.returncode, refused.stdout) == (3, ""), refused
+    assert "127.0.0.1:1/shop" in refused.stderr
+    assert "source.dsn" in refused.stderr
+    assert "hush" not in refused.stderr
+
+
+def test_doctor_goes_on_behind_a_server_that_is_away(shell: Shell, command: Command) -> None:
+    shell.write()
+    looked = command("doctor", "--json")
+    assert looked.returncode == 3
+    found = json.loads(looked.stdout)["findings"]
+    assert [f["severity"] for f in found if f["subject"].startswith("source")] == ["error"]
+    assert any(f["subject"].startswith("log") for f in found)
+    assert "hush" not in looked.stdout
+
+
+def test_status_says_what_it_can_t_read(shell: Shell, command: Command) -> None:
+    shell.write()
+    found = json.loads(command("status", "--json").stdout)
+    assert found["sources"]["main"]["state"] == "not running"
+    assert "127.0.0.1:1/shop" in found["sources"]["main"]["slot"]["error"]
+    assert "127.0.0.1:1/shop" in found["control"]["error"]
+    assert "not reachable" in command("status").stdout
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_errors_have_exit_codes() -> None:
+    errors = (Misconfigured("x"), Unavailable("x"), Gap("x"), Damaged("x"), Rejected("t", [0], "x"), ValueError("x"))
+    assert [cli.exit_code(error) for error in errors] == [2, 3, 4, 4, 1, 1]
+
+
+def test_a_defect_is_told_by_its_place_and_without_its_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(**_: object) -> None:
+        raise ValueError("row 17 holds hush")
+
+    monkeypatch.setattr(cli, "app", break_down)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "ValueError at test_cli.py:" in said
+    assert "This is a bug" in said
+    assert "hush" not in said
+    assert "Traceback" not in said
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_global_options_are_understood_behind_the_command() -> None:
+    given = ["run", "--config", "a.yaml", "--status-every", "1", "-e", "x", "--debug", "--", "--config"]
+    assert cli._hoisted(given) == [
+        *("--config", "a.yaml", "-e", "x", "--debug"),
+        *("run", "--status-every", "1", "--", "--config"),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_figures_are_readable() -> None:
+    assert [size(n) for n in (None, 0, 1023, 1536, 200 * 1024**2, 3 * 1024**4)] == [
+        *("-", "0 B", "1023 B", "1.5 KiB", "200 MiB", "3.0 TiB")
+    ]
+    assert [span(s) for s in (None, 0.0123, 4.21, 240, 9000)] == ["-", "12 ms", "4.2 s", "4 min", "2.5 h"]
+    assert amount(1234567) == "1,234,567"
+
+
+def test_a_source_is_told_in_one_line() -> None:
+    status = {
+        "state": "loading",
+        "lag_bytes": 2048,
+        "log": {"size_bytes": 4096},
+        "loading": {"public.a": {"rows": 10, "bytes_done": 5, "bytes_total": 20}},
+        "targets": {"main": {"state": "applying", "rows_applied": 1000, "rows_per_s": 50.0, "lag_s": 0.5}},
+    }
+    assert source_line("shop", status) == (
+        "shop: loading, 2.0 KiB behind, log 4.0 KiB | loading public.a 25% (10 rows)"
+        " | main applying: 1,000 rows, 50/s, lag 500 ms"
+    )

@@ -1,0 +1,124 @@
+"""The command line with a real server: run, watch, pause, query, stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commands import Shell
+
+from servers import Database, eventually
+
+TEXT = """\
+source:
+  dsn: ${DATABASE_URL}
+  slot: cli
+  publication: cli
+target:
+  type: duckdb
+  path: copy.duckdb
+"""
+
+
+@pytest.fixture
+def shell(tmp_path: Path, database: Database) -> Shell:
+    """`syncline` with a source of three rows."""
+    database.execute("create table items (id int primary key, name text)")
+    database.execute("insert into items values (1, 'one'), (2, 'two'), (3, 'three')")
+    shell = Shell(tmp_path, {"DATABASE_URL": database.dsn})
+    shell.write(TEXT)
+    return shell
+
+
+@contextmanager
+def running(shell: Shell) -> Iterator[subprocess.Popen[str]]:
+    process = shell.start("run", "--status-every", "0.5")
+    try:
+        eventually(lambda: rows(shell) == 3, 60)
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def rows(shell: Shell) -> int | None:
+    """Rows at the target, as `query` sees them; None while there is no table."""
+    asked = shell("query", "select count(*) as n from items", "--json")
+    return int(json.loads(asked.stdout)[0]["n"]) if asked.returncode == 0 else None
+
+
+def test_a_run_is_seen_paused_resumed_and_stopped(shell: Shell, database: Database) -> None:
+    with running(shell) as process:
+        status = json.loads(shell("status", "--json").stdout)["sources"]["main"]
+        assert (status["state"], status["targets"]["main"]["state"]) != ("not running", "not running")
+        assert status["slot"]["active_pid"] is not None
+        assert status["log"]["end"] >= 1
+        assert "cli: streaming" in shell("status").stdout
+
+        assert shell("pause", "--table", "public.items").returncode == 0
+        assert "paused: public.items" in shell("status").stdout
+        held = database.value("select count(*) from syncline.sync_pauses where resumed_at is null")
+        assert held >= 1
+        assert shell("resume", "--table", "public.items").returncode == 0
+        database.execute("insert into items values (4, 'four')")
+        eventually(lambda: rows(shell) == 4, 60)
+        assert "Nothing of that was paused" in shell("resume").stderr
+
+        asked = shell("query", "select id, name from items order by id", "--csv")
+        assert asked.stdout.splitlines() == ["id,name", "1,one", "2,two", "3,three", "4,four"]
+        assert "three" in shell("query", "select * from items where id = 3").stdout
+        wrong = shell("query", "select nothing from items")
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        said = process.stderr.read() if process.stderr else ""
+        assert "Syncline runs (main -> main)" in said
+        assert "Stopping (SIGTERM)" in said
+        assert "Traceback" not in said
+    after = json.loads(shell("status", "--json").stdout)["sources"]["main"]
+    assert after["slot"]["active_pid"] is None
+    assert after["targets"]["main"]["rows_applied"] >= 1
+    assert rows(shell) == 4
+
+
+def test_ctrl_c_ends_a_run_with_0(shell: Shell) -> None:
+    with running(shell) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+def test_doctor_finds_a_healthy_source_healthy(shell: Shell) -> None:
+    looked = shell("doctor")
+    assert looked.returncode == 0, looked.stdout
+    assert "ERROR" not in looked.stdout
+    assert "0 error(s)" in looked.stderr
+
+
+def test_doctor_names_the_statement_that_mends(shell: Shell, database: Database) -> None:
+    database.execute("create table keyless (x int)")
+    looked = shell("doctor", "--json")
+    errors = [f for f in json.loads(looked.stdout)["findings"] if f["severity"] == "error"]
+    assert looked.returncode == 2
+    assert [("keyless" in f["subject"] + f["message"], bool(f["remedy"])) for f in errors] == [(True, True)]
+
+
+def test_migrate_is_idempotent_and_resync_is_recorded(shell: Shell, database: Database) -> None:
+    for _ in range(2):
+        assert shell("migrate").returncode == 0
+    asked = shell("resync", "--table", "public.items")
+    assert asked.returncode == 0
+    assert "public.items will be read again" in asked.stderr
+    assert database.value("select tables::text from syncline.sync_requests") == '["public.items"]'
+
+
+def test_a_database_that_does_not_exist_is_misconfigured(shell: Shell) -> None:
+    shell.variables["DATABASE_URL"] = shell.variables["DATABASE_URL"].replace("/test_", "/no_such_test_")
+    refused = shell("run")
+    assert refused.returncode == 2
+    assert "does not exist" in refused.stderr
