@@ -1,0 +1,63 @@
+"""Loads: which versions their rows carry, and what they refuse to believe."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from servers import Database
+from syncline.capture import snapshot
+from syncline.capture.snapshot import Load, Rewritten, consistent_point, load, read_table
+from syncline.capture.source import SourceConfig
+from syncline.capture.tables import TableInfo, matching_tables
+from syncline.change import Batch, Truncate
+
+BASE = 1_000_000
+
+
+@pytest.fixture
+def source(database: Database) -> SourceConfig:
+    database.execute("create table item (id int primary key, name text)")
+    database.execute("insert into item select g, 'n' || g from generate_series(1, 10) g")
+    return SourceConfig(dsn=SecretStr(database.dsn), slot=f"slot_{database.name}", publication="item_only")
+
+
+def items(database: Database) -> list[TableInfo]:
+    with database.connect() as connection:
+        return matching_tables(connection, ("public.item",), (), ())
+
+
+def test_rows_are_older_than_what_commits_at_their_point_and_the_sweep_is_older_still(
+    database: Database, source: SourceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Correctness rule 3: a streamed commit may begin exactly at the point, and has to win."""
+    points = []
+    original = snapshot.snapshot_point
+
+    def noted(*arguments: Any) -> tuple[int, str, Any]:
+        found = original(*arguments)
+        points.append(found[0])
+        return found
+
+    monkeypatch.setattr(snapshot, "snapshot_point", noted)
+    what = Load(items(database), BASE, 1)
+    found = [i for e in load(source, what, threading.Event(), print, lambda _: None) for i in e.items]
+    (point,) = points
+    versions = {int(v) for i in found if isinstance(i, Batch) for v in i.ints("version")}
+    assert versions == {BASE + point - 1}
+    assert [i.version for i in found if isinstance(i, Truncate)] == [BASE + point - 2]
+
+
+@pytest.mark.parametrize("change", ["truncate item", "alter table item alter name type varchar(40) using upper(name)"])
+def test_a_table_rewritten_behind_the_snapshot_is_not_taken_for_empty(
+    database: Database, source: SourceConfig, change: str
+) -> None:
+    """Correctness rule 18: neither is safe under a snapshot, which then shows no rows at all."""
+    (item,) = items(database)
+    with consistent_point(source, "test", print) as (_, name):
+        database.execute(change)
+        with pytest.raises(Rewritten):
+            list(read_table(source, item, name, 1, threading.Event(), lambda _: None))
