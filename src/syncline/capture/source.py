@@ -184,6 +184,7 @@ def connect_plain(dsn: str, *, timeout_s: int = 10) -> Any:
 def printed(column: sql.Composable) -> sql.Composed:
     """SQL for a value as its type's output function prints it, the same text that pgoutput sends; NULL stays NULL.
 
-    Not ``::text``, which prints a boolean as ``true``, adds a mask to an inet and trims a char(n).
+    Not ``::text``, which prints a boolean as ``true``, adds a mask to an inet and trims a char(n). Not ``is not null``,
+    which is false for a composite value that holds a NULL.
     """
-    return sql.SQL("case when {0} is not null then concat({0}) end").format(column)
+    return sql.SQL("case when {0} is distinct from null then concat({0}) end").format(column)
