@@ -1,0 +1,54 @@
+"""Steps are cut at commit boundaries: what a target writes at once holds whole transactions (Guarantee 4)."""
+
+from __future__ import annotations
+
+import pytest
+
+from syncline.apply.steps import Read, Step, steps, whole
+from syncline.change import Marker, Part, Position
+from syncline.testing.examples import example_entry
+
+
+class Everything:
+    """A scope that takes all tables."""
+
+    def wanted(self, table: str) -> bool:
+        return True
+
+    def since(self, table: str) -> int:
+        return 0
+
+    def passing(self, marker: Marker) -> None:
+        """Nothing is noted."""
+
+
+def reads(*parts: Part | None) -> list[Read]:
+    """Entries of three rows each, one behind the other."""
+    return [
+        (Position("log", n), example_entry(first=10 * n, version=100 + n, part=part)) for n, part in enumerate(parts, 1)
+    ]
+
+
+def cut(found: list[Read], max_rows: int) -> list[Step]:
+    return list(steps(found, "main", Everything(), max_rows, 1 << 30))
+
+
+MIXED = reads(None, Part(0, last=False), Part(1, last=False), Part(2, last=True), None)
+
+
+@pytest.mark.parametrize(("max_rows", "ends"), [(1, [1, 4, 5]), (4, [4, 5]), (13, [5]), (1000, [5])])
+def test_a_step_that_is_full_goes_on_to_the_end_of_its_transaction(max_rows: int, ends: list[int]) -> None:
+    assert [step.position.n for step in cut(MIXED, max_rows)] == ends
+
+
+def test_no_change_is_left_out_or_taken_twice() -> None:
+    assert sum(step.rows for step in cut(MIXED, 1)) == sum(entry.rows for _, entry in MIXED)
+
+
+@pytest.mark.parametrize(("taken", "kept"), [(1, 1), (2, 1), (3, 1), (4, 4), (5, 5)])
+def test_what_is_read_is_kept_up_to_its_last_commit_boundary(taken: int, kept: int) -> None:
+    assert whole(MIXED[:taken]) == MIXED[:kept]
+
+
+def test_parts_alone_have_no_boundary_to_stop_at() -> None:
+    assert whole(MIXED[1:3]) == []
