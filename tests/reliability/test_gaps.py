@@ -49,6 +49,9 @@ def behind(rig: Rig) -> None:
             )
             goal = rig.now()
             eventually(lambda goal=goal: engine.source.log.status().place >= goal)
+        rig.database.execute("insert into item values (0, 'an entry behind them')")
+        goal = rig.now()
+        eventually(lambda: engine.source.log.status().place >= goal)
     control.resume(target="main")
     control.close()
     assert rig.difference() != ""

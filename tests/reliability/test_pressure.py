@@ -254,6 +254,6 @@ def test_a_table_that_the_target_refuses_does_not_stop_the_others(rig: Rig) -> N
 
         eventually(lambda: "b" in repr(engine.query("show tables")))
         eventually(arrived)
-        eventually(lambda: rig.gaps())
+        eventually(rig.gaps)
         assert isinstance(engine.service, SyncService)
         assert engine.service.errors() == []

@@ -43,6 +43,9 @@ class Host(Scope, Protocol):
     def purge_below(self) -> int | None:
         """Tombstones below this version may be forgotten; None while an older change could still come."""
 
+    def loaded(self, table: str) -> None:
+        """A load of the table is durable at this target."""
+
     def schema_changed(self, schema: TableSchema) -> None:
         """The table has a new shape at this target, and its rows have to be read again."""
 
@@ -234,7 +237,11 @@ class Worker:
         return loaded
 
     def _advance(self, step: Step) -> None:
+        loaded = self.cursor.loaded
         self.cursor = self._cursor_behind(step)
+        for marker in step.markers:
+            if marker.kind == "loaded" and loaded.get(marker.table) != self.cursor.loaded.get(marker.table):
+                self._host.loaded(marker.table)
         self._log.advance(self._target, self.cursor.position)
         self.progress.applied(step.rows, _commit_times(step))
 

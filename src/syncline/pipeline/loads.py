@@ -129,13 +129,9 @@ class Loads:
             self._append([entry])
             for item in entry.items:
                 if isinstance(item, Marker) and item.kind == "loaded":
-                    self._done(item.table, names)
+                    self.progress.pop(item.table, None)
+                    self._reports.gap_closed(self._name, table=item.table)
 
     def _note(self, progress: LoadProgress) -> None:
         self.progress[progress.table] = progress
         self._on_progress(progress)
-
-    def _done(self, table: str, names: tuple[str, ...]) -> None:
-        self.progress.pop(table, None)
-        for name in ("", *names):
-            self._reports.gap_closed(self._name, target=name, table=table)

@@ -75,6 +75,7 @@ class SourcePipeline:
             purge_below=self._purge_below,
             caught_up=self._caught_up,
             refused=self._refused,
+            loaded=self._loaded,
         )
         self.targets = {n: Target(n, s, events) for n, s in stores.items()}
         self.loads = Loads(name, self.settings, self.targets, reports, self._append, self._stop, talk, on_load)
@@ -426,6 +427,10 @@ class SourcePipeline:
     def _refused(self, name: str, table: str, error: SynclineError) -> None:
         """A target can't take one table: a gap of that table there, until someone mends it and asks for a resync."""
         self._reports.gap(self.name, error, target=name, table=table)
+
+    def _loaded(self, name: str, table: str) -> None:
+        """What was read is at the target: whatever it refused or missed of the table before is mended."""
+        self._reports.gap_closed(self.name, target=name, table=table)
 
     def _purge_below(self, name: str) -> int | None:
         worker = self.targets[name].worker

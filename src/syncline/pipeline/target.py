@@ -33,6 +33,7 @@ class TargetEvents:
     purge_below: Callable[[str], int | None]
     caught_up: Callable[[str, str], bool]
     refused: Callable[[str, str, SynclineError], None]
+    loaded: Callable[[str, str], None]
 
 
 class Target:
@@ -101,6 +102,9 @@ class Target:
 
     def purge_below(self) -> int | None:
         return self._events.purge_below(self.name)
+
+    def loaded(self, table: str) -> None:
+        self._events.loaded(self.name, table)
 
     def schema_changed(self, schema: TableSchema) -> None:
         self._events.schema_changed(schema)
