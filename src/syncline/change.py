@@ -179,6 +179,12 @@ class Batch:
         values: np.ndarray[Any, Any] = array.to_numpy()
         return values
 
+    def from_version(self, version: int) -> Batch:
+        """The changes at or above this version."""
+        if not len(self) or int(self.ints("version").min()) >= version:
+            return self
+        return Batch(self.schema, self.rows.filter(pa.array(self.ints("version") >= version)))
+
     def data(self) -> pa.RecordBatch:
         """The table's columns alone."""
         return self.rows.select(list(range(len(self.schema.columns))))
@@ -256,6 +262,7 @@ class Marker:
 
     ``kind`` is ``progress``; or, with ``table``:
 
+    - ``reading``: the table will be read again; no change behind it may rest on what was stored before it;
     - ``load_started`` and ``loaded``, around the rows of a load, both with what the table is ``known`` as by it;
     - ``reshaped``: the table is ``known`` by another shape now, and its rows are as they were;
     - ``gap``: changes of the table behind it could not be captured, so it waits for a load.

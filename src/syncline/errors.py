@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "SCHEMA_DRIFT",
     "Damaged",
     "Gap",
     "Misconfigured",
@@ -35,6 +36,10 @@ __all__ = [
     "origin",
     "policy",
 ]
+
+
+# The code of a gap that comes from a shape of a table that the source no longer has.
+SCHEMA_DRIFT = "SL-SCHEMA-DRIFT"
 
 
 class Policy(Enum):

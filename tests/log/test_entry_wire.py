@@ -102,7 +102,7 @@ ITEMS = st.one_of(
     st.builds(Truncate, schemas(), st.integers(0, 2**53)),
     st.builds(
         Marker,
-        st.sampled_from(["progress", "load_started", "loaded", "reshaped", "gap"]),
+        st.sampled_from(["progress", "reading", "load_started", "loaded", "reshaped", "gap"]),
         TEXT,
         st.none() | st.builds(Loaded, TEXT, st.integers(0, MAX_VERSION), TEXT),
     ),

@@ -28,8 +28,13 @@ class Healer(Protocol):
         """The table's columns of the rows with these keys, seen after all of these transactions."""
 
 
-def complete(work: TableWork, store: Store, healer: Healer, xids: Sequence[int]) -> tuple[TableWork, int]:
+def complete(
+    work: TableWork, store: Store, healer: Healer, xids: Sequence[int], stale: int = -1
+) -> tuple[TableWork, int]:
     """The work with every partial row either resting on a row that the store has, or made whole; and how many of those.
+
+    While a table is read again, what it held before is no ground to rest on: rows at or below version ``stale`` count
+    as missing. The load can't mend them later, for what it reads is older than the partial row.
 
     Raises:
         Unavailable: the source can't be read just now.
@@ -38,7 +43,7 @@ def complete(work: TableWork, store: Store, healer: Healer, xids: Sequence[int])
     if partials is None:
         return work, 0
     schema = work.schema
-    missing = _absent(schema, partials.column("from_key"), store)
+    missing = _absent(schema, partials.column("from_key"), store, stale)
     count = pc.sum(missing).as_py() or 0
     if not count:
         return work, 0
@@ -56,11 +61,12 @@ def complete(work: TableWork, store: Store, healer: Healer, xids: Sequence[int])
     return replace(work, rows=rows), count
 
 
-def _absent(schema: TableSchema, from_key: pa.StructArray, store: Store) -> pa.Array:
-    """True where the store holds no row under the key."""
+def _absent(schema: TableSchema, from_key: pa.StructArray, store: Store, stale: int) -> pa.Array:
+    """True where the store holds no row under the key above version ``stale``."""
     names = [c.name for c in schema.key]
     keys = pa.RecordBatch.from_arrays([from_key.field(i) for i in range(len(names))], names=names)
-    stored = store.fetch(schema, keys).select(names).combine_chunks()
+    found = store.fetch(schema, keys)
+    stored = found.filter(pc.greater(found.column("version"), stale)).select(names).combine_chunks()
     wanted = key_bytes(keys.columns)
     if not stored.num_rows:
         return pa.array([True] * len(wanted))

@@ -68,7 +68,8 @@ class Step:
             elif scope.wanted(item.schema.qualified) and _newest(item) >= scope.since(item.schema.qualified):
                 name = item.schema.qualified
                 self.schemas[name] = item.schema
-                self.tables.setdefault(name, []).append(item)
+                kept = item.from_version(scope.since(name)) if isinstance(item, Batch) else item
+                self.tables.setdefault(name, []).append(kept)
                 self.rows += len(item) if isinstance(item, Batch) else 0
 
     def drop(self, table: str) -> None:

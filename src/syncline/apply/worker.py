@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
@@ -16,9 +17,9 @@ from syncline.apply.parking import Parking
 from syncline.apply.progress import Progress
 from syncline.apply.retry import Backoff, persist
 from syncline.apply.steps import Read, Scope, Step, steps, whole
-from syncline.change import Batch, Cursor, Loaded, Marker, Position, TableSchema
+from syncline.change import MAX_VERSION, Batch, Cursor, Loaded, Marker, Position, TableSchema
 from syncline.config import ApplyConfig
-from syncline.errors import Misconfigured, Policy, Rejected, SynclineError, policy
+from syncline.errors import SCHEMA_DRIFT, Gap, Misconfigured, Policy, Rejected, SynclineError, policy
 from syncline.log import Log
 from syncline.stores import Store, TableWork, Work
 
@@ -81,6 +82,7 @@ class Worker:
         self._schemas: dict[str, TableSchema] = {}
         self._backoff = Backoff(config.retry_base_s, config.retry_max_s)
         self._stop = threading.Event()
+        self._reading: dict[str, int] = {}  # tables being read, and the version up to which their rows are stale
         self._purged = time.monotonic()
         self._in_parts = False  # the cursor stands inside a transaction beyond the stated size
         self.progress = Progress()
@@ -154,6 +156,7 @@ class Worker:
         self._advance(step)
 
     def _attempt(self, step: Step) -> None:
+        self._note_reading([m for m in step.markers if m.kind != "loaded"])
         self._migrate(step)
         works = [work for items in step.tables.values() for work in fold(items)]
         works = [self._parking.follow(work, step.incarnation) for work in works]
@@ -177,9 +180,29 @@ class Worker:
     def _complete(self, work: TableWork, step: Step) -> TableWork:
         if work.rows.partials is None:
             return work
-        done, healed = complete(work, self._store, self._healer, _xids(step, work.schema))
+        stale = self._reading.get(work.schema.qualified, -1)
+        try:
+            done, healed = complete(work, self._store, self._healer, _xids(step, work.schema), stale)
+        except Gap as drift:
+            if drift.code != SCHEMA_DRIFT:
+                raise
+            # The source has another shape by now, so the whole table is read again, newer than these changes.
+            self._forget(work.schema.qualified)
+            self._host.schema_changed(work.schema)
+            return replace(work, rows=replace(work.rows, partials=None))
         self.progress.healed += healed
         return done
+
+    def _note_reading(self, markers: Sequence[Marker]) -> None:
+        """From the announcement of a load to its end, a partial change must not rest on what was stored before the
+        load's point, which is known only once the load has begun (correctness rule 6)."""
+        for marker in markers:
+            if marker.kind == "reading":
+                self._reading[marker.table] = MAX_VERSION
+            elif marker.kind == "load_started" and marker.known and marker.table in self._reading:
+                self._reading[marker.table] = marker.known.since
+            elif marker.kind == "loaded":
+                self._reading.pop(marker.table, None)
 
     def _migrate(self, step: Step) -> None:
         """Prepare the step's tables. One that the store can't take drops out, with a gap (Guarantee 8)."""
@@ -207,11 +230,14 @@ class Worker:
         known = self.cursor.loaded.get(table)
         if known is None or known.columns == schema.outline:
             return None
+        self._forget(table)
+        return known
+
+    def _forget(self, table: str) -> None:
         rest = {t: k for t, k in self.cursor.loaded.items() if t != table}
         cursor = msgspec.structs.replace(self.cursor, loaded=rest)
         self._store.apply(Work((), cursor))
         self.cursor = cursor
-        return known
 
     def _cursor_behind(self, step: Step) -> Cursor:
         now = self.cursor
@@ -244,6 +270,7 @@ class Worker:
                 self._host.loaded(marker.table)
         self._log.advance(self._target, self.cursor.position)
         self.progress.applied(step.rows, _commit_times(step))
+        self._note_reading(step.markers)
 
 
 class _Only:

@@ -13,7 +13,7 @@ from psycopg import sql
 from syncline.capture.pgtypes import cast_text
 from syncline.capture.source import SourceConfig, connect, printed, translated
 from syncline.change import TableSchema, arrow_type
-from syncline.errors import Unavailable
+from syncline.errors import SCHEMA_DRIFT, Gap, Unavailable
 
 __all__ = ["read_rows"]
 
@@ -28,6 +28,7 @@ def read_rows(config: SourceConfig, schema: TableSchema, keys: pa.RecordBatch, x
 
     Raises:
         Unavailable: the source can't be reached, or the transactions did not become visible in time.
+        Gap: the table has another shape by now (:data:`~syncline.errors.SCHEMA_DRIFT`).
     """
     dsn = config.dsn.get_secret_value()
     with translated(dsn), connect(dsn, timeout_s=config.connect_timeout_s, application="syncline-heal") as connection:
@@ -37,14 +38,28 @@ def read_rows(config: SourceConfig, schema: TableSchema, keys: pa.RecordBatch, x
                 connection.execute("set transaction isolation level repeatable read, read only")
                 connection.execute("set local row_security = off")
                 if _visible(connection, xids):
-                    rows = connection.execute(_statement(schema), _key_lists(schema, keys)).fetchall()
-                    return _batch(schema, rows)
+                    return _batch(schema, _found(connection, schema, keys))
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"Rows of table {schema.qualified} can't be healed yet: their transaction is not visible.",
                     remedy="Look for a synchronous standby that does not answer.",
                 )
             time.sleep(0.05)
+
+
+def _found(
+    connection: psycopg.Connection[Any], schema: TableSchema, keys: pa.RecordBatch
+) -> list[tuple[str | None, ...]]:
+    try:
+        return connection.execute(_statement(schema), _key_lists(schema, keys)).fetchall()
+    except (psycopg.errors.SyntaxErrorOrAccessRuleViolation, psycopg.errors.DataException) as error:
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            raise
+        raise Gap(
+            f"Table {schema.qualified} has another shape by now, so its rows can't be healed.",
+            remedy="The table is read again by itself.",
+            code=SCHEMA_DRIFT,
+        ) from error
 
 
 def _visible(connection: psycopg.Connection[Any], xids: Sequence[int]) -> bool:

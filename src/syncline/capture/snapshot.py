@@ -115,6 +115,8 @@ def _load_once(
     def entry(*items: Item) -> Entry:
         return Entry(items, incarnation=what.incarnation, targets=what.targets)
 
+    # Before the point: from here on no partial change may rest on what the table held.
+    yield entry(*(Marker("reading", info.qualified) for info in what.tables))
     with consistent_point(config, "load", talk) as (point, snapshot):
         version = what.base + point - 1
         for info in what.tables:

@@ -20,7 +20,7 @@ import xxhash
 
 from syncline.capture.pgtypes import logical_type
 from syncline.change import Column, TableSchema
-from syncline.errors import Gap, Misconfigured
+from syncline.errors import SCHEMA_DRIFT, Gap, Misconfigured
 
 __all__ = [
     "CatalogColumn",
@@ -468,7 +468,7 @@ def _column(info: TableInfo, name: str, key: bool) -> Column:
         raise Gap(
             f"Column {name} of table {info.qualified} is in the stream, but no longer in the catalogue.",
             remedy="The table has to be read again, which on_gap: resync does by itself.",
-            code="SL-SCHEMA-DRIFT",
+            code=SCHEMA_DRIFT,
         )
     return Column(name, logical_type(found.base_type_oid, found.base_typmod), found.type_name, key)
 

@@ -18,7 +18,8 @@ __all__ = ["Loads"]
 
 
 class Loads:
-    """The loads of one source. ``append`` writes to the log; ``progress`` tells how far the tables being read are."""
+    """The loads of one source. ``append`` writes to the log; ``progress`` tells how far the tables being read are;
+    ``finished`` counts the loads that came to an end, good or bad."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Loads:
         self._due: set[str] = set()
         self._thread: threading.Thread | None = None
         self.progress: dict[str, LoadProgress] = {}
+        self.finished = 0
 
     @property
     def busy(self) -> bool:
@@ -109,6 +111,7 @@ class Loads:
         else:
             self._reports.resolve("SL-RELOAD", self._name)
         finally:
+            self.finished += 1
             self.progress.clear()
 
     def _failed(self, tables: Sequence[TableInfo], error: SynclineError) -> None:

@@ -67,6 +67,7 @@ class SourcePipeline:
         self._start_over = False
         self._reset_due = False
         self._seen: tuple[Any, ...] = ()
+        self._loads_seen, self._loads_end = -1, 0
         self._backoff = Backoff(0.2, 10.0)
         events = TargetEvents(
             failed=self._target_failed,
@@ -240,6 +241,7 @@ class SourcePipeline:
             return
         dsn = self.settings.dsn.get_secret_value()
         with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
+            self.loads.request(self._unfinished())
             seen = catalogue_mark(connection, self._never)
             if seen == self._seen and not self.loads.due:
                 return
@@ -253,6 +255,20 @@ class SourcePipeline:
         incarnation = self.log.incarnation()
         if self.loads.due and incarnation is not None:
             self.loads.start_due(self.tables, incarnation)
+
+    def _unfinished(self) -> list[str]:
+        """Tables whose load has begun and will not end: it was cut off with the process, and what it wrote to the log
+        is applied only now. Known once a target has all that was in the log when the last load was over."""
+        if self.loads.busy:
+            return []
+        if self._loads_seen != self.loads.finished:
+            self._loads_seen, self._loads_end = self.loads.finished, self.log.status().end
+        found: set[str] = set()
+        for target in self.targets.values():
+            if target.worker is not None and target.worker.cursor.position.n >= self._loads_end:
+                waiting = target.board.gaps | set(target.board.held())
+                found |= {t.qualified for t in self.tables} - set(target.worker.cursor.loaded) - waiting
+        return sorted(found)
 
     def _compare_shapes(self, before: dict[str, TableInfo]) -> None:
         """Have tables read again whose rows may have changed without a row event."""
