@@ -104,6 +104,14 @@ def test_whatever_is_not_a_plain_read_is_refused_and_the_next_query_works(
         assert reader.query("select count(*) as n from item").to_pydict() == {"n": [2]}
 
 
+def test_an_error_that_a_query_makes_up_does_not_have_the_file_moved_aside(store: DuckDBStore, path: Path) -> None:
+    with open_reader(path) as reader, pytest.raises(QueryError, match="Corrupt"):
+        reader.query("select error('IO Error: Corrupt database file')")
+    store.close()
+    assert not list(path.parent.glob("*.damaged-*"))
+    assert store.open("orders") is not None
+
+
 def test_an_error_in_the_middle_of_a_result_is_told(store: DuckDBStore, path: Path) -> None:
     with open_reader(path) as reader:
         with pytest.raises(QueryError, match="boom"):

@@ -75,6 +75,26 @@ def test_a_damaged_write_ahead_log_is_moved_aside_with_its_file(path: Path) -> N
     store.close()
 
 
+def test_damage_that_is_found_while_the_file_is_open_has_it_moved_aside_when_it_is_closed(path: Path) -> None:
+    _filled(path)
+    with duckdb.connect(str(path)) as connection:
+        ((block,),) = connection.execute(
+            "select max(block_id) from pragma_storage_info('item') where column_name = 'name'"
+        ).fetchall()
+    blocks = bytearray(path.read_bytes())
+    start = 3 * 4096 + block * 262_144
+    blocks[start + 100 : start + 200] = b"\xff" * 100
+    path.write_bytes(bytes(blocks))
+    store = _open(path)
+    with pytest.raises(Gap, match="damaged") as raised:
+        contents(store)
+    assert raised.value.code == "SL-DUCKDB-DAMAGED"
+    store.close()
+    assert [p.read_bytes() for p in path.parent.glob("*.damaged-*") if p.suffix != ".wal"] == [bytes(blocks)]
+    assert store.open("orders") is None
+    store.close()
+
+
 def test_a_file_that_is_not_a_database_is_left_alone(path: Path) -> None:
     path.write_bytes(b"SQLite format 3\0" + b"\0" * 20_000)
     with pytest.raises(Misconfigured, match="not a database"):

@@ -72,13 +72,14 @@ class Database:
         self.lock = threading.RLock()
         self._users = 0
         self._broken = False
+        self._damage: duckdb.Error | None = None
         self._dirty_since: float | None = None
         self._closing = threading.Event()
         self._connections: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
         self._listing = threading.Lock()
         self._root = _connect(config, path)
         try:
-            self._door = Door(path, self.session) if config.door else None
+            self._door = Door(path, self.guest_session) if config.door else None
         except BaseException:
             self._root.close()
             raise
@@ -109,7 +110,8 @@ class Database:
             return database
 
     def release(self) -> None:
-        """Close the file when its last store leaves; DuckDB then writes a checkpoint."""
+        """Close the file when its last store leaves; DuckDB then writes a checkpoint. A file in which damage was found
+        is moved aside."""
         with Database._guard:
             self._users -= 1
             if self._users:
@@ -122,6 +124,8 @@ class Database:
             with self.lock:
                 self._close_all()
             self._open.pop(self.path, None)
+            if self._damage is not None:
+                quarantine(self.path, self._damage)
 
     def connection(self) -> duckdb.DuckDBPyConnection:
         """A connection of one's own: each thread needs one. The owner closes it.
@@ -149,10 +153,19 @@ class Database:
         except duckdb.Error as error:
             raise self.failed(error) from error
 
+    @contextmanager
+    def guest_session(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for queries that are not ours, whose errors say nothing about the file: ``error('Corrupt ...')``
+        is a query too."""
+        with self.connection() as connection:
+            yield connection
+
     def failed(self, error: duckdb.Error) -> SynclineError:
         """DuckDB's error as one of ours; a fatal one makes the next connection open the file again."""
         if isinstance(error, duckdb.FatalException | duckdb.InternalException):
             self._broken = True
+        if _is_corrupt(error):
+            self._damage = error
         return translate(error, self.path)
 
     def _open_again(self) -> None:
@@ -299,6 +312,13 @@ def quarantine(path: Path, error: BaseException) -> Gap:
     )
 
 
+def _is_corrupt(error: duckdb.Error) -> bool:
+    """Whether a block of an open file failed its checksum or can't be read back."""
+    told = type(error) is duckdb.Error or isinstance(error, duckdb.IOException)  # others may quote values
+    checksum = told and "corrupt database file" in str(error).lower()
+    return checksum or isinstance(error, duckdb.SerializationException)
+
+
 def translate(error: duckdb.Error, path: Path) -> SynclineError:
     """DuckDB's error as one of ours. Its text may hold row values, so only its class is told (Guarantee 11)."""
     text, kind = str(error), type(error).__name__
@@ -311,10 +331,10 @@ def translate(error: duckdb.Error, path: Path) -> SynclineError:
         )
     if "Permission denied" in text or "read-only" in text.lower():
         return Misconfigured(f"The DuckDB file {path} cannot be written.", remedy="Correct its owner or permissions.")
-    if "Corrupt database file" in text or isinstance(error, duckdb.SerializationException):
+    if _is_corrupt(error):
         return Gap(
-            f"The DuckDB file {path} is damaged.",
-            remedy="Start again: the file is moved aside, and `syncline resync` reads its tables again.",
+            f"The DuckDB file {path} is damaged; it is moved aside (to {path.name}.damaged-...) when it is closed.",
+            remedy="Its tables are read again from the source: run `syncline resync`.",
             code="SL-DUCKDB-DAMAGED",
         )
     if isinstance(error, duckdb.CatalogException | duckdb.BinderException):

@@ -189,19 +189,23 @@ class Door:
         with _Watch(client, connection, self._timeout_s):
             reader = connection.sql(statement).to_arrow_reader(_ROWS)
             with ipc.new_stream(pa.PythonFile(_Frames(client), mode="w"), reader.schema) as stream:
-                for batch in _read(reader):
+                for batch in read_batches(reader):
                     stream.write_batch(batch)
 
 
-def _read(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    """The reader's batches. Arrow raises what goes wrong in the middle of a query as errors of its own."""
+def read_batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The batches of a streamed result.
+
+    Raises:
+        duckdb.Error: the query failed in the middle, which Arrow raises as errors of its own.
+    """
     while True:
         try:
             yield reader.read_next_batch()
         except StopIteration:
             return
         except (pa.ArrowException, OSError) as error:
-            raise QueryError(str(error)) from error
+            raise duckdb.Error(str(error)) from error
 
 
 def _single_select(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
@@ -374,7 +378,7 @@ class _FileReader(_Closing):
     def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
         """The result of one SELECT, batch by batch."""
         try:
-            yield from self._connection.sql(_single_select(self._connection, sql)).to_arrow_reader(_ROWS)
+            yield from read_batches(self._connection.sql(_single_select(self._connection, sql)).to_arrow_reader(_ROWS))
         except duckdb.Error as error:
             raise QueryError(str(error)) from error
 

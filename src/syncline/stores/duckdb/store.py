@@ -20,6 +20,7 @@ from syncline.change import Cursor, TableSchema, arrow_type
 from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.stores import Limits, TableWork, Work, stored_columns
 from syncline.stores.duckdb.database import Database, DuckDBConfig
+from syncline.stores.duckdb.door import read_batches
 from syncline.stores.duckdb.sql import BOOKKEEPING, FORMAT, Statements, quote
 from syncline.stores.duckdb.tables import TableState, migrate_table, table_state
 from syncline.stores.duckdb.writing import refused_rows, view_of_keys, write_table
@@ -221,7 +222,7 @@ class DuckDBStore:
         The view holds back checkpoints until the iterator is exhausted or closed.
         """
         with self._db.session() as connection:
-            for batch in connection.sql(Statements(schema).select()).to_arrow_reader(_SCAN_ROWS):
+            for batch in read_batches(connection.sql(Statements(schema).select()).to_arrow_reader(_SCAN_ROWS)):
                 yield as_contract(schema, batch)
 
     def purge(self, source: str, below: int) -> int:
