@@ -55,7 +55,7 @@ def _tell(found: dict[str, Any], differences: int) -> None:
 
 
 def _verdict(state: str) -> str:
-    return "not compared" if state == "paused" else "equal"
+    return "not compared" if state in ("paused", "loading") else "equal"
 
 
 class _Bars:

@@ -31,7 +31,9 @@ __all__ = ["verify"]
 
 _log = structlog.get_logger()
 _ATTEMPTS = 5
-_SHAPE_S = 15.0
+# The engine looks at the catalogue every second: for this long rows may differ by an ALTER that it has yet to notice.
+_NOTICE_S = 2.0
+_SETTLE_S = 30.0
 
 
 def verify(
@@ -59,19 +61,14 @@ def verify(
     run.refuse_unknown()
     with engine_running(config, engine, run.talk) as check:
         found = run.look(check, None)
-        deadline = time.monotonic() + _SHAPE_S
-        while (odd := _of_other_shape(found)) and time.monotonic() < deadline:
-            time.sleep(1.0)
-            found |= run.look(check, odd)
+        deadline = time.monotonic() + _SETTLE_S
+        run.settle(check, found, {}, deadline)
         suspects = {key: one.suspects for key, one in found.items() if one.report.differences}
         if suspects:
+            time.sleep(_NOTICE_S)
             found |= run.look(check, suspects)
+            run.settle(check, found, suspects, deadline)
     return Report([one.report for one in found.values()], time.monotonic() - began)
-
-
-def _of_other_shape(found: dict[_Key, Outcome]) -> dict[_Key, Suspects]:
-    """Tables whose columns differ. The engine looks at the catalogue every second, so that may be in flight as well."""
-    return {key: dict.fromkeys(KINDS) for key, one in found.items() if one.report.columns}
 
 
 def _silent(table: str, rows: int, of: int | None) -> None:
@@ -79,6 +76,28 @@ def _silent(table: str, rows: int, of: int | None) -> None:
 
 
 _Key = tuple[str, str, str]  # source, target, table
+
+
+def _not_compared(key: _Key, state: str) -> tuple[_Key, Outcome]:
+    return key, Outcome(TableReport(*key, state=state), {})
+
+
+def _outcome(info: TableInfo, point: Point, copy: Copy, suspects: Suspects | None) -> Outcome | None:
+    """What a comparison finds; None if the table was rewritten while it was read."""
+    loading = _not_compared((copy.source, copy.target, info.qualified), "loading")[1]
+    if _loading(copy, info.qualified):
+        return loading
+    try:
+        outcome = compare_table(info, point, copy, suspects)
+    except Rewritten:
+        return None
+    return loading if outcome.report.differences and _loading(copy, info.qualified) else outcome
+
+
+def _loading(copy: Copy, table: str) -> bool:
+    """Whether the table's rows are being read again just now, and not because changes are known to be missing."""
+    cursor = copy.reader.cursor(copy.source)
+    return cursor is not None and table not in cursor.loaded and not copy.gaps & {"", table}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +138,22 @@ class _Run:
                 found.update(self._compare(source, target, chosen, check, suspects or {}))
         return found
 
+    def settle(
+        self,
+        check: Callable[[], None],
+        found: dict[_Key, Outcome],
+        suspects: dict[_Key, Suspects],
+        deadline: float,
+    ) -> None:
+        """Look again at tables that are being loaded, or whose columns differ: both pass when an ALTER was made."""
+        everything: Suspects = dict.fromkeys(KINDS)
+        while time.monotonic() < deadline:
+            unsettled = [k for k, one in found.items() if one.report.state == "loading" or one.report.columns]
+            if not unsettled:
+                return
+            time.sleep(1.0)
+            found |= self.look(check, {key: suspects.get(key, everything) for key in unsettled})
+
     def _targets(self, source: str) -> list[str]:
         followers = [t for t in self.config.targets if source in self.config.followed_by(t)]
         return [t for t in followers if self.target in (None, t)]
@@ -150,7 +185,7 @@ class _Run:
             if not left:
                 return
             if "" in self._paused(source, target):
-                yield from (self._not_compared((source, target, i.qualified)) for i in left)
+                yield from (_not_compared((source, target, i.qualified), "paused") for i in left)
                 return
             rewritten = []
             for info, outcome in self._at_one_point(source, target, left, check, suspects):
@@ -184,15 +219,9 @@ class _Run:
                 for info in infos:
                     key = (source, target, info.qualified)
                     if info.qualified in paused:
-                        yield info, self._not_compared(key)[1]
-                        continue
-                    try:
-                        yield info, compare_table(info, point, copy, suspects.get(key))
-                    except Rewritten:
-                        yield info, None
-
-    def _not_compared(self, key: _Key) -> tuple[_Key, Outcome]:
-        return key, Outcome(TableReport(*key, state="paused"), {})
+                        yield info, _not_compared(key, "paused")[1]
+                    else:
+                        yield info, _outcome(info, point, copy, suspects.get(key))
 
     def _paused(self, source: str, target: str) -> frozenset[str]:
         """Tables that are held back or still catching up; '' for the whole target."""

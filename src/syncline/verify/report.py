@@ -19,8 +19,8 @@ class TableReport:
     ``rows`` of the source were compared. ``missing`` rows are not at the target, ``extra`` ones not at the source (or a
     second time under one key), ``different`` ones hold other values, or a version that no change ever had. Rows that
     changed behind the point are ``in_flight``, rows under a key with dead letters are ``parked``: neither differs.
-    ``columns`` exist on one side only, or with another type. ``state``: ``compared``, ``paused`` (held back by an
-    operator, so not compared), or ``gap`` (compared, and known to miss changes).
+    ``columns`` exist on one side only, or with another type. ``state``: ``compared``, ``gap`` (compared, and known to
+    miss changes), or not compared, as it is ``paused`` by an operator or still ``loading``.
     """
 
     source: str
