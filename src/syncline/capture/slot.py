@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -30,6 +30,7 @@ __all__ = [
     "parse_lsn",
     "read_slot",
     "snapshot_point",
+    "with_publication",
 ]
 
 Talk = Callable[[str], None]
@@ -99,6 +100,22 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
         names = _table_list(sorted((t.namespace, t.name) for t in added))
         _run(connection, sql.SQL("alter publication {} add table {}").format(sql.Identifier(name), names), name)
     return [t.qualified for t in added]
+
+
+_PUBLISHED = """
+select c.oid::int8, concat_ws(' ', p.oid, p.xmin, r.oid, s.oid)
+from pg_publication p join pg_class c on c.oid = any(%s::oid[])
+  left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
+  left join pg_publication_namespace s on s.pnpubid = p.oid and s.pnnspid = c.relnamespace
+where p.pubname = %s
+"""
+
+
+def with_publication(connection: psycopg.Connection[Any], name: str, tables: Sequence[TableInfo]) -> list[TableInfo]:
+    """The tables with what makes them members of the publication. It changes when somebody takes a table out and puts
+    it back, or changes what is published: whatever was written in between was never sent."""
+    found = dict(connection.execute(_PUBLISHED, [[t.oid for t in tables], name]).fetchall())
+    return [replace(t, published=found.get(t.oid, "")) for t in tables]
 
 
 def _create_publication(connection: psycopg.Connection[Any], name: str, tables: list[tuple[str, str]]) -> None:

@@ -98,7 +98,9 @@ class TableInfo:
     is none). ``usable_index`` names a unique index that could serve as identity, quoted for SQL. ``sql_name`` is the
     quoted qualified name. ``heap_bytes`` is the main fork, ``size_bytes`` counts TOAST as well; both and
     ``estimated_rows`` add up the leaves. ``filenodes`` and ``altered`` change when its files, or the catalogue's rows
-    of its columns, are replaced.
+    of its columns, are replaced. ``labels`` are those of the enums in its columns, 4 digits each in the order in which
+    they came; ``published`` is what the publication's catalogue has of it (see
+    :func:`~syncline.capture.slot.with_publication`).
     """
 
     oid: int
@@ -120,6 +122,8 @@ class TableInfo:
     size_bytes: int
     filenodes: int = 0
     altered: int = 0
+    labels: str = ""
+    published: str = ""
 
     @property
     def qualified(self) -> str:
@@ -129,11 +133,12 @@ class TableInfo:
     @property
     def shape(self) -> str:
         """What would change if rows changed without a row event, in short; see :func:`reshaped`."""
-        columns = [(c.attnum, c.name, c.type_oid, c.typmod) for c in self.columns]
-        described = [self.oid, columns, self.identity_columns, sorted(leaf.oid for leaf in self.partition_leaves)]
+        leaves = sorted(leaf.oid for leaf in self.partition_leaves)
+        described = [self.oid, [_drawn(c) for c in self.columns], self.identity_columns, leaves, self.published]
         if self.relkind == "p":
             described.append(self.filenodes)  # the TRUNCATE of one partition is not published under the root
-        return f"{xxhash.xxh3_64_hexdigest(msgspec.json.encode(described))}.{self.filenodes:x}.{self.altered:x}"
+        digest = xxhash.xxh3_64_hexdigest(msgspec.json.encode(described))
+        return f"{digest}.{self.filenodes:x}.{self.altered:x}.{self.labels}"
 
     def column(self, name: str) -> CatalogColumn | None:
         """The live column of this name, None if there is none."""
@@ -143,29 +148,44 @@ class TableInfo:
 def reshaped(known: str, now: str) -> bool:
     """Whether rows may have changed without a row event between two shapes of a table.
 
-    Another table of that name, other columns, other partitions; or new files (as VACUUM FULL and TRUNCATE make them
-    too) together with altered columns: ALTER TABLE ... TYPE ... USING to the same type.
+    Another table of that name, other columns, other partitions, another membership in the publication (while it had
+    none, nothing was sent); new files (as VACUUM FULL and TRUNCATE make them too) together with altered columns:
+    ALTER TABLE ... TYPE ... USING to the same type; a renamed label of an enum (labels that are added come last).
     """
     one, other = known.split("."), now.split(".")
-    return one[0] != other[0] or (one[1] != other[1] and one[2] != other[2])
+    if one[0] != other[0] or (one[1] != other[1] and one[2] != other[2]):
+        return True
+    was, labels = (",".join(parts[3:]).split(",") for parts in (one, other))
+    return len(was) != len(labels) or any(not b.startswith(a) for a, b in zip(was, labels, strict=True))
+
+
+def _drawn(column: CatalogColumn) -> tuple[int, str, int, int, str]:
+    """What can't change in a column without its rows changing."""
+    return (column.attnum, column.name, column.type_oid, column.typmod, column.generated)
 
 
 def only_lost_columns(before: TableInfo, now: TableInfo) -> bool:
     """Whether all that happened to a table is that columns were dropped, which leaves the rest of its rows alone."""
-    was = {(c.attnum, c.name, c.type_oid, c.typmod) for c in before.columns}
+    was = {_drawn(c) for c in before.columns}
     return (
         before.oid == now.oid
         and before.filenodes == now.filenodes
         and before.partition_leaves == now.partition_leaves
         and before.identity_columns == now.identity_columns
-        and was > {(c.attnum, c.name, c.type_oid, c.typmod) for c in now.columns}
+        and before.labels == now.labels
+        and before.published == now.published
+        and was > {_drawn(c) for c in now.columns}
     )
 
 
 _CATALOGUE = """
 select count(*), sum(a.xmin::text::int8), sum(a.attrelid::int8),
   sum(c.relfilenode::int8) filter (where c.relispartition),
-  (select sum(inhrelid::int8) from pg_inherits where inhrelid >= 16384)
+  (select sum(inhrelid::int8) from pg_inherits where inhrelid >= 16384),
+  (select sum(xmin::text::int8) from pg_enum),
+  (select sum(xmin::text::int8) from pg_publication),
+  (select sum(oid::int8) from pg_publication_rel),
+  (select sum(oid::int8) from pg_publication_namespace)
 from pg_class c join pg_attribute a on a.attrelid = c.oid
 where c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.oid >= 16384 and a.attnum > 0
   and c.relnamespace <> all(select oid from pg_namespace where nspname = any(%s))
@@ -173,7 +193,8 @@ where c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.oid >= 16384 and 
 
 
 def catalogue_mark(connection: Connection, never: Sequence[str] = ()) -> tuple[Any, ...]:
-    """Some numbers that change when a permanent table outside the schemas ``never`` is made, altered or dropped."""
+    """Some numbers that change when a permanent table outside the schemas ``never`` is made, altered or dropped, or
+    an enum or a publication altered."""
     row = connection.execute(_CATALOGUE, [list(never)]).fetchone()
     return tuple(row or ())
 
@@ -413,6 +434,19 @@ select json_build_object(
     from rel l where l.root = r.oid and l.oid <> r.oid and l.relkind <> 'p'), '[]'),
   'has_children', r.has_children, 'row_security', r.relrowsecurity, 'estimated_rows', s.estimated_rows,
   'heap_bytes', s.heap_bytes, 'size_bytes', s.size_bytes, 'filenodes', s.filenodes,
+  'labels', coalesce((
+    with recursive used(oid) as (
+      select atttypid from pg_attribute where attrelid = r.oid and attnum > 0 and not attisdropped
+      union
+      select x.oid from used u join pg_type t on t.oid = u.oid cross join lateral (
+        select t.typbasetype as oid union all select t.typelem
+        union all select rngsubtype from pg_range where t.oid in (rngtypid, rngmultitypid)
+        union all select atttypid from pg_attribute
+                  where attrelid = t.typrelid and t.typtype = 'c' and attnum > 0 and not attisdropped) x
+    )
+    select string_agg(e.labels, ',' order by e.oid)
+    from (select enumtypid as oid, string_agg(left(md5(enumlabel), 4), '' order by oid) as labels
+          from pg_enum where enumtypid in (select oid from used) group by enumtypid) e), ''),
   'altered', (select sum(xmin::text::int8)::int8 from pg_attribute where attrelid = r.oid and attnum > 0))::text
 from rel r join size s on s.root = r.oid
 where r.oid = r.root

@@ -53,7 +53,7 @@ class WalCapture:
         self._lost = lost
         self._base = base
         self._incarnation = incarnation
-        self._wanted = {(t.namespace, t.name) for t in tables}
+        self._wanted = {(t.namespace, t.name): t.oid for t in tables}
         self._binary = _use_binary(config, tables)
         self._schemas: dict[Relation, TableSchema] = {}
         self._catalogue: psycopg.Connection[Any] | None = None
@@ -71,7 +71,7 @@ class WalCapture:
 
     def widen(self, tables: list[TableInfo]) -> None:
         """Take in tables that joined the publication since. Any thread."""
-        self._wanted = {(t.namespace, t.name) for t in tables}
+        self._wanted = {(t.namespace, t.name): t.oid for t in tables}
 
     def entries(self, after: int) -> Iterator[Entry]:
         """See :class:`~syncline.capture.Capture`."""
@@ -142,6 +142,8 @@ class WalCapture:
             for relation in relations:
                 if (relation.namespace, relation.name) not in self._wanted:
                     continue
+                if self._replaced(relation):
+                    yield Marker("reading", f"{relation.namespace}.{relation.name}")
                 try:
                     if isinstance(item, Group):
                         yield self._batch(item)
@@ -153,6 +155,16 @@ class WalCapture:
                     table = f"{relation.namespace}.{relation.name}"
                     self._lost(table, error)
                     yield Marker("gap", table)
+
+    def _replaced(self, relation: Relation) -> bool:
+        """Whether another table has this name than before. Renamed there and back, it shows in the stream alone; the
+        marker has the table read again."""
+        name = (relation.namespace, relation.name)
+        wanted = self._wanted
+        if wanted.get(name, relation.oid) == relation.oid:
+            return False
+        wanted[name] = relation.oid
+        return True
 
     def _batch(self, group: Group) -> Batch:
         return decode(

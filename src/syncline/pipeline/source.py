@@ -12,7 +12,7 @@ import structlog
 from syncline.apply.parking import Parking
 from syncline.apply.retry import Backoff, persist
 from syncline.capture.heal import read_rows
-from syncline.capture.slot import Identity, ensure_publication, identify
+from syncline.capture.slot import Identity, ensure_publication, identify, with_publication
 from syncline.capture.snapshot import LoadProgress
 from syncline.capture.source import connect, translated
 from syncline.capture.tables import TableInfo, catalogue_mark, only_lost_columns, reshaped
@@ -202,7 +202,8 @@ class SourcePipeline:
         """Look at the source's tables as they are now; returns those that were not published until now."""
         tables = usable_tables(connection, self.name, self.settings, self.config.control.schema_name, self._reports)
         added = ensure_publication(connection, self.settings.publication, tables)
-        self.tables = tables  # last: what fails before is looked at again, with the tables as they were
+        # Last: what fails before is looked at again, with the tables as they were.
+        self.tables = with_publication(connection, self.settings.publication, tables)
         if added:
             self._talk(f"publication {self.settings.publication}: added {', '.join(added)}")
         return added
@@ -281,7 +282,7 @@ class SourcePipeline:
                 number = incarnation.number if incarnation else 1
                 self._append([Entry((Marker("reshaped", now.qualified, Loaded(now.shape)),), incarnation=number)])
             elif reshaped(was.shape, now.shape):
-                self._talk(f"table {now.qualified} changed its shape; it is read again")
+                self._talk(f"table {now.qualified} changed its shape, or its publication; it is read again")
                 self.loads.request([now.qualified])
 
     def _stream(self, incarnation: Incarnation) -> None:
