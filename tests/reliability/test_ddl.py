@@ -45,6 +45,11 @@ TOUCH = {
     "rename table": "update thing set name = name || '+' where id % 7 = 0; insert into thing values (900, 't', 900)",
     "new table": "update other set t = 'y'; insert into other values (2, 'z')",
 }
+# What PostgreSQL says nothing of at all.
+SILENT = ("add column with default", "rename column", "swap names", "change type", "rewrite", "drop and recreate",
+          "new key", "rename table", "new table")  # fmt: skip
+WHILE_DOWN = ("add column with volatile default", "drop column", "rename column", "widen type", "drop and add",
+              "drop and recreate", "wider key", "truncate and refill")  # fmt: skip
 DEFAULT_TOUCH = (
     "update item set name = name || '+' where id % 7 = 0; insert into item (id, name, amount) values (900, 't', 900)"
 )
@@ -74,7 +79,7 @@ def test_a_change_of_shape_while_it_runs_ends_equal(rig: Rig, change: str) -> No
     assert rig.gaps() == []
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", SILENT)
 def test_a_change_of_shape_of_a_table_that_stays_quiet_ends_equal(rig: Rig, change: str) -> None:
     rig.database.execute(START)
     with rig.running() as engine:
@@ -83,13 +88,13 @@ def test_a_change_of_shape_of_a_table_that_stays_quiet_ends_equal(rig: Rig, chan
     assert rig.gaps() == []
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", WHILE_DOWN)
 def test_a_change_of_shape_while_the_engine_is_down_ends_equal(rig: Rig, change: str) -> None:
     rig.database.execute(START)
     rig.sync()
     rig.database.execute("update item set amount = amount + 1000 where id < 5")
     rig.database.execute(CHANGES[change])
-    if change in ("drop column", "rename column", "add column", "drop and recreate", "new key"):
+    if change in ("drop column", "rename column", "drop and recreate", "wider key"):
         rig.database.execute(touch(change))
     with rig.running() as engine:
         eventually(lambda: equal(rig, engine))
