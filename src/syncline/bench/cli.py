@@ -81,13 +81,14 @@ def load(
 @app.command("big-transaction")
 def transaction(
     rows: Annotated[int, typer.Option(min=1, help="Rows that the transaction inserts.")] = 5_000_000,
+    memory_limit: Annotated[str, typer.Option(help="DuckDB's share of the memory: the target's setting.")] = "160MB",
     as_json: Json = False,
     folder: Folder = None,
 ) -> None:
     """One transaction of many rows: peak memory, time, and whether the copy is equal."""
     from syncline.bench.transaction import big_transaction
 
-    show(big_transaction(rows, Talk(), folder), as_json=as_json)
+    show(big_transaction(rows, memory_limit, Talk(), folder), as_json=as_json)
 
 
 @app.command("duckdb-writes", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

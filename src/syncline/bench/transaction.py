@@ -13,7 +13,7 @@ from syncline.bench.workload import Source, digest_of_copy
 __all__ = ["big_transaction"]
 
 
-def big_transaction(rows: int, talk: Talk, folder: Path | None) -> dict[str, Any]:
+def big_transaction(rows: int, memory_limit: str, talk: Talk, folder: Path | None) -> dict[str, Any]:
     """Measure; see the command's help."""
     with Source.started(folder) as source:
         source.prepare_slot()
@@ -22,6 +22,7 @@ def big_transaction(rows: int, talk: Talk, folder: Path | None) -> dict[str, Any
             source.settle()
         with source.copied_slot("run1") as slot, talk.doing("reading it"):
             config = engine_config(source.dsn, source.folder, slot, binary=None, initial_load=False)
+            config["targets"]["main"]["memory_limit"] = memory_limit
             with Sampler(source.dsn, slot) as sampler, Engine(config, "streaming") as engine:
                 figures = engine.wait(place=filled.place)
         with talk.doing("comparing"):
@@ -30,6 +31,7 @@ def big_transaction(rows: int, talk: Talk, folder: Path | None) -> dict[str, Any
             "benchmark": "big-transaction",
             **environment(source),
             "rows": rows,
+            "memory_limit": memory_limit,
             "seconds": round(figures.seconds, 1),
             "rows_per_s": round(rows / figures.seconds),
             "peak_rss_mb": round(figures.peak_rss_bytes / 2**20),

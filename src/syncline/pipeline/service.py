@@ -14,6 +14,7 @@ from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, store_class
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.pipeline.housekeeping import Housekeeping
+from syncline.pipeline.memory import return_freed_memory
 from syncline.pipeline.reports import Reports
 from syncline.pipeline.source import SourcePipeline
 from syncline.stores import Store
@@ -60,6 +61,7 @@ class SyncService:
             Unavailable: the database of the control schema can't be reached.
             Misconfigured: a setting, a right or a lock stands in the way.
         """
+        return_freed_memory()
         self._control.migrate()
         self._control.check()
         try:

@@ -1,0 +1,183 @@
+"""The benchmarks run with a few rows: what they print has its keys, what they count is right. Nothing is timed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from syncline.bench.accounting import cpu_seconds, peak_rss_bytes, thread_cpu
+from syncline.bench.engine import Engine, engine_config
+from syncline.bench.peers import Peers
+from syncline.bench.report import median, per_row
+from syncline.bench.workload import SLOT, Source, digest_of_copy
+from syncline.errors import Unavailable
+
+ENVIRONMENT = {"benchmark", "command", "cores", "load_average", "versions"}
+
+
+def run(folder: Path, *arguments: str) -> dict[str, Any]:
+    """One benchmark as a person starts it; it must leave nothing behind."""
+    command = [sys.executable, "-m", "syncline.bench.cli", *arguments, "--json", "--dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(folder.iterdir()) == []
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found.keys() >= ENVIRONMENT
+    assert found["versions"].keys() >= {"syncline", "postgres", "duckdb", "pyarrow", "python"}
+    assert str(folder) not in json.dumps({**found, "command": ""})
+    return found
+
+
+@pytest.mark.slow
+def test_wal_duckdb_reports_both_ratios_of_runs_over_the_same_rows(tmp_path: Path) -> None:
+    found = run(tmp_path, "wal-duckdb", "--rows", "2500", "--repeat", "1", "--no-peer")
+    assert found["changes"] == 2500
+    assert found["copies_equal"] is True
+    assert found["ratio"] == found["ratio_text"] > 0
+    assert found["ratio_binary"] > 0
+    for key in ("rows_per_s", "cpu_us_per_row", "peak_rss_mb"):
+        assert found[key].keys() == {"pg_recvlogical", "text", "binary"}
+    assert found["cpu_us_per_row"]["text"].keys() >= {"receive", "decode and log", "apply", "syncline"}
+    rates = found["rows_per_s"]
+    assert found["ratio_text"] == pytest.approx(rates["text"] / rates["pg_recvlogical"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_mix_starts_every_run_from_the_same_loaded_copy_and_ends_equal(tmp_path: Path) -> None:
+    found = run(tmp_path, "wal-duckdb", "--rows", "2000", "--mix", "--table-rows", "3000", "--repeat", "2", "--no-peer")
+    assert found["table_rows"] == 3000
+    assert 1500 < found["changes"] <= 2000  # a key may be drawn twice, or be deleted already
+    assert found["repeat"] == 2
+    assert found["copies_equal"] is True
+
+
+@pytest.mark.slow
+def test_latency_reports_percentiles_of_a_copy_that_is_equal(tmp_path: Path) -> None:
+    found = run(tmp_path, "latency", "--rate", "100", "--seconds", "2", "--table-rows", "2000")
+    assert 0 < found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"]
+    assert found["copy_equal"] is True
+    assert found["rows_in_copy"] > 2000
+    assert found["rows_applied"] > 0
+    assert found["achieved_per_s"] > 0
+    assert found["cpu_cores"].keys() >= {"syncline", "walsender"}
+
+
+@pytest.mark.slow
+def test_load_reports_its_ratio_to_a_plain_copy(tmp_path: Path) -> None:
+    found = run(tmp_path, "load", "--rows", "3000", "--repeat", "1")
+    assert found["rows"] == 3000
+    assert found["copies_equal"] is True
+    assert found["rows_per_s"].keys() >= {"copy", "syncline"}
+    assert found["ratio"] == pytest.approx(found["rows_per_s"]["syncline"] / found["rows_per_s"]["copy"], rel=0.05)
+    assert ("ratio_to_extension" in found) != ("peer_error" in found)
+
+
+@pytest.mark.slow
+def test_a_large_transaction_reports_memory_and_whether_the_copy_is_equal(tmp_path: Path) -> None:
+    found = run(tmp_path, "big-transaction", "--rows", "5000")
+    assert found["rows"] == found["rows_in_copy"] == 5000
+    assert found["copy_equal"] is True
+    assert found["peak_rss_mb"] > 50
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+    with Source.started(tmp_path_factory.mktemp("bench")) as started:
+        started.prepare_slot()
+        yield started
+
+
+def test_a_copy_is_equal_only_with_every_value_of_every_column(source: Source, tmp_path: Path) -> None:
+    source.fill(50)
+    path = tmp_path / "copy.duckdb"
+    rows = source.execute("select id, doc::text, content, tags, meta::text, score, updated_at from chunks").fetchall()
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("set timezone = 'UTC'")
+        connection.execute(
+            "create table chunks (id bigint, doc uuid, content varchar, tags varchar, meta varchar, score double,"
+            " updated_at timestamptz)"
+        )
+        connection.executemany("insert into chunks values (?, ?, ?, ?, ?, ?, ?)", [list(row) for row in rows])
+    expected = source.digest()
+    assert expected.rows == 50
+    assert digest_of_copy(path) == expected
+    for change in (
+        "content = content || 'x'",
+        "score = score + 1",
+        "doc = gen_random_uuid()",
+        "meta = '{}'",
+        "tags = 'b'",
+        "updated_at = updated_at + interval 1 microsecond",
+    ):
+        other = tmp_path / "other.duckdb"
+        other.write_bytes(path.read_bytes())
+        with duckdb.connect(str(other)) as connection:
+            connection.execute(f"update chunks set {change} where id = 7")
+        assert digest_of_copy(other) != expected, change
+
+
+def test_copied_slots_read_the_same_changes_again_and_are_dropped(source: Source) -> None:
+    before = source.value("select confirmed_flush_lsn::text from pg_replication_slots where slot_name = %s", SLOT)
+    with source.copied_slot("again") as name:
+        assert name == "again"
+        assert (
+            source.value("select confirmed_flush_lsn::text from pg_replication_slots where slot_name = 'again'")
+            == before
+        )
+    assert source.value("select count(*) from pg_replication_slots where slot_name = 'again'") == 0
+
+
+def test_an_engine_that_fails_is_told_with_its_reason(source: Source, tmp_path: Path) -> None:
+    config = engine_config(source.dsn, tmp_path, "none", binary=None, initial_load=False)
+    config["sources"]["main"]["monitored_tables"] = ["public.missing"]
+    with Engine(config, "streaming") as engine, pytest.raises(Unavailable, match=r"Nearest: public\.chunks"):
+        engine.wait(place=1, timeout_s=30)
+
+
+def test_processor_time_is_told_by_the_threads_names() -> None:
+    def work() -> None:
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+        done.set()
+        leave.wait()
+
+    done, leave = threading.Event(), threading.Event()
+    thread = threading.Thread(target=work, name="a busy one")
+    thread.start()
+    assert done.wait(20)
+    spent = thread_cpu()
+    leave.set()
+    thread.join()
+    assert spent["a busy one"] >= 0.04
+    assert cpu_seconds(os.getpid()) > 0
+    assert peak_rss_bytes() > 1 << 20
+
+
+def test_processes_that_are_gone_cost_nothing() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert cpu_seconds(gone.pid) == 0
+    assert peak_rss_bytes(gone.pid) == 0
+
+
+def test_figures_are_medians_and_microseconds_a_row() -> None:
+    assert median([3.0, 1.0, 2.0]) == 2.0
+    assert median([]) == 0.0
+    assert per_row({"small": 1e-9, "b": 0.5, "a": 1.0}, 1_000_000) == {"a": 1.0, "b": 0.5}
+
+
+def test_peers_that_are_not_installed_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Peers(tmp_path).extension() is None
+    assert Peers(tmp_path).ingestr() is None
