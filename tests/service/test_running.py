@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +39,8 @@ def shell(tmp_path: Path, database: Database) -> Shell:
 
 
 @contextmanager
-def running(shell: Shell) -> Iterator[subprocess.Popen[str]]:
-    process = shell.start("run", "--status-every", "0.5")
+def running(shell: Shell, *options: str) -> Iterator[subprocess.Popen[str]]:
+    process = shell.start("run", "--status-every", "0.5", *options)
     try:
         eventually(lambda: rows(shell) == 3, 60)
         yield process
@@ -97,6 +98,26 @@ def test_ctrl_c_ends_a_run_with_0(shell: Shell) -> None:
     with running(shell) as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+
+
+def test_logs_asked_for_as_json_are_json_line_by_line(shell: Shell) -> None:
+    with running(shell, "--json-logs") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        lines = process.stderr.read().splitlines() if process.stderr else []
+    events = [json.loads(line)["event"] for line in lines if not line.startswith("Stopping (SIGTERM)")]
+    assert any(event.startswith("Syncline runs") for event in events)
+    assert events[-1] == "Stopped."
+
+
+def test_a_second_signal_aborts() -> None:
+    twice = (
+        "import os, signal; from syncline.service.run import _Signals; signals = _Signals(); signals.starting = False;"
+        "signals.__enter__(); os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)"
+    )
+    ended = subprocess.run([sys.executable, "-c", twice], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 130
+    assert "Aborted. Nothing is lost" in ended.stderr
 
 
 def test_doctor_finds_a_healthy_source_healthy(command: Command) -> None:

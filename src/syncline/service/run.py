@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
+import structlog
 import typer
 
 from syncline.errors import Misconfigured, SynclineError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from syncline.pipeline import SyncService
 
 __all__ = ["run"]
+
+_log = structlog.get_logger()
 
 _ABORTED = 130  # 128 + SIGINT: ended without draining; nothing is lost, the next start replays
 _STOP_S = 30.0
@@ -66,7 +70,8 @@ def run(
     config = session_of(context).config()
     if not config.targets:
         raise Misconfigured("There is no target: changes would fill the log for nobody.", remedy="Configure `target:`.")
-    service = SyncService(config, talk=talk.print)
+    tell = _log.info if config.logging.json_lines else talk.print
+    service = SyncService(config, talk=tell)
     with _Signals() as signals:
         try:
             service.start()
@@ -74,20 +79,20 @@ def run(
         except _AskedWhileStarting:
             service.stop(_STOP_S)
             raise typer.Exit(0) from None
-        talk.print(f"Syncline runs ({', '.join(config.sources)} -> {', '.join(config.targets)}). Ctrl-C stops it.")
+        tell(f"Syncline runs ({', '.join(config.sources)} -> {', '.join(config.targets)}). Ctrl-C stops it.")
         try:
-            code = _watch(service, signals, status_every_s)
+            code = _watch(service, signals, status_every_s, tell)
         finally:
             service.stop(_STOP_S)
     if signals.asked:
-        talk.print("Stopped.")
+        tell("Stopped.")
         raise typer.Exit(0)
     for error in service.errors():
         talk.print(as_message(error))
     raise typer.Exit(code)
 
 
-def _watch(service: SyncService, signals: _Signals, every_s: float) -> int:
+def _watch(service: SyncService, signals: _Signals, every_s: float, tell: Callable[[str], object]) -> int:
     """Wait for the end, telling now and then how far it is; the exit code."""
     due = time.monotonic() + min(every_s, 2.0)
     with LoadBars(talk) as bars:
@@ -102,7 +107,7 @@ def _watch(service: SyncService, signals: _Signals, every_s: float) -> int:
             if every_s and time.monotonic() >= due:
                 due = time.monotonic() + every_s
                 for name, source in status["sources"].items():
-                    talk.print(source_line(name, source))
+                    tell(source_line(name, source))
     return 0
 
 
