@@ -81,18 +81,19 @@ def test_six_lines_are_a_whole_configuration(load: Load) -> None:
 
 def test_later_layers_win_and_each_value_knows_its_layer(load: Load) -> None:
     config = load(
-        MINIMAL + "apply:\n  max_rows: 1\n  max_bytes: 100000\n  linger_s: 0.5\n  retry_base_s: 1\nenvironment: prod\n",
-        overlays={"prod": "apply:\n  max_bytes: 200000\n  linger_s: 0.6\n  retry_base_s: 2\nlogging:\n"},
-        env={"SYNCLINE_APPLY__LINGER_S": "0.7", "SYNCLINE_APPLY__RETRY_BASE_S": "3"},
+        MINIMAL
+        + "apply:\n  max_rows: 1\n  max_bytes: 100000\n  retry_max_s: 0.5\n  retry_base_s: 1\nenvironment: prod\n",
+        overlays={"prod": "apply:\n  max_bytes: 200000\n  retry_max_s: 0.6\n  retry_base_s: 2\nlogging:\n"},
+        env={"SYNCLINE_APPLY__RETRY_MAX_S": "0.7", "SYNCLINE_APPLY__RETRY_BASE_S": "3"},
         overrides={"apply.retry_base_s": "4"},
     )
     apply, origins = config.apply, config.provenance
-    assert (apply.max_rows, apply.max_bytes, apply.linger_s, apply.retry_base_s) == (1, 200000, 0.7, 4.0)
+    assert (apply.max_rows, apply.max_bytes, apply.retry_max_s, apply.retry_base_s) == (1, 200000, 0.7, 4.0)
     assert origins["apply.max_rows"] == "syncline.yaml:8"
     assert origins["apply.max_bytes"] == "syncline.prod.yaml:2"
-    assert origins["apply.linger_s"] == "env SYNCLINE_APPLY__LINGER_S"
+    assert origins["apply.retry_max_s"] == "env SYNCLINE_APPLY__RETRY_MAX_S"
     assert origins["apply.retry_base_s"] == "command line"
-    assert "apply.retry_max_s" not in origins
+    assert "apply.max_transaction_bytes" not in origins
     assert config.environment == "prod"
 
 

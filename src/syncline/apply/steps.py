@@ -22,8 +22,8 @@ class Scope(Protocol):
     def since(self, table: str) -> int:
         """Changes of the table below this version are superseded by a load, whatever shape they have."""
 
-    def passing(self, marker: Marker) -> None:
-        """The reader is at a marker: a gap begins, or a load that ends one."""
+    def passing(self, marker: Marker) -> bool:
+        """The reader is at a marker: a gap begins, or a load that ends one. Whether the cursor shall record it."""
 
 
 @dataclass(slots=True)
@@ -63,8 +63,8 @@ class Step:
         self.version = max(self.version, entry.max_version)
         for item in entry.items:
             if isinstance(item, Marker):
-                scope.passing(item)
-                self.markers.append(item)
+                if scope.passing(item):
+                    self.markers.append(item)
             elif scope.wanted(item.schema.qualified) and _newest(item) >= scope.since(item.schema.qualified):
                 name = item.schema.qualified
                 self.schemas[name] = item.schema

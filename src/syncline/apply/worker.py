@@ -112,7 +112,9 @@ class Worker:
 
     def _take_all(self, found: list[Read], scope: Scope) -> None:
         self._in_parts = bool(found) and not found[-1][1].boundary
-        for step in steps(found, self._target, scope, self._config.max_rows, self._config.max_bytes):
+        limits = self._store.limits
+        rows, nbytes = min(self._config.max_rows, limits.max_rows), min(self._config.max_bytes, limits.max_bytes)
+        for step in steps(found, self._target, scope, rows, nbytes):
             self._take(step)
             if self._stop.is_set():
                 return
@@ -167,15 +169,16 @@ class Worker:
         self._write(layers[-1], self._cursor_behind(step), step.incarnation)
 
     def _write(self, works: list[TableWork], cursor: Cursor, incarnation: int) -> None:
+        # Before the write: killed in between, the same work comes again from the log and settles the same letters.
+        self._parking.settle(works)
         while True:
             try:
                 self._store.apply(Work(tuple(works), cursor))
-                break
+                return
             except Rejected as rejected:
                 # The dead letter commits before the cursor passes it (correctness rule 26, Guarantee 7).
                 works = self._parking.park(works, rejected, incarnation)
                 self.progress.parked += len(rejected.rows)
-        self._parking.settle(works)
 
     def _complete(self, work: TableWork, step: Step) -> TableWork:
         if work.rows.partials is None:
@@ -286,8 +289,9 @@ class _Only:
     def since(self, table: str) -> int:
         return self._host.since(table)
 
-    def passing(self, marker: Marker) -> None:
+    def passing(self, marker: Marker) -> bool:
         """Markers were heeded when the cursor passed them."""
+        return False
 
 
 def _only_lost_columns(before: TableSchema, after: TableSchema) -> bool:

@@ -109,6 +109,8 @@ class Receiver:
         self._connection = connection
         self._cursor = connection.cursor()
         _narrow_if_local(connection.fileno())
+        self._poll = select.poll()  # select() stops at file descriptor 1023, and we may be a guest in a large process
+        self._poll.register(connection.fileno(), select.POLLIN)
         self._mailbox = mailbox
         self._status_s = max(1.0, status_s)
         self._assembler = Assembler(config.max_entry_bytes)
@@ -220,7 +222,7 @@ class Receiver:
         if received and self._rate >= _FLOOD_RATE:
             time.sleep(min(wait, _NAP_S))
         else:
-            select.select([self._cursor], [], [], min(wait, _TICK_S))
+            self._poll.poll(min(wait, _TICK_S) * 1000)
 
     def _progress(self) -> None:
         """A keepalive moved on while nothing was in flight: a marker, coalesced (correctness rule 12)."""

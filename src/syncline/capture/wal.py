@@ -314,8 +314,10 @@ class Heartbeat:
         """Sleep until the next beat; True when closing. A connection that becomes readable is saying good-bye: the next
         statement on it fails and names the reason."""
         wake = self._wake_read.fileno()
-        readable, _, _ = select.select([connection.fileno(), wake], [], [], self._config.heartbeat_s)
-        return wake in readable
+        poll = select.poll()
+        poll.register(wake, select.POLLIN)
+        poll.register(connection.fileno(), select.POLLIN)
+        return any(fd == wake for fd, _ in poll.poll(self._config.heartbeat_s * 1000))
 
 
 def emit_progress(connection: psycopg.Connection[Any]) -> int:

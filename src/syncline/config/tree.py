@@ -48,7 +48,6 @@ class ApplyConfig(BaseModel):
 
     max_rows: int = Field(50_000, ge=1, description="Rows after which a step is written to a target.")
     max_bytes: int = Field(16 * 1024 * 1024, ge=65536, description="Bytes after which a step is written.")
-    linger_s: float = Field(0.005, ge=0, le=10, description="Longest wait for a fuller step; a flood never waits.")
     max_transaction_bytes: int = Field(
         64 * 1024 * 1024,
         ge=65536,

@@ -18,7 +18,7 @@ from syncline.errors import Gap, Misconfigured
 from syncline.log import Incarnation
 from syncline.pipeline.reports import Reports
 
-__all__ = ["SOURCE_OLDER", "attach_slot", "choose_incarnation", "retire_log", "usable_tables"]
+__all__ = ["SOURCE_OLDER", "attach_slot", "choose_incarnation", "retire_log", "retire_slot", "usable_tables"]
 
 SOURCE_OLDER = "SL-SOURCE-OLDER"
 
@@ -125,6 +125,13 @@ def attach_slot(
     check_slot(slot, settings.slot, identity.database.rpartition(":")[0], durable)
     assert slot is not None
     return durable or slot.confirmed
+
+
+def retire_slot(connection: psycopg.Connection[Any], name: str, identity: Identity) -> None:
+    """Drop our slot, if it is ours: nothing that it holds is needed, for every table is read again."""
+    slot = read_slot(connection, name)
+    if slot is not None and slot.plugin == "pgoutput" and slot.database == identity.database.rpartition(":")[0]:
+        drop_slot(connection, name)
 
 
 def retire_log(folder: Path) -> None:

@@ -42,7 +42,7 @@ class Board:
         with self._lock:
             self._since = {table: known.since for table, known in loaded.items()}
 
-    def passing(self, marker: Marker) -> None:
+    def passing(self, marker: Marker) -> bool:
         """A gap begins at its marker, and ends where a load begins: what the load reads is behind it."""
         with self._lock:
             if marker.kind in ("load_started", "loaded") and marker.known is not None:
@@ -51,6 +51,7 @@ class Board:
                 self._gaps.add(marker.table)
             elif marker.kind == "load_started":
                 self._gaps.discard(marker.table)
+        return True
 
     def open_gap(self, table: str) -> None:
         """The table waits for a load (known from an earlier run)."""

@@ -122,13 +122,16 @@ class Housekeeping:
             self.lags[name] = max(0, int(row[0]) - place)
 
     def _serve(self, name: str, source: SourcePipeline) -> None:
-        """Hand on requests: whole resyncs at once, single tables to the next load."""
+        """Hand on requests: whole resyncs at once, single tables to the next load. One is finished when all was read;
+        killed before, the next start takes it again."""
         self._requests[name] += self._control.take_requests(name)
-        for request in self._requests[name]:
-            if request.id not in self._begun:
-                source.resync(None if request.tables is None else list(request.tables))
-            self._control.finish_request(request.id, "handed to the engine")
-        self._requests[name] = []
+        for request in [r for r in self._requests[name] if r.id not in self._begun]:
+            source.resync(None if request.tables is None else list(request.tables))
+            self._begun.add(request.id)
+        if self._requests[name] and not source.busy:
+            for request in self._requests[name]:
+                self._control.finish_request(request.id, "done")
+            self._requests[name] = []
 
     def _apply_pauses(self, name: str, source: SourcePipeline) -> None:
         pauses = self._control.pauses()

@@ -16,6 +16,9 @@ from syncline.pipeline.target import Target
 
 __all__ = ["Loads"]
 
+# A load that failed is tried again after this time.
+_AGAIN_S = 3.0
+
 
 class Loads:
     """The loads of one source. ``append`` writes to the log; ``progress`` tells how far the tables being read are;
@@ -115,6 +118,7 @@ class Loads:
             self.progress.clear()
 
     def _failed(self, tables: Sequence[TableInfo], error: SynclineError) -> None:
+        self._stop.wait(_AGAIN_S)
         self.request([t.qualified for t in tables])
         if not self._stop.is_set():
             self._reports.alert("SL-RELOAD", "error", self._name, error)

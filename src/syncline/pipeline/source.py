@@ -23,7 +23,14 @@ from syncline.config import Config
 from syncline.errors import Gap, Policy, SynclineError, Unavailable, defect, origin, policy
 from syncline.log import Incarnation
 from syncline.log.embedded import EmbeddedLog
-from syncline.pipeline.attach import SOURCE_OLDER, attach_slot, choose_incarnation, retire_log, usable_tables
+from syncline.pipeline.attach import (
+    SOURCE_OLDER,
+    attach_slot,
+    choose_incarnation,
+    retire_log,
+    retire_slot,
+    usable_tables,
+)
 from syncline.pipeline.loads import Loads
 from syncline.pipeline.pauses import apply_pauses, hold_name
 from syncline.pipeline.reports import Reports
@@ -66,6 +73,8 @@ class SourcePipeline:
         self._again = threading.Event()
         self._start_over = False
         self._reset_due = False
+        self._renew_slot = False
+        self._identity: Identity | None = None
         self._seen: tuple[Any, ...] = ()
         self._loads_seen, self._loads_end = -1, 0
         self._backoff = Backoff(0.2, 10.0)
@@ -121,8 +130,8 @@ class SourcePipeline:
 
     @property
     def busy(self) -> bool:
-        """Whether tables are read, or are about to be."""
-        return self.loads.busy
+        """Whether tables are read, or are about to be: what was asked of :meth:`resync` is not done yet."""
+        return self._start_over or self._reset_due or self.state != "streaming" or self.loads.busy
 
     @property
     def ended(self) -> bool:
@@ -158,6 +167,7 @@ class SourcePipeline:
             self._reports.flush()
             if self.settings.on_gap == "resync":
                 self._start_over = True
+                self._stop.wait(self._backoff.next())
                 return
             self.state = "gap"
         else:
@@ -173,7 +183,7 @@ class SourcePipeline:
         if self._reset_due:
             self._reset()
             self._reset_due = False
-        identity = identify(self.settings)
+        identity = self._identity = identify(self.settings)
         self._open_targets()
         dsn = self.settings.dsn.get_secret_value()
         with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
@@ -182,6 +192,9 @@ class SourcePipeline:
                 connection, self.name, identity, self.log.incarnation(), self._cursors.values()
             )
             self.log.start_incarnation(incarnation)
+            if self._renew_slot:
+                retire_slot(connection, self.settings.slot, identity)
+                self._renew_slot = False
             self._attach(connection, identity, incarnation)
         self._start_targets(incarnation, identity)
         self._forget_removed()
@@ -240,6 +253,7 @@ class SourcePipeline:
         """
         if self.state != "streaming":
             return
+        self._open_late()
         dsn = self.settings.dsn.get_secret_value()
         with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
             self.loads.request(self._unfinished())
@@ -256,6 +270,13 @@ class SourcePipeline:
         incarnation = self.log.incarnation()
         if self.loads.due and incarnation is not None:
             self.loads.start_due(self.tables, incarnation)
+
+    def _open_late(self) -> None:
+        """Targets that were away when the source started (Guarantee 8). What they lack of tables is read for them."""
+        incarnation = self.log.incarnation()
+        if incarnation is not None and self._identity is not None and len(self._cursors) < len(self.targets):
+            self._open_targets()
+            self._start_targets(incarnation, self._identity)
 
     def _unfinished(self) -> list[str]:
         """Tables whose load has begun and will not end: it was cut off with the process, and what it wrote to the log
@@ -335,15 +356,17 @@ class SourcePipeline:
                 continue
             try:
                 self._cursors[name] = target.store.open(self.name)
-            except Unavailable:
-                raise
+            except Unavailable as error:
+                if self.log.incarnation() is None:
+                    raise  # the versions of a new log have to be above those of every target (correctness rule 1)
+                self._target_retrying(name, error)
             except SynclineError as error:
                 target.error = error
                 self._target_failed(name, error)
 
     def _start_targets(self, incarnation: Incarnation, identity: Identity) -> None:
         for name, target in self.targets.items():
-            if target.worker is not None or target.error is not None:
+            if target.worker is not None or target.error is not None or name not in self._cursors:
                 continue
             cursor = self._cursors[name]
             end = Position(self.log.uuid, self.log.status().end)
@@ -398,7 +421,8 @@ class SourcePipeline:
         return read_rows(self.settings, schema, keys, xids)
 
     def _reset(self) -> None:
-        """Start over: a new log, every table read again. The old log's entries are all superseded by the loads."""
+        """Start over: a new log, a new slot, every table read again. What the old ones hold is superseded by the loads,
+        and may be the very transaction that could not be taken."""
         for target in self.targets.values():
             target.stop(30)
             target.worker = None
@@ -408,6 +432,8 @@ class SourcePipeline:
             if cursor is not None:
                 cursor = msgspec.structs.replace(cursor, loaded={})
             self._cursors[target.name] = cursor
+        self._again.clear()
+        self._renew_slot = True
         self.log.close()
         retire_log(self.config.log.folder(self.name))
         self.log = EmbeddedLog(self.config.log, self.name)

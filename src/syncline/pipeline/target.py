@@ -90,8 +90,8 @@ class Target:
     def since(self, table: str) -> int:
         return self.board.since(table)
 
-    def passing(self, marker: Marker) -> None:
-        self.board.passing(marker)
+    def passing(self, marker: Marker) -> bool:
+        return self.board.passing(marker)
 
     def resumed(self) -> list[tuple[str, int]]:
         return self.board.resumed()
