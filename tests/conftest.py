@@ -11,7 +11,6 @@ from hypothesis import settings
 from servers import SETTINGS, TEMPLATE, Database, fresh_database
 from syncline.embedded import EmbeddedPostgres
 
-
 # How long an example takes says how busy the machine is.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
