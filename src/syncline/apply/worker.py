@@ -220,9 +220,12 @@ class Worker:
                 step.drop(name)
                 continue
             self._schemas[name] = schema
-            if known is None or any(m.kind == "load_started" and m.table == name for m in step.markers):
+            lost = before is None and name in self.cursor.loaded
+            if lost:
+                self._forget(name)
+            if (known is None and not lost) or any(m.kind == "load_started" and m.table == name for m in step.markers):
                 continue
-            if before is not None and _only_lost_columns(before, schema):
+            if known is not None and before is not None and _only_lost_columns(before, schema):
                 step.kept[name] = msgspec.structs.replace(known, columns=schema.outline)
             else:
                 self._host.schema_changed(schema)

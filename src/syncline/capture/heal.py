@@ -88,7 +88,14 @@ def _statement(schema: TableSchema) -> sql.Composed:
 
 
 def _key_lists(schema: TableSchema, keys: pa.RecordBatch) -> list[list[str]]:
-    return [[_text(v, c.type) for v in keys.column(c.name).to_pylist()] for c in schema.key]
+    try:
+        return [[_text(v, c.type) for v in keys.column(c.name).to_pylist()] for c in schema.key]
+    except (ValueError, OverflowError) as error:
+        raise Gap(
+            f"A row of table {schema.qualified} can't be healed: Python has no value for its key.",
+            remedy="The table is read again by itself.",
+            code=SCHEMA_DRIFT,
+        ) from error
 
 
 def _text(value: object, logical: str) -> str:

@@ -37,10 +37,17 @@ def usable_tables(
     findings = [f for f in preflight(settings, control_schema) if f.severity == "error"]
     refuse([f for f in findings if f.code in _DECISIVE])
     reasons = {f.subject: f for f in findings}
-    usable = []
+    usable: list[TableInfo] = []
     for info in matching_tables(connection, settings.monitored_tables, settings.excluded_tables, (control_schema,)):
         subject, finding = f"{name}/{info.qualified}", reasons.get(info.qualified)
-        if finding is None:
+        if any(other.qualified == info.qualified for other in usable):
+            clash = Misconfigured(
+                f"Two tables are called {info.qualified} here, for dots in names are not told apart; "
+                f"{info.sql_name} is left out.",
+                remedy="Rename one of them, or exclude it.",
+            )
+            reports.alert("SL-TABLE-LEFT-OUT", "error", f"{subject} (2)", clash)
+        elif finding is None:
             usable.append(info)
             reports.resolve("SL-TABLE-LEFT-OUT", subject)
         else:

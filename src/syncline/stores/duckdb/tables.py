@@ -76,7 +76,8 @@ def migrate_table(
             "update syncline.tables set fingerprint = $1, body = $2 where name = $3",
             [schema.fingerprint, body, schema.qualified],
         )
-    return table_state(cursor, schema), former
+    # A table that somebody dropped here was not ours any more: what it held has to be read again.
+    return table_state(cursor, schema), None if actual is None else former
 
 
 def table_state(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> TableState:
