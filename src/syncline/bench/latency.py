@@ -15,7 +15,7 @@ from syncline.errors import SynclineError, Unavailable
 
 __all__ = ["latency"]
 
-_CLIENTS = 4
+_CLIENTS = 16
 _WARM_UP_S = 5
 
 # Half of the transactions change a row at a random key, half add one.
