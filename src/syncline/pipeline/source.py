@@ -298,13 +298,21 @@ class SourcePipeline:
             was = before.get(now.qualified)
             if was is None:
                 self.loads.request([now.qualified])
-            elif only_lost_columns(was, now):
+            elif was.shape == now.shape:
+                continue
+            elif self._is_settled(was) and (only_lost_columns(was, now) or not reshaped(was.shape, now.shape)):
                 incarnation = self.log.incarnation()
                 number = incarnation.number if incarnation else 1
                 self._append([Entry((Marker("reshaped", now.qualified, Loaded(now.shape)),), incarnation=number)])
-            elif reshaped(was.shape, now.shape):
+            elif only_lost_columns(was, now) or reshaped(was.shape, now.shape):
                 self._talk(f"table {now.qualified} changed its shape, or its publication; it is read again")
                 self.loads.request([now.qualified])
+
+    def _is_settled(self, table: TableInfo) -> bool:
+        """Whether every target has the rows of this very shape: else a newer shape must not be taken for theirs."""
+        workers = [t.worker for t in self.targets.values() if t.worker is not None]
+        known = [w.cursor.loaded.get(table.qualified) for w in workers]
+        return not self.loads.busy and all(k is not None and k.shape == table.shape for k in known)
 
     def _stream(self, incarnation: Incarnation) -> None:
         capture = WalCapture(
