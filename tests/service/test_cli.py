@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import stat
+from typing import get_args
 
 import pytest
 from commands import MINIMAL, Command, Shell
 from typer.testing import CliRunner
 
 from syncline import __version__
+from syncline.capture.preflight.look import Severity
 from syncline.errors import Damaged, Gap, Misconfigured, Rejected, Unavailable
-from syncline.service import cli
+from syncline.service import cli, doctor
 from syncline.service.figures import amount, size, source_line, span
 
 COMMANDS = ("init", "check", "config", "doctor", "migrate", "run", "status", "pause", "resume", "resync", "verify")
@@ -45,6 +47,18 @@ def test_init_into_a_folder_that_is_not_there_is_told(command: Command) -> None:
     refused = command("init", "-c", "no/where.yaml")
     assert refused.returncode == 2
     assert "no/where.yaml can't be written: No such file or directory" in refused.stderr
+
+
+def test_check_refuses_a_connection_string_that_is_none_without_repeating_it(shell: Shell, command: Command) -> None:
+    shell.write()
+    refused = command("check", "--set", "source.dsn=postgresql://sync:hush hush@127.0.0.1/shop")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "The connection string of source.dsn can't be read" in refused.stderr
+    assert "hush" not in refused.stderr
+
+
+def test_doctor_has_a_mark_for_every_severity() -> None:
+    assert set(doctor._MARK) == set(get_args(Severity))
 
 
 def test_config_shows_values_and_origins_but_no_secrets(shell: Shell, command: Command) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from syncline.capture.preflight import Finding, preflight
+from syncline.capture.preflight.look import Severity
 from syncline.config import Config
 from syncline.errors import SynclineError, Unavailable
 from syncline.service.figures import size
@@ -18,7 +19,7 @@ from syncline.service.session import control_schema, print_json, session_of, std
 
 __all__ = ["doctor", "findings"]
 
-_MARK = {"ok": "ok      ", "warning": "warning ", "error": "ERROR   "}
+_MARK: dict[Severity, str] = {"ok": "ok      ", "info": "note    ", "warning": "warning ", "error": "ERROR   "}
 
 
 def doctor(

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import psycopg
 import typer
+from psycopg import conninfo
 
-from syncline.capture.source import describe
+from syncline.capture.source import describe, translate
 from syncline.config import DEFAULT_FILE, Config
 from syncline.config.settings import settings
 from syncline.config.template import template
@@ -48,9 +50,27 @@ def _write(file: Path, text: str) -> None:
 
 def check(context: typer.Context) -> None:
     """Validate the configuration without connecting anywhere, and say what it means."""
-    for line in _summary(session_of(context).config()):
+    found = session_of(context).config()
+    _refuse_unreadable(found)
+    for line in _summary(found):
         stdout.print(line)
     talk.print("The configuration is valid. `syncline doctor` looks at the servers.")
+
+
+def _refuse_unreadable(config: Config) -> None:
+    """Every connection string must be one, whether or not its server is there."""
+    given = [("control.dsn", config.control.dsn)]
+    for name, source in config.sources.items():
+        prefix = "source" if list(config.sources) == ["main"] else f"sources.{name}"
+        given += [(f"{prefix}.dsn", source.dsn), (f"{prefix}.replication_dsn", source.replication_dsn)]
+    for setting, secret in given:
+        if secret is None:
+            continue
+        dsn = secret.get_secret_value()
+        try:
+            conninfo.conninfo_to_dict(dsn)
+        except psycopg.ProgrammingError as error:
+            raise translate(error, dsn, setting) from None
 
 
 def _summary(config: Config) -> list[str]:
