@@ -15,6 +15,7 @@ app = typer.Typer(
     name="bench",
     help="Measure Syncline against other programs on the same rows, in one run, on servers of its own.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
