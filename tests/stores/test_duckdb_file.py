@@ -190,6 +190,23 @@ def test_stores_of_several_sources_share_a_file_and_the_last_closes_it(path: Pat
         assert connection.execute("select count(*) from syncline.cursors").fetchall() == [(1,)]
 
 
+def test_a_process_that_closes_nothing_leaves_a_clean_file_and_no_socket(path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'src')\n"
+        "from tests.stores.test_duckdb_file import _open, Rows, work\n"
+        "store = _open(Path(sys.argv[1]))\n"
+        "store.apply(work(Rows().upsert(5, 1, 'one', None)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], check=True, cwd=Path(__file__).parents[2], capture_output=True
+    )
+    assert done.stderr == b""
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    store = _open(path)
+    assert contents(store) == {1: ("one", None, 5)}
+    store.close()
+
+
 def test_errors_never_tell_values(path: Path) -> None:
     secret = "hunter2"
     for kind in (duckdb.ConversionException, duckdb.IOException, duckdb.BinderException, duckdb.InternalException):

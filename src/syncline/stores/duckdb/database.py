@@ -6,6 +6,7 @@ for each source) share one :class:`Database`.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import threading
@@ -101,6 +102,8 @@ class Database:
         with cls._guard:
             database = cls._open.get(path)
             if database is None:
+                atexit.unregister(cls._close_left_open)
+                atexit.register(cls._close_left_open)
                 database = cls._open[path] = cls(config, path)
             elif database.config != config:
                 raise Misconfigured(
@@ -126,6 +129,13 @@ class Database:
             self._open.pop(self.path, None)
             if self._damage is not None:
                 quarantine(self.path, self._damage)
+
+    @classmethod
+    def _close_left_open(cls) -> None:
+        """At the end of a process that closed no store: leave a checkpoint, and no socket."""
+        for database in list(cls._open.values()):
+            database._users = 1
+            database.release()
 
     def connection(self) -> duckdb.DuckDBPyConnection:
         """A connection of one's own: each thread needs one. The owner closes it.
