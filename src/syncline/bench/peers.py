@@ -30,6 +30,7 @@ dsn, path = sys.argv[1:]
 found = sorted(pathlib.Path(package.__file__).parent.rglob("*.duckdb_extension"))
 connection = duckdb.connect(path)
 connection.execute(f"load '{found[-1]}'")
+connection.execute("set enable_progress_bar = false")  # it would write to standard output
 began = time.perf_counter()
 connection.execute(f"attach '{dsn}' as source (type postgres, read_only)")
 connection.execute("create table chunks as select * from source.public.chunks")
