@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -56,6 +56,17 @@ class Reports:
             self._control.resolve_gap(source, target=target, table=table)
 
         self._put(("gap closed", source, target, table), close)
+
+    def recovered(self, subjects: Sequence[str]) -> None:
+        """These sources and targets work: whatever was open about them, from earlier runs too, is over. What is still
+        wrong raises its alert again."""
+
+        def resolve() -> None:
+            for alert in self._control.alerts():
+                if alert["subject"] in subjects:
+                    self._control.resolve_alert(alert["code"], alert["subject"])
+
+        self._put(("recovered", *subjects), resolve)
 
     def status(self, rows: list[StatusRow]) -> None:
         """Replace the status of one source."""

@@ -210,6 +210,8 @@ class SourcePipeline:
         for name, target in self.targets.items():
             if target.error is None:
                 self._reports.gap_closed(self.name, target=name)
+        working = [self.name, *(f"{self.name}/{n}" for n, t in self.targets.items() if t.error is None)]
+        self._reports.recovered(working)
 
     def _choose_tables(self, connection: Any) -> list[str]:
         """Look at the source's tables as they are now; returns those that were not published until now."""
