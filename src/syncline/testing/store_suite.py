@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -23,188 +23,27 @@ from syncline.change import Column, Cursor, Position, TableSchema, arrow_type
 from syncline.errors import Misconfigured, Rejected
 from syncline.stores import Folded, Store, TableWork, Work
 from syncline.stores.memory import MemoryConfig, MemoryStore
+from syncline.testing.store_works import (
+    I32,
+    I64,
+    ITEM,
+    KEYS,
+    PAIR,
+    VALUES,
+    Rows,
+    contents,
+    key_batch,
+    random_steps,
+    rows_of,
+    texts,
+    truncated_only,
+    work,
+)
 
-__all__ = ["ITEM", "VALUES", "MakeStore", "Rows", "StoreConformance", "contents", "work"]
+__all__ = ["ITEM", "PAIR", "VALUES", "MakeStore", "Rows", "StoreConformance", "contents", "work"]
 
 MakeStore = Callable[[str], Store]
 """Gives a new, unopened store object on the database of that name: the same name, the same data."""
-
-ITEM = TableSchema(
-    "public",
-    "item",
-    (
-        Column("id", "int8", "bigint", key=True),
-        Column("name", "text", "text"),
-        Column("amount", "numeric(12,2)", "numeric(12,2)"),
-    ),
-)
-PAIR = TableSchema(
-    "shop",
-    "pair",
-    (
-        Column("Region", "text", "text", key=True),
-        Column("version", "int4", "integer"),
-        Column("code", "uuid", "uuid", key=True),
-        Column("note", "text", "text"),
-    ),
-)
-VALUES = TableSchema(
-    "public",
-    "values",
-    (
-        Column("id", "int4", "integer", key=True),
-        Column("bool", "bool", "boolean"),
-        Column("int2", "int2", "smallint"),
-        Column("int8", "int8", "bigint"),
-        Column("float4", "float4", "real"),
-        Column("float8", "float8", "double precision"),
-        Column("numeric", "numeric(38,10)", "numeric(38,10)"),
-        Column("bytes", "bytes", "bytea"),
-        Column("uuid", "uuid", "uuid"),
-        Column("date", "date", "date"),
-        Column("time", "time", "time"),
-        Column("timestamp", "timestamp", "timestamp"),
-        Column("timestamptz", "timestamptz", "timestamp with time zone"),
-        Column("json", "json", "jsonb"),
-        Column("select", "text", "text"),
-    ),
-)
-
-_I64, _I32 = 2**63 - 1, 2**31 - 1
-
-# Three values of each type that has an order in PostgreSQL and so can be a key.
-_KEYS: dict[str, tuple[Any, Any, Any]] = {
-    "int2": (-1, 0, 2**15 - 1),
-    "int4": (-1, 0, 2**31 - 1),
-    "int8": (-(2**63), 0, 2**63 - 1),
-    "float4": (-1.5, 0.0, float("inf")),
-    "float8": (-1.5, 0.0, float("-inf")),
-    "numeric(20,3)": (Decimal("-1.500"), Decimal("0.001"), Decimal("99999999999999999.999")),
-    "bytes": (b"\x00", b"'\xff", b""),
-    "uuid": (b"\0" * 16, uuid.UUID("00112233-4455-6677-8899-aabbccddeeff").bytes, b"\xff" * 16),
-    "date": (-_I32, 0, _I32),
-    "time": (0, 1, 86_400_000_000),
-    "timestamp": (-_I64, 1, _I64),
-    "timestamptz": (-_I64, 1, _I64),
-    "json": ('{"a": 1}', "null", "[]"),
-    "text": ("", "a'b", "Ä"),
-}
-
-
-def _array(values: Sequence[Any], column: Column, *, text: bool = False) -> pa.Array:
-    """Temporal values are given as the integers that store them."""
-    if text:
-        return pa.array(values, pa.string())
-    kind = arrow_type(column.type)
-    if pa.types.is_temporal(kind):
-        return pa.array(values, pa.int32() if kind == pa.date32() else pa.int64()).view(kind)
-    return pa.array(values, kind)
-
-
-class Rows:
-    """Builds a :class:`~syncline.stores.Folded` row by row. A row is the table's values, in the table's order."""
-
-    def __init__(self, schema: TableSchema = ITEM, *, text: Sequence[str] = ()) -> None:
-        self.schema = schema
-        self.text = text
-        self._upserts: list[tuple[Any, ...]] = []
-        self._partials: list[tuple[Any, ...]] = []
-        self._deletes: list[tuple[Any, ...]] = []
-
-    def upsert(self, version: int, *values: Any) -> Rows:
-        """Write a whole row."""
-        self._upserts.append((*values, version))
-        return self
-
-    def partial(self, version: int, *values: Any, unchanged: Sequence[str], origin: tuple[Any, ...] = ()) -> Rows:
-        """Write the columns not named ``unchanged``; the rest comes from the row at ``origin`` (default: itself)."""
-        mask = bytearray(self.schema.mask_bytes)
-        for i, column in enumerate(self.schema.columns):
-            if column.name in unchanged:
-                mask[i // 8] |= 1 << (i % 8)
-        key = origin or tuple(values[i] for i in self.schema.key_positions)
-        self._partials.append((*values, version, bytes(mask), key))
-        return self
-
-    def delete(self, version: int, *key: Any) -> Rows:
-        """Delete a key."""
-        self._deletes.append((*key, version))
-        return self
-
-    def folded(self) -> Folded:
-        """What was collected."""
-        return Folded(
-            self._batch(self._upserts, self.schema.columns),
-            self._partial_batch(),
-            self._batch(self._deletes, self.schema.key),
-        )
-
-    def table(self, *, truncated: int | None = None) -> TableWork:
-        """It as one table's part of a work."""
-        return TableWork(self.schema, self.folded(), truncated)
-
-    def _columns(self, rows: list[tuple[Any, ...]], columns: Sequence[Column]) -> list[pa.Array]:
-        return [_array([r[i] for r in rows], c, text=c.name in self.text) for i, c in enumerate(columns)]
-
-    def _batch(self, rows: list[tuple[Any, ...]], columns: Sequence[Column]) -> pa.RecordBatch | None:
-        if not rows:
-            return None
-        arrays = [*self._columns(rows, columns), pa.array([r[len(columns)] for r in rows], pa.int64())]
-        return pa.RecordBatch.from_arrays(arrays, names=[*(c.name for c in columns), "version"])
-
-    def _partial_batch(self) -> pa.RecordBatch | None:
-        if not self._partials:
-            return None
-        n = len(self.schema.columns)
-        keys = self._columns([r[n + 2] for r in self._partials], self.schema.key)
-        arrays = [
-            *self._columns(self._partials, self.schema.columns),
-            pa.array([r[n] for r in self._partials], pa.int64()),
-            pa.array([r[n + 1] for r in self._partials], pa.binary()),
-            pa.StructArray.from_arrays(keys, names=[c.name for c in self.schema.key]),
-        ]
-        names = [*(c.name for c in self.schema.columns), "version", "unchanged", "from_key"]
-        return pa.RecordBatch.from_arrays(arrays, names=names)
-
-
-_numbers = itertools.count(1)
-
-
-def work(*tables: Rows | TableWork, source: str = "orders", n: int | None = None, truncated: int | None = None) -> Work:
-    """A work of these tables, with a cursor behind every former one."""
-    parts = tuple(t.table(truncated=truncated) if isinstance(t, Rows) else t for t in tables)
-    return Work(parts, Cursor(source, Position("log", next(_numbers) if n is None else n)))
-
-
-def contents(store: Store, schema: TableSchema = ITEM) -> dict[Any, tuple[Any, ...]]:
-    """Key -> (other values..., version) of all rows that ``scan`` returns; fails on duplicate keys.
-
-    Temporal values are the integers that store them. A key of one column is that value, else a tuple.
-    """
-    found: dict[Any, tuple[Any, ...]] = {}
-    for batch in store.scan(schema):
-        for key, row in _rows(schema, batch):
-            assert key not in found, f"key {key} is stored twice"
-            found[key] = row
-    return found
-
-
-def _rows(schema: TableSchema, batch: pa.RecordBatch | pa.Table) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    columns = []
-    for array in batch.columns:
-        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-        if pa.types.is_temporal(array.type):
-            array = array.view(pa.int32() if array.type == pa.date32() else pa.int64())
-        columns.append(array.to_pylist())
-    for values in zip(*columns, strict=True):
-        key = tuple(values[i] for i in schema.key_positions)
-        rest = tuple(v for i, v in enumerate(values) if i not in schema.key_positions)
-        yield (key if len(key) > 1 else key[0]), rest
-
-
-def _keys(schema: TableSchema, *keys: tuple[Any, ...]) -> pa.RecordBatch:
-    arrays = [_array([k[i] for k in keys], c) for i, c in enumerate(schema.key)]
-    return pa.RecordBatch.from_arrays(arrays, names=[c.name for c in schema.key])
 
 
 class StoreConformance:
@@ -408,12 +247,12 @@ class StoreConformance:
         store.apply(work(partial.delete(110, "north", one)))
         assert contents(store, PAIR) == {("north", two): (8, "a", 110)}
 
-    @pytest.mark.parametrize("logical", sorted(_KEYS))
+    @pytest.mark.parametrize("logical", sorted(KEYS))
     def test_every_type_serves_as_a_key(self, store: Store, logical: str) -> None:
         schema = TableSchema(
             "public", "keyed", (Column("note", "text", "text"), Column("key", logical, logical, key=True))
         )
-        a, b, c = _KEYS[logical]
+        a, b, c = KEYS[logical]
         store.migrate(schema)
         store.apply(work(Rows(schema).upsert(100, "a", a).upsert(100, "b", b)))
         store.apply(work(Rows(schema).upsert(110, "A", a).delete(110, b)))
@@ -423,7 +262,7 @@ class StoreConformance:
         store.apply(work(moved))
         store.apply(work(moved))
         assert contents(store, schema) == {c: ("A", 120)}
-        assert dict(_rows(schema, store.fetch(schema, _keys(schema, (a,), (c,))))) == {c: ("A", 120)}
+        assert dict(rows_of(schema, store.fetch(schema, key_batch(schema, (a,), (c,))))) == {c: ("A", 120)}
 
     # ------------------------------------------------------------------------------------------ truncation
 
@@ -520,8 +359,8 @@ class StoreConformance:
             (1, True, -(2**15), 2**63 - 1, 1.5, 5e-324, Decimal("1234567890123456789012345678.0123456789"),
              b"\x00\xff", identity, 19_000, 86_399_999_999, 10**15, -(10**15), '{"a": 12345678901234567890}', "Grüße"),
             (2, False, 2**15 - 1, -(2**63), float("inf"), float("-inf"), Decimal("-0.0000000001"),
-             b"", b"\xff" * 16, _I32, 86_400_000_000, _I64, _I64, "null", ""),
-            (3, None, 0, 0, -0.0, 1e308, Decimal(0), b"'", b"\0" * 16, -_I32, 0, -_I64, -_I64, '"x"', "a\nb'\"\\"),
+             b"", b"\xff" * 16, I32, 86_400_000_000, I64, I64, "null", ""),
+            (3, None, 0, 0, -0.0, 1e308, Decimal(0), b"'", b"\0" * 16, -I32, 0, -I64, -I64, '"x"', "a\nb'\"\\"),
             (4, *[None] * 14),
             (5, True, 1, 1, 1.0, 1.0, Decimal(1), b"x", identity, -719_892, 1, -62_198_755_200_000_000,
              253_402_300_800_000_000, "[]", "BC, year 10000"),
@@ -531,8 +370,8 @@ class StoreConformance:
             batch.upsert(100, *row)
         store.apply(work(batch))
         assert contents(store, VALUES) == {row[0]: (*row[1:], 100) for row in rows}
-        found = store.fetch(VALUES, _keys(VALUES, (2,), (4,), (77,)))
-        assert dict(_rows(VALUES, found)) == {row[0]: (*row[1:], 100) for row in rows if row[0] in (2, 4)}
+        found = store.fetch(VALUES, key_batch(VALUES, (2,), (4,), (77,)))
+        assert dict(rows_of(VALUES, found)) == {row[0]: (*row[1:], 100) for row in rows if row[0] in (2, 4)}
 
     def test_not_a_number_is_kept(self, store: Store) -> None:
         store.migrate(VALUES)
@@ -547,14 +386,14 @@ class StoreConformance:
         store.apply(
             work(
                 Rows(VALUES, text=text)
-                .upsert(100, *_texts(1, "-1.50", "2026-01-02", "24:00:00", "infinity", "2026-01-02 03:04:05.000006+00"))
-                .upsert(100, *_texts(2, "7", "infinity", "00:00:00.5", "2026-01-02 03:04:05", "-infinity"))
+                .upsert(100, *texts(1, "-1.50", "2026-01-02", "24:00:00", "infinity", "2026-01-02 03:04:05.000006+00"))
+                .upsert(100, *texts(2, "7", "infinity", "00:00:00.5", "2026-01-02 03:04:05", "-infinity"))
             )
         )
         us = 1_767_323_045_000_000
         assert [r[5:6] + r[8:12] for r in contents(store, VALUES).values()] == [
-            (Decimal("-1.5000000000"), 20_455, 86_400_000_000, _I64, us + 6),
-            (Decimal("7.0000000000"), _I32, 500_000, us, -_I64),
+            (Decimal("-1.5000000000"), 20_455, 86_400_000_000, I64, us + 6),
+            (Decimal("7.0000000000"), I32, 500_000, us, -I64),
         ]
 
     def test_values_that_cannot_be_held_are_rejected_and_nothing_is_written(self, store: Store) -> None:
@@ -563,10 +402,10 @@ class StoreConformance:
         text = ("numeric", "timestamp")
         rows = (
             Rows(VALUES, text=text)
-            .upsert(100, *_texts(1, "1.5", None, None, "2026-01-01 00:00:00", None))
-            .upsert(100, *_texts(2, "NaN", None, None, None, None))
-            .upsert(100, *_texts(3, "0.00000000005", None, None, None, None))
-            .partial(100, *_texts(4, None, None, None, "294276-01-01 00:00:00", None), unchanged=["numeric"])
+            .upsert(100, *texts(1, "1.5", None, None, "2026-01-01 00:00:00", None))
+            .upsert(100, *texts(2, "NaN", None, None, None, None))
+            .upsert(100, *texts(3, "0.00000000005", None, None, None, None))
+            .partial(100, *texts(4, None, None, None, "294276-01-01 00:00:00", None), unchanged=["numeric"])
         )
         with pytest.raises(Rejected) as refused:
             store.apply(work(Rows().upsert(110, 1, "changed", None), rows, n=2))
@@ -581,17 +420,17 @@ class StoreConformance:
 
     def test_fetch_returns_the_rows_of_the_keys_that_exist(self, store: Store) -> None:
         store.apply(work(Rows().upsert(100, 1, "one", None).upsert(100, 2, "two", None).delete(100, 3)))
-        found = store.fetch(ITEM, _keys(ITEM, (2,), (3,), (4,)))
+        found = store.fetch(ITEM, key_batch(ITEM, (2,), (3,), (4,)))
         assert found.schema.names == ["id", "name", "amount", "version"]
-        assert dict(_rows(ITEM, found)) == {2: ("two", None, 100)}
-        assert store.fetch(ITEM, _keys(ITEM, (9,))).num_rows == 0
+        assert dict(rows_of(ITEM, found)) == {2: ("two", None, 100)}
+        assert store.fetch(ITEM, key_batch(ITEM, (9,))).num_rows == 0
 
     def test_scan_and_fetch_keep_the_types_of_the_contract(self, store: Store) -> None:
         store.migrate(VALUES)
         store.apply(work(Rows(VALUES).upsert(100, 1, *[None] * 14)))
         expected = [*(arrow_type(c.type) for c in VALUES.columns), pa.int64()]
         assert next(iter(store.scan(VALUES))).schema.types == expected
-        assert store.fetch(VALUES, _keys(VALUES, (1,))).schema.types == expected
+        assert store.fetch(VALUES, key_batch(VALUES, (1,))).schema.types == expected
 
     def test_readers_in_other_threads_see_whole_works_only(self, store: Store) -> None:
         store.apply(work(Rows().upsert(1, 1, "1", None).upsert(1, 2, "1", None)))
@@ -638,7 +477,7 @@ class StoreConformance:
     @given(data=st.data())
     def test_random_works_leave_what_the_reference_holds(self, make_store: MakeStore, data: st.DataObject) -> None:
         store, model = make_store(f"model-{uuid.uuid4().hex}"), MemoryStore(MemoryConfig(), "model")
-        steps = data.draw(st.lists(_random_steps, min_size=1, max_size=6))
+        steps = data.draw(st.lists(random_steps, min_size=1, max_size=6))
         try:
             for each in (store, model):
                 each.open("orders")
@@ -652,42 +491,3 @@ class StoreConformance:
                 assert contents(store) == contents(model)
         finally:
             store.close()
-
-
-def truncated_only(version: int) -> TableWork:
-    """A truncation without rows."""
-    return TableWork(ITEM, Folded(), version)
-
-
-def _texts(
-    key: int, numeric: str | None, date: str | None, time: str | None, stamp: str | None, zoned: str | None
-) -> list[Any]:
-    values: list[Any] = [None] * len(VALUES.columns)
-    names = [c.name for c in VALUES.columns]
-    given = {"id": key, "numeric": numeric, "date": date, "time": time, "timestamp": stamp, "timestamptz": zoned}
-    for name, value in given.items():
-        values[names.index(name)] = value
-    return values
-
-
-@st.composite
-def _works(draw: st.DrawFn) -> Work:
-    """Any work the contract allows: unique keys, any versions, partials from any key."""
-    rows = Rows()
-    keys = draw(st.lists(st.integers(1, 5), unique=True, max_size=5))
-    for key in keys:
-        version = draw(st.integers(1, 12))
-        kind = draw(st.sampled_from(["upsert", "upsert", "delete", "partial", "move"]))
-        name, amount = draw(st.sampled_from([None, "a", "b"])), draw(st.sampled_from([None, Decimal("1.00")]))
-        if kind == "upsert":
-            rows.upsert(version, key, name, amount)
-        elif kind == "delete":
-            rows.delete(version, key)
-        else:
-            unchanged = draw(st.sampled_from([["name"], ["amount"], ["name", "amount"]]))
-            origin = (draw(st.integers(1, 5)),) if kind == "move" else (key,)
-            rows.partial(version, key, name, amount, unchanged=unchanged, origin=origin)
-    return work(rows, truncated=draw(st.none() | st.integers(1, 12)))
-
-
-_random_steps: st.SearchStrategy[Work | int] = st.one_of(_works(), _works(), _works(), st.integers(1, 10))
