@@ -75,7 +75,7 @@ class NoParking:
     def follow(self, work: TableWork, incarnation: int) -> TableWork:
         return work
 
-    def settle(self, works: Sequence[TableWork]) -> None:
+    def settle(self, works: Sequence[TableWork], *, older: bool = False) -> None:
         """Nothing is parked."""
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import ipc
 
 from syncline.apply.keys import key_hashes
@@ -64,23 +63,28 @@ class Parking:
             for work in works
         ]
 
-    def settle(self, works: Sequence[TableWork]) -> None:
-        """The works are durable: whole rows and deletes of parked keys supersede what is parked there."""
+    def settle(self, works: Sequence[TableWork], *, older: bool = False) -> None:
+        """Whole rows and deletes of parked keys supersede what is parked there: what is ``older`` than they are, or,
+        once they are durable, their own change as well."""
         for work in works:
             parked = self._keys(work.schema.qualified)
             if not parked:
                 continue
             for batch in (work.rows.upserts, work.rows.deletes):
                 if batch is not None:
-                    self._supersede(work.schema, batch, parked)
+                    self._supersede(work.schema, batch, parked, older=older)
 
-    def _supersede(self, schema: TableSchema, batch: pa.RecordBatch, parked: set[bytes]) -> None:
-        keys = [batch.column(c.name) for c in schema.key]
-        settled = parked.intersection(key_hashes(keys))
-        if settled:
-            version = int(pc.max(batch.column("version")).as_py())
-            self._control.supersede(self._target, schema.qualified, sorted(settled), version)
-            parked -= settled
+    def _supersede(self, schema: TableSchema, batch: pa.RecordBatch, parked: set[bytes], *, older: bool) -> None:
+        versions = batch.column("version").to_pylist()
+        hashes = key_hashes([batch.column(c.name) for c in schema.key])
+        settled: dict[int, list[bytes]] = {}
+        for key, version in zip(hashes, versions, strict=True):
+            if key in parked:
+                settled.setdefault(version - older, []).append(key)
+        for version, keys in settled.items():
+            self._control.supersede(self._target, schema.qualified, keys, version)
+            if not older:
+                parked.difference_update(keys)
 
     def _without(self, work: TableWork, rejected: Rejected, incarnation: int) -> TableWork:
         refused = set(rejected.rows)

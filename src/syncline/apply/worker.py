@@ -169,16 +169,18 @@ class Worker:
         self._write(layers[-1], self._cursor_behind(step), step.incarnation)
 
     def _write(self, works: list[TableWork], cursor: Cursor, incarnation: int) -> None:
-        # Before the write: killed in between, the same work comes again from the log and settles the same letters.
-        self._parking.settle(works)
+        # Older letters before the write: killed in between, the same work comes again from the log and settles the same
+        # ones. Those of its very changes behind it: killed in between, they may be refused once more.
+        self._parking.settle(works, older=True)
         while True:
             try:
                 self._store.apply(Work(tuple(works), cursor))
-                return
+                break
             except Rejected as rejected:
                 # The dead letter commits before the cursor passes it (correctness rule 26, Guarantee 7).
                 works = self._parking.park(works, rejected, incarnation)
                 self.progress.parked += len(rejected.rows)
+        self._parking.settle(works)
 
     def _complete(self, work: TableWork, step: Step) -> TableWork:
         if work.rows.partials is None:
