@@ -193,7 +193,8 @@ class Engine:
     def equal(self, timeout_s: float = 30) -> None:
         """Wait until everything is there, and compare."""
         self.settle(timeout_s=timeout_s)
-        assert self.rig.difference(self) == ""
+        found = self.rig.difference(self)
+        assert found == "", found
 
     @contextmanager
     def session(self, target: str = "main") -> Iterator[Any]:

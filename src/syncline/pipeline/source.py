@@ -386,7 +386,7 @@ class SourcePipeline:
             elif not self._reachable(target, cursor):
                 if self.settings.on_gap != "resync" and cursor.loaded:
                     continue
-                cursor = msgspec.structs.replace(cursor, position=end, loaded={}, through=0)
+                cursor = msgspec.structs.replace(cursor, position=end, loaded={}, through=0, place=0)
             monitored = {t.qualified for t in self.tables}
             cursor = msgspec.structs.replace(
                 cursor,
