@@ -294,7 +294,9 @@ class Heartbeat:
     def close(self) -> None:
         """End the thread."""
         self._wake_write.close()
-        if self._thread.is_alive():
+        if self._thread.ident is None:
+            self._wake_read.close()  # it never began: the stream could not be opened
+        elif self._thread.is_alive():
             self._thread.join(5)
 
     def _run(self) -> None:
