@@ -310,7 +310,7 @@ def test_a_publication_that_leaves_something_out_is_an_error_with_the_statement(
     assert severities(found(look(database), "SL-PUBLICATION")) == {"ok"}
 
 
-def test_tables_to_add_and_to_drop_are_announced(database: Database) -> None:
+def test_tables_to_add_and_to_pass_over_are_announced(database: Database) -> None:
     database.execute(
         """
         create table person (id int primary key); create table pet (id int primary key);
@@ -320,7 +320,7 @@ def test_tables_to_add_and_to_drop_are_announced(database: Database) -> None:
     messages = [f.message for f in found(look(database, excluded_tables=("pet",)), "SL-PUBLICATION")]
     assert messages == [
         "Tables will be added to it: public.person.",
-        "Tables not monitored will be dropped from it: public.pet.",
+        "Tables not monitored are passed over: public.pet.",
     ]
 
 

@@ -77,7 +77,7 @@ def test_an_alert_unseen_for_too_long_is_no_longer_open_and_comes_back(control: 
 
 
 def test_an_unknown_severity_is_refused(control: ControlSchema) -> None:
-    with pytest.raises(Misconfigured, match="severity"):
+    with pytest.raises(Misconfigured, match="CheckViolation"):
         control.raise_alert("SL-X", "shrug", "shop", "m")
 
 
