@@ -57,7 +57,7 @@ def run_demo(rows: int, as_json: bool, keep: bool, console: Console) -> int:
     """
     folder = Path(tempfile.mkdtemp(prefix="syncline-demo-"))
     try:
-        with _ending_on_sigterm(), view_for(console, as_json=as_json) as view:
+        with _ending_on_signals(), view_for(console, as_json=as_json) as view:
             found = _Demo(folder, rows, view).run()
         if as_json:
             sys.stdout.write(json.dumps(found, indent=2) + "\n")
@@ -73,8 +73,8 @@ def run_demo(rows: int, as_json: bool, keep: bool, console: Console) -> int:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM cleans up as Ctrl-C does."""
+def _ending_on_signals() -> Iterator[None]:
+    """SIGTERM cleans up as Ctrl-C does; and so does SIGINT where it was ignored when the process began."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -82,11 +82,12 @@ def _ending_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
