@@ -254,6 +254,7 @@ def test_a_table_that_the_target_refuses_does_not_stop_the_others(rig: Rig) -> N
         def arrived() -> bool:
             return bool(engine.query("select id, v from b order by id") == wanted)
 
+        eventually(lambda: "cursor" in engine.targets()["main"])
         eventually(lambda: "b" in repr(engine.query("show tables")))
         eventually(arrived)
         eventually(rig.gaps)
