@@ -325,6 +325,11 @@ class Entry:
         return best
 
     @property
+    def of_load(self) -> bool:
+        """Whether it belongs to a load (or is a note): it moves nothing."""
+        return not self.place and self.part is None
+
+    @property
     def boundary(self) -> bool:
         """Whether a commit boundary lies behind it (Guarantee 2)."""
         return self.part is None or self.part.last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncline.apply.steps import Read, Step, steps, whole
+from syncline.apply.steps import Read, Size, Step, steps, whole
 from syncline.change import Marker, Part, Position
 from syncline.testing.examples import example_entry
 
@@ -24,14 +24,15 @@ class Everything:
 
 
 def reads(*parts: Part | None) -> list[Read]:
-    """Entries of three rows each, one behind the other."""
+    """Entries of the stream, three rows each, one behind the other."""
     return [
-        (Position("log", n), example_entry(first=10 * n, version=100 + n, part=part)) for n, part in enumerate(parts, 1)
+        (Position("log", n), example_entry(first=10 * n, version=100 + n, part=part, place=100 + n))
+        for n, part in enumerate(parts, 1)
     ]
 
 
-def cut(found: list[Read], max_rows: int) -> list[Step]:
-    return list(steps(found, "main", Everything(), max_rows, 1 << 30))
+def cut(found: list[Read], max_rows: int, load_rows: int = 1) -> list[Step]:
+    return list(steps(found, "main", Everything(), Size(max_rows, 1 << 30), Size(load_rows, 1 << 30)))
 
 
 MIXED = reads(None, Part(0, last=False), Part(1, last=False), Part(2, last=True), None)
@@ -53,3 +54,21 @@ def test_what_is_read_is_kept_up_to_its_last_commit_boundary(taken: int, kept: i
 
 def test_parts_alone_have_no_boundary_to_stop_at() -> None:
     assert whole(MIXED[1:3]) == []
+
+
+def of_load(n: int) -> Read:
+    return Position("log", n), example_entry(first=10 * n, version=90, place=0)
+
+
+def test_what_a_load_appends_between_two_parts_is_no_boundary() -> None:
+    """Guarantee 4: else a load beside the stream would have half a transaction applied."""
+    first, second = MIXED[1], MIXED[2]
+    assert whole([first, of_load(3), second]) == []
+    assert [step.position.n for step in cut([first, of_load(3), MIXED[3]], 1)] == [4]
+    assert whole([of_load(2)], inside=True) == []
+
+
+def test_steps_of_loads_alone_have_a_size_of_their_own() -> None:
+    load = [of_load(n) for n in range(1, 7)]
+    assert [step.position.n for step in cut(load, 1, load_rows=9)] == [3, 6]
+    assert [step.position.n for step in cut([*load[:2], *reads(None, None, None)[2:]], 1, load_rows=9)] == [3]

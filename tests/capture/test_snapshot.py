@@ -61,3 +61,30 @@ def test_a_table_rewritten_behind_the_snapshot_is_not_taken_for_empty(
         database.execute(change)
         with pytest.raises(Rewritten):
             list(read_table(source, item, name, 1, threading.Event(), lambda _: None))
+
+
+def test_entries_are_even_in_rows_whatever_the_chunks_of_the_table_hold(
+    database: Database, source: SourceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that writes columns takes rows best in pieces of its own size."""
+    monkeypatch.setattr(snapshot, "_ENTRY_ROWS", 300)
+    database.execute("insert into item select g, repeat('x', g % 50) from generate_series(11, 2000) g")
+    (item,) = items(database)
+    small = source.model_copy(update={"load_chunk_bytes": 16384})
+    with consistent_point(small, "test", print) as (point, name):
+        found = list(read_table(small, item, name, BASE + point, threading.Event(), lambda _: None))
+    assert [len(batch) for batch in found] == [300] * 6 + [200]
+    assert sorted(k for batch in found for k in batch.data().column("id").to_pylist()) == list(range(1, 2001))
+    assert [int(o) for batch in found for o in batch.ints("ordinal")] == list(range(2000))
+
+
+def test_entries_of_wide_rows_are_cut_by_their_bytes(
+    database: Database, source: SourceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "_ENTRY_BYTES", 50_000)
+    database.execute("update item set name = repeat(md5(random()::text), 600)")
+    (item,) = items(database)
+    with consistent_point(source, "test", print) as (point, name):
+        found = list(read_table(source, item, name, BASE + point, threading.Event(), lambda _: None))
+    assert sum(len(batch) for batch in found) == 10
+    assert max(len(batch) for batch in found) <= 3

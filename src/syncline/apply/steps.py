@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from syncline.change import Batch, Entry, Loaded, Marker, Position, TableSchema, Truncate
 
-__all__ = ["Read", "Scope", "Step", "steps", "whole"]
+__all__ = ["Read", "Scope", "Size", "Step", "steps", "whole"]
 
 Read = tuple[Position, Entry]
+
+
+class Size(NamedTuple):
+    """Rows and bytes at which a step is large enough."""
+
+    rows: int
+    nbytes: int
+
+    def reached(self, rows: int, nbytes: int) -> bool:
+        return rows >= self.rows or nbytes >= self.nbytes
 
 
 class Scope(Protocol):
@@ -30,7 +40,7 @@ class Scope(Protocol):
 class Step:
     """Changes by table (in log order, one schema a table), and what the cursor becomes behind them.
 
-    ``kept`` are tables that stay loaded in a new shape.
+    ``kept`` are tables that stay loaded in a new shape; ``of_load`` is a step of loads alone.
     """
 
     position: Position
@@ -40,6 +50,7 @@ class Step:
     incarnation: int = 1
     rows: int = 0
     nbytes: int = 0
+    of_load: bool = True
     tables: dict[str, list[Batch | Truncate]] = field(default_factory=dict)
     schemas: dict[str, TableSchema] = field(default_factory=dict)
     markers: list[Marker] = field(default_factory=list)
@@ -56,6 +67,7 @@ class Step:
     def add(self, position: Position, entry: Entry, scope: Scope) -> None:
         """Take an entry in, without the tables that are not wanted."""
         self.position = position
+        self.of_load &= entry.of_load
         self.through = max(self.through, entry.through)
         self.place = max(self.place, entry.place)
         self.incarnation = max(self.incarnation, entry.incarnation)
@@ -84,17 +96,28 @@ def _newest(item: Batch | Truncate) -> int:
     return int(item.ints("version").max()) if len(item) else 0
 
 
-def whole(found: Sequence[Read]) -> list[Read]:
-    """The leading entries that end on a commit boundary (Guarantee 2); empty when all are parts of one transaction."""
-    end = len(found)
-    while end and not found[end - 1][1].boundary:
-        end -= 1
+def whole(found: Sequence[Read], *, inside: bool = False) -> list[Read]:
+    """The leading entries that end on a commit boundary (Guarantee 2); empty when all are parts of one transaction.
+
+    ``inside``: they begin inside a transaction. What a load appends between two parts is no boundary.
+    """
+    end = 0
+    for count, (_, entry) in enumerate(found, 1):
+        inside = _is_inside(entry, inside)
+        if not inside:
+            end = count
     return list(found[:end])
 
 
-def steps(found: Sequence[Read], target: str, scope: Scope, max_rows: int, max_bytes: int) -> Iterator[Step]:
-    """Group entries into steps of up to ``max_rows`` and ``max_bytes``, cut at commit boundaries (Guarantee 4) and
-    where a table's schema changes (the store migrates there; captures see to it that no entry holds two of one table).
+def _is_inside(entry: Entry, inside: bool) -> bool:
+    """Whether a transaction goes on behind the entry; ``inside``: it did before it."""
+    return inside if entry.part is None else not entry.part.last
+
+
+def steps(found: Sequence[Read], target: str, scope: Scope, stream: Size, load: Size) -> Iterator[Step]:
+    """Group entries into steps that end once they reach ``stream`` (``load`` where they are of loads alone), cut at
+    commit boundaries (Guarantee 4) and where a table's schema changes (the store migrates there; captures see to it
+    that no entry holds two of one table).
 
     Entries for other targets only move the position.
     """
@@ -103,7 +126,7 @@ def steps(found: Sequence[Read], target: str, scope: Scope, max_rows: int, max_b
     for position, entry in found:
         mine = entry.targets is None or target in entry.targets
         if (step is not None and mine and not step.takes(entry)) or (
-            step is not None and not inside and (step.rows >= max_rows or step.nbytes >= max_bytes)
+            step is not None and not inside and (load if step.of_load else stream).reached(step.rows, step.nbytes)
         ):
             yield step
             step = None
@@ -114,6 +137,6 @@ def steps(found: Sequence[Read], target: str, scope: Scope, max_rows: int, max_b
         else:
             step.position = position
             step.through, step.place = max(step.through, entry.through), max(step.place, entry.place)
-        inside = not entry.boundary
+        inside = _is_inside(entry, inside)
     if step is not None:
         yield step

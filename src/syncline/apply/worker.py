@@ -16,7 +16,7 @@ from syncline.apply.heal import Healer, complete
 from syncline.apply.parking import Parking
 from syncline.apply.progress import Progress
 from syncline.apply.retry import Backoff, persist
-from syncline.apply.steps import Read, Scope, Step, steps, whole
+from syncline.apply.steps import Read, Scope, Size, Step, steps, whole
 from syncline.change import MAX_VERSION, Batch, Cursor, Loaded, Marker, Position, TableSchema
 from syncline.config import ApplyConfig
 from syncline.errors import SCHEMA_DRIFT, Gap, Misconfigured, Policy, Rejected, SynclineError, policy
@@ -26,6 +26,7 @@ from syncline.stores import Store, TableWork, Work
 __all__ = ["Host", "Worker"]
 
 _READ_WAIT_S = 0.1
+_GATHER_WAIT_S = 0.2
 _PURGE_EVERY_S = 30.0
 
 
@@ -79,6 +80,10 @@ class Worker:
         self._host = host
         self._parking = parking
         self._healer = healer
+        limits = store.limits
+        self._stream_size = Size(min(config.max_rows, limits.max_rows), min(config.max_bytes, limits.max_bytes))
+        # Who lowers apply.max_bytes has little memory.
+        self._load_size = Size(limits.load_rows, min(limits.load_bytes, 4 * config.max_bytes))
         self._schemas: dict[str, TableSchema] = {}
         self._backoff = Backoff(config.retry_base_s, config.retry_max_s)
         self._stop = threading.Event()
@@ -106,15 +111,13 @@ class Worker:
             for table, after in self._host.resumed():
                 self._catch_up(table, after)
             found = self._read()
+            self._in_parts = len(whole(found, inside=self._in_parts)) < len(found)
             self._take_all(found, self._host)
             if not found:
                 self._purge()
 
     def _take_all(self, found: list[Read], scope: Scope) -> None:
-        self._in_parts = bool(found) and not found[-1][1].boundary
-        limits = self._store.limits
-        rows, nbytes = min(self._config.max_rows, limits.max_rows), min(self._config.max_bytes, limits.max_bytes)
-        for step in steps(found, self._target, scope, rows, nbytes):
+        for step in steps(found, self._target, scope, self._stream_size, self._load_size):
             self._take(step)
             if self._stop.is_set():
                 return
@@ -143,9 +146,22 @@ class Worker:
     def _read(self) -> list[Read]:
         """Entries up to a commit boundary; a transaction beyond the stated size comes part by part (Guarantee 4)."""
         found = self._log.read(self.cursor.position, self._config.max_bytes, _READ_WAIT_S)
-        if not found or found[-1][1].boundary or self._in_parts:
+        if found and not self._in_parts and all(entry.of_load for _, entry in found):
+            return self._gather(found)
+        if self._in_parts or len(whole(found)) == len(found):
             return found
         return whole(found) or whole(self._log.read(self.cursor.position, self._config.max_transaction_bytes)) or found
+
+    def _gather(self, found: list[Read]) -> list[Read]:
+        """While tables are loaded and nothing else comes: wait for as much as the store likes to take at once."""
+        while not self._stop.is_set():
+            if self._load_size.reached(sum(e.rows for _, e in found), sum(e.nbytes for _, e in found)):
+                break
+            more = self._log.read(found[-1][0], self._config.max_bytes, _GATHER_WAIT_S)
+            found = found + whole(more)
+            if not more or not more[-1][1].of_load:
+                break
+        return found
 
     def _take(self, step: Step) -> None:
         """One step, tried until it is durable."""

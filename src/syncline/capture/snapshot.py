@@ -34,7 +34,9 @@ __all__ = ["Load", "LoadProgress", "Rewritten", "consistent_point", "load", "rea
 _COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 _COPY_HEADER = 19
 _COPY_TRAILER = b"\xff\xff"
-_ROWS_PER_ENTRY = 50_000
+# Three such entries are the 122,880 rows that columnar stores write as one piece.
+_ENTRY_ROWS = 40_960
+_ENTRY_BYTES = 24 * 1024 * 1024
 # A role's own limits must not cut a long read off; the server's version decides which of them there are.
 _PATIENT = (
     "select set_config(name, '0', false) from pg_settings"
@@ -191,20 +193,42 @@ def read_table(
     reader = _Reader(config, info, snapshot)
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
-            spans = deque(reader.spans(leaves))
+            spans, gathered = deque(reader.spans(leaves)), _Gathered()
             ahead = pool.submit(reader.copy, spans[0]) if spans else None
             while ahead is not None:
                 raw, span = ahead.result(), spans.popleft()
                 ahead = pool.submit(reader.copy, spans[0]) if spans and not stop.is_set() else None
-                for batch in reader.decoded(raw, version, rows):
-                    rows += len(batch)
-                    yield batch
+                for piece in gathered.add(raw, last=ahead is None):
+                    yield reader.decoded(piece, version, rows)
+                    rows += len(piece)
                 done += span.nbytes
                 progress(LoadProgress(info.qualified, rows, min(done, total), total))
             if stop.is_set():
                 raise Unavailable("The load was asked to stop.")
     finally:
         reader.close()
+
+
+class _Gathered:
+    """Raw rows on their way from spans to entries: the spans are even in bytes, the entries in rows."""
+
+    def __init__(self) -> None:
+        self._rows: list[bytes] = []
+        self._bytes = 0
+
+    def add(self, rows: list[bytes], *, last: bool) -> Iterator[list[bytes]]:
+        """Take rows in; yields the entries that are full, and behind the last span what is left."""
+        self._rows += rows
+        self._bytes += sum(map(len, rows))
+        while len(self._rows) >= _ENTRY_ROWS or self._bytes >= _ENTRY_BYTES:
+            yield self._take(max(1, min(_ENTRY_ROWS, len(self._rows) * _ENTRY_BYTES // self._bytes)))
+        if last and self._rows:
+            yield self._take(len(self._rows))
+
+    def _take(self, count: int) -> list[bytes]:
+        taken, self._rows = self._rows[:count], self._rows[count:]
+        self._bytes -= sum(map(len, taken))
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,22 +292,22 @@ class _Reader:
             cursor.execute("commit")
         if same is None or not same[0]:
             raise Rewritten(self._info.qualified)
-        return sink.rows
+        return self._unframed(sink.rows)
 
-    def decoded(self, rows: list[bytes], version: int, first_ordinal: int) -> Iterator[Batch]:
-        """Batches of raw COPY rows."""
+    def _unframed(self, rows: list[bytes]) -> list[bytes]:
         if not rows or not rows[0].startswith(_COPY_SIGNATURE) or not rows[-1].endswith(_COPY_TRAILER):
             raise Damaged(f"COPY from {describe(self._config.replication)} lacks its signature or its trailer.")
         # The signature comes with the first row, the trailer alone (or, without rows, with the signature).
         rows[0] = rows[0][_COPY_HEADER:]
         rows.pop()
+        return rows
+
+    def decoded(self, rows: list[bytes], version: int, first_ordinal: int) -> Batch:
+        """The batch of raw COPY rows."""
         oids = [(c.base_type_oid, c.base_typmod) for c in self._columns]
-        for start in range(0, len(rows), _ROWS_PER_ENTRY):
-            piece = rows[start : start + _ROWS_PER_ENTRY]
-            yield decode_copy(
-                self.schema, oids, piece, self._binary, version=version, commit_time=0,
-                first_ordinal=first_ordinal + start,
-            )  # fmt: skip
+        return decode_copy(
+            self.schema, oids, rows, self._binary, version=version, commit_time=0, first_ordinal=first_ordinal
+        )
 
     def _cursor(self) -> Any:
         return _cursor(self._connection, self._config.replication)

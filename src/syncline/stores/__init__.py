@@ -29,12 +29,15 @@ class Limits:
     """What a store can take, declared as data.
 
     ``transactional``: the cursor commits in the same transaction as the data (else the engine keeps it elsewhere).
-    ``max_rows`` and ``max_bytes`` bound one :class:`Work`.
+    ``max_rows`` and ``max_bytes`` bound one :class:`Work`; ``load_rows`` and ``load_bytes`` are the size that it should
+    have while a table is loaded, when nobody waits for a single change.
     """
 
     transactional: bool = True
     max_rows: int = 200_000
     max_bytes: int = 64 * 1024 * 1024
+    load_rows: int = 50_000
+    load_bytes: int = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

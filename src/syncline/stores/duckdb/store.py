@@ -42,7 +42,9 @@ class DuckDBStore:
     """
 
     config_class = DuckDBConfig
-    limits = Limits()
+    # A row group: DuckDB compresses a transaction of that size straight into the file, instead of writing it to its log
+    # and rewriting it in a checkpoint (measured: 160 instead of 430 bytes written for a row of 400).
+    limits = Limits(load_rows=122_880, load_bytes=64 * 1024 * 1024)
 
     def __init__(self, config: DuckDBConfig, name: str) -> None:
         self.config = config
