@@ -18,6 +18,16 @@ target:
   type: duckdb
   path: copy.duckdb
 """
+# With a slot of its own, for a server that several tests share.
+NAMED = """\
+source:
+  dsn: ${DATABASE_URL}
+  slot: cli
+  publication: cli
+target:
+  type: duckdb
+  path: copy.duckdb
+"""
 
 
 @dataclass(frozen=True)

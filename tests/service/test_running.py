@@ -11,21 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import Command, Shell
+from commands import NAMED, Command, Shell
 
 from servers import Database, eventually
 from syncline.errors import SynclineError
 from syncline.stores.duckdb import open_reader
-
-TEXT = """\
-source:
-  dsn: ${DATABASE_URL}
-  slot: cli
-  publication: cli
-target:
-  type: duckdb
-  path: copy.duckdb
-"""
 
 
 @pytest.fixture
@@ -34,7 +24,7 @@ def shell(tmp_path: Path, database: Database) -> Shell:
     database.execute("create table items (id int primary key, name text)")
     database.execute("insert into items values (1, 'one'), (2, 'two'), (3, 'three')")
     shell = Shell(tmp_path, {"DATABASE_URL": database.dsn})
-    shell.write(TEXT)
+    shell.write(NAMED)
     return shell
 
 

@@ -5,6 +5,7 @@ paths are relative to the working directory. No other module reads the environme
 """
 
 from syncline.config.load import DEFAULT_FILE, load_config
+from syncline.config.nearest import hint
 from syncline.config.tree import (
     ApplyConfig,
     Config,
@@ -23,6 +24,7 @@ __all__ = [
     "LogConfig",
     "LoggingConfig",
     "TargetConfig",
+    "hint",
     "load_config",
     "store_class",
 ]

@@ -5,7 +5,6 @@ Whatever is wrong is said in one message, a line for each problem, with the plac
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from pydantic_core import ErrorDetails
 from syncline.config.document import Layer, Place, Problem, read_document, refuse
 from syncline.config.environment import PREFIX, connection_parts, variables
 from syncline.config.layers import SHORTHANDS, display, holds, origin_of, settings_at, stack
+from syncline.config.nearest import hint, nearest
 from syncline.config.tree import Config
 from syncline.errors import Misconfigured
 from syncline.stores import STORES
@@ -193,9 +193,9 @@ def _nearest(layer: Layer, place: Place, where: str) -> str:
         known = [*known, *SHORTHANDS]
     if where.startswith(f"env {PREFIX}"):
         return _nearest_variable(layer, where.removeprefix("env "))
-    close = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.6)
-    if close:
-        return f" Did you mean {close[0]}?"
+    close = nearest(str(place[-1]), known)
+    if close is not None:
+        return f" Did you mean {close}?"
     elsewhere = [display(layer, p) for p in _all_places(layer) if p[-1] == place[-1]]
     if elsewhere:
         return f" Did you mean {elsewhere[0]}?"
@@ -204,8 +204,8 @@ def _nearest(layer: Layer, place: Place, where: str) -> str:
 
 def _nearest_variable(layer: Layer, name: str) -> str:
     names = [PREFIX + display(layer, p).replace(".", "__").upper() for p in _all_places(layer)]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else " Unset it; `syncline config` lists all settings."
+    close = nearest(name, names)
+    return f" Did you mean {close}?" if close else " Unset it; `syncline config` lists all settings."
 
 
 def _all_places(layer: Layer) -> list[Place]:
@@ -223,10 +223,9 @@ def _all_places(layer: Layer) -> list[Place]:
 def _unknown_store(layer: Layer, place: Place) -> Problem:
     target = layer.values["targets"][place[1]]
     given = target.get("type") if isinstance(target, dict) else None
-    close = difflib.get_close_matches(str(given), STORES, n=1)
-    hint = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(STORES)}."
     where = origin_of(layer, (*place, "type"))
-    return Problem(where, f"{display(layer, (*place, 'type'))}: there is no target type {given!r:.60}. {hint}")
+    about = f"{display(layer, (*place, 'type'))}: there is no target type {given!r:.60}."
+    return Problem(where, f"{about} {hint(str(given), STORES)}")
 
 
 def _dotted(place: Place) -> str:

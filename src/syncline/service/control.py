@@ -1,14 +1,24 @@
-"""`syncline migrate`, `pause`, `resume` and `resync`: what operators ask for, by way of the control schema."""
+"""`syncline migrate`, `pause`, `resume` and `resync`: what operators ask for, by way of the control schema.
+
+What they name must be there: a request for a table that nobody has would wait for ever without a word.
+"""
 
 from __future__ import annotations
 
 import getpass
-from typing import Annotated
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from syncline.config import Config
+from syncline.capture.source import connect, translated
+from syncline.capture.tables import matching, relations
+from syncline.config import Config, hint
+from syncline.errors import Misconfigured
 from syncline.service.session import chosen, control_schema, session_of, talk
+
+if TYPE_CHECKING:
+    from syncline.catalog import ControlSchema
 
 __all__ = ["migrate", "pause", "resume", "resync"]
 
@@ -34,19 +44,21 @@ def migrate(
 def pause(context: typer.Context, source: Source = None, target: Target = None, table: Table = None) -> None:
     """Hold back changes, of all tables or one; they stay in the log until `resume`."""
     config = session_of(context).config()
-    _check(config, source, target)
+    sources = _sources(config, source, target)
     with control_schema(config) as control:
-        control.pause(source or "", target or "", table or "", requested_by=_user())
-    talk.print(f"Paused: {_scope(source, target, table)}. The log keeps what happens meanwhile, within its budget.")
+        name = _table(config, control, sources, table)
+        control.pause(source or "", target or "", name, requested_by=_user())
+    talk.print(f"Paused: {_scope(source, target, name)}. The log keeps what happens meanwhile, within its budget.")
 
 
 def resume(context: typer.Context, source: Source = None, target: Target = None, table: Table = None) -> None:
     """End a pause; what was held back is applied."""
     config = session_of(context).config()
-    _check(config, source, target)
+    sources = _sources(config, source, target)
     with control_schema(config) as control:
-        ended = control.resume(source or "", target or "", table or "")
-    talk.print(f"Resumed: {_scope(source, target, table)}." if ended else "Nothing of that was paused.")
+        name = _table(config, control, sources, table)
+        ended = control.resume(source or "", target or "", name)
+    talk.print(f"Resumed: {_scope(source, target, name)}." if ended else "Nothing of that was paused.")
 
 
 def resync(
@@ -58,17 +70,73 @@ def resync(
 ) -> None:
     """Ask the running engine to read tables again from the source: what differs is repaired, also after a gap."""
     config = session_of(context).config()
-    _check(config, source, None)
+    sources = _sources(config, source, None)
+    wanted = _at_their_sources(config, sources, table) if table else dict.fromkeys(sources)
     with control_schema(config) as control:
-        for name in [source] if source else config.sources:
-            number = control.request_resync(name, table or None)
-            what = ", ".join(table) if table else "all tables"
+        for name, tables in wanted.items():
+            number = control.request_resync(name, tables)
+            what = ", ".join(tables) if tables else "all tables"
             talk.print(f"Request {number}: source {name}, {what} will be read again. `syncline status` shows how far.")
 
 
-def _check(config: Config, source: str | None, target: str | None) -> None:
+def _sources(config: Config, source: str | None, target: str | None) -> tuple[str, ...]:
+    """The sources that are meant.
+
+    Raises:
+        Misconfigured: one of the names is unknown, or the target does not follow the source.
+    """
     chosen("source", source, config.sources)
     chosen("target", target, config.targets)
+    followed = config.followed_by(target) if target else tuple(config.sources)
+    if source is None:
+        return followed
+    if source not in followed:
+        raise Misconfigured(f"Target {target} does not follow source {source}.", remedy=hint(source, followed))
+    return (source,)
+
+
+def _table(config: Config, control: ControlSchema, sources: Sequence[str], given: str | None) -> str:
+    """The table that is meant, ``''`` for all. What is recorded counts too: a table that was paused, or fell into a
+    gap, and was then dropped at the source can still be resumed.
+
+    Raises:
+        Misconfigured: there is no such table.
+        Unavailable: a source can't be asked.
+    """
+    if given is None:
+        return ""
+    recorded = {p.table_name for p in control.pauses() if p.source in ("", *sources)}
+    recorded |= {g["table_name"] for g in control.gaps() if g["source"] in sources}
+    if given in recorded:
+        return given
+    captured = {name for source in sources for name in _captured(config, source)}
+    return _known(given, captured | recorded - {""})
+
+
+def _at_their_sources(config: Config, sources: Sequence[str], given: Sequence[str]) -> dict[str, list[str] | None]:
+    """These tables, each at the sources that have it. Raises as :func:`_table`."""
+    captured = {source: _captured(config, source) for source in sources}
+    everywhere = {name for names in captured.values() for name in names}
+    wanted = [_known(name, everywhere) for name in given]
+    found = {source: [name for name in wanted if name in names] for source, names in captured.items()}
+    return {source: names for source, names in found.items() if names}
+
+
+def _known(given: str, names: Collection[str]) -> str:
+    """The name as it is known: without a schema it is of ``public``, as in the configuration."""
+    name = given if given in names or "." in given else f"public.{given}"
+    chosen("captured table", name, sorted(names))
+    return name
+
+
+def _captured(config: Config, source: str) -> list[str]:
+    """What the source's catalogue has of the tables that its patterns choose."""
+    settings = config.sources[source]
+    dsn = settings.dsn.get_secret_value()
+    connection = connect(dsn, timeout_s=settings.connect_timeout_s, application="syncline-control")
+    with connection, translated(dsn):
+        found = relations(connection, (config.control.schema_name,))
+    return [r.qualified for r in matching(found, settings.monitored_tables, settings.excluded_tables).chosen]
 
 
 def _scope(source: str | None, target: str | None, table: str | None) -> str:

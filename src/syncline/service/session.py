@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from syncline.config import Config, load_config
+from syncline.config import Config, hint, load_config
 from syncline.errors import Misconfigured, SynclineError
 from syncline.service.logging import configure_logging, without_secrets
 
@@ -61,10 +62,10 @@ def as_message(error: SynclineError) -> str:
     return without_secrets(f"{text}\n  {error.remedy}" if error.remedy else text)
 
 
-def chosen(kind: str, name: str | None, known: Any) -> None:
-    """Raise ``Misconfigured`` if ``name`` is given and is none of ``known`` (sources or targets)."""
+def chosen(kind: str, name: str | None, known: Collection[str]) -> None:
+    """Raise ``Misconfigured``, with the nearest right name, if ``name`` is given and is none of ``known``."""
     if name is not None and name not in known:
-        raise Misconfigured(f"There is no {kind} {name}.", remedy=f"There are: {', '.join(known) or 'none'}.")
+        raise Misconfigured(f"There is no {kind} {name}.", remedy=hint(name, known))
 
 
 def print_json(value: Any) -> None:

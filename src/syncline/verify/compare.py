@@ -21,7 +21,7 @@ from syncline.capture.snapshot import Rewritten, consistent_point
 from syncline.capture.source import connect, translated
 from syncline.capture.tables import TableInfo, matching_tables
 from syncline.catalog.repository import ControlSchema
-from syncline.config import Config
+from syncline.config import Config, hint
 from syncline.errors import Gap, Misconfigured
 from syncline.verify.point import Engine, engine_running, reach
 from syncline.verify.report import KINDS, Report, TableReport
@@ -115,9 +115,7 @@ class _Run:
         if not self.config.targets:
             raise Misconfigured("There is no target to compare with.", remedy="Configure `target:`.")
         if self.target is not None and self.target not in self.config.targets:
-            raise Misconfigured(
-                f"There is no target {self.target}.", remedy=f"There are: {', '.join(self.config.targets)}."
-            )
+            raise Misconfigured(f"There is no target {self.target}.", remedy=hint(self.target, self.config.targets))
         if not self.wanted:
             return
         known = {info.qualified for source in self.config.sources for info in self._tables(source)}
@@ -125,7 +123,7 @@ class _Run:
         if unknown:
             raise Misconfigured(
                 f"No table that is captured is called {', '.join(unknown)}.",
-                remedy="Write schema.table; `syncline doctor` shows what is captured.",
+                remedy=f"{hint(unknown[0], sorted(known))} `syncline doctor` says which are left out, and why.",
             )
 
     def look(self, check: Callable[[], None], suspects: dict[_Key, Suspects] | None) -> dict[_Key, Outcome]:
