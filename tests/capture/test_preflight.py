@@ -9,10 +9,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from servers import Database, eventually
-from syncline.capture.preflight import Finding, preflight, refuse
+from syncline.capture.preflight import preflight, refuse
 from syncline.capture.source import SourceConfig, connect_replication
 from syncline.embedded import EmbeddedPostgres
 from syncline.errors import Misconfigured, Unavailable
+from syncline.finding import Finding
 
 
 def config(database: Database, **settings: Any) -> SourceConfig:

@@ -11,8 +11,8 @@ from commands import MINIMAL, Command, Shell
 from typer.testing import CliRunner
 
 from syncline import __version__
-from syncline.capture.preflight.look import Severity
 from syncline.errors import Damaged, Gap, Misconfigured, Rejected, Unavailable
+from syncline.finding import Severity
 from syncline.service import cli, doctor
 from syncline.service.figures import amount, size, source_line, span
 

@@ -125,6 +125,51 @@ def test_doctor_names_the_statement_that_mends(command: Command, database: Datab
     assert [("keyless" in f["subject"] + f["message"], bool(f["remedy"])) for f in errors] == [(True, True)]
 
 
+def test_doctor_looks_at_every_target(shell: Shell, command: Command) -> None:
+    (shell.folder / "text.duckdb").write_text("no database")
+    more = "targets:\n  wrong:\n    type: duckdb\n    path: text.duckdb\n  scratch:\n    type: memory\n"
+    shell.write(NAMED + more)
+    looked = command("doctor", "--json")
+    found = {f["subject"]: (f["code"], f["severity"]) for f in json.loads(looked.stdout)["findings"]}
+    assert looked.returncode == 2
+    assert found["target main"] == ("SL-DUCKDB", "ok")
+    assert found["target wrong"] == ("SL-DUCKDB-FILE", "error")
+    assert found["target scratch"] == ("SL-TARGET", "info")
+    assert sorted(p.name for p in shell.folder.iterdir()) == ["syncline.yaml", "text.duckdb"]
+
+
+def test_doctor_takes_a_running_engine_for_what_it_is(shell: Shell, command: Command) -> None:
+    with running(shell):
+        looked = command("doctor", "--json")
+    found = {f["subject"]: (f["code"], f["severity"]) for f in json.loads(looked.stdout)["findings"]}
+    assert looked.returncode == 0, looked.stdout
+    assert found["target main"] == ("SL-DUCKDB-OPEN", "info")
+    assert found["control schema syncline"] == ("SL-CONTROL", "ok")
+
+
+def test_doctor_says_which_right_the_control_schema_lacks(shell: Shell, command: Command, database: Database) -> None:
+    role = f"narrow_{database.name}"
+    database.execute(f"create role {role} login")
+    shell.write(NAMED + f"control:\n  dsn: {database.dsn.replace('postgres@', role + '@')}\n")
+    try:
+        lacks = control_finding(command)
+        assert lacks["severity"] == "error"
+        assert f'GRANT CREATE ON DATABASE "{database.name}" TO "{role}"' in lacks["remedy"]
+        database.execute("create schema syncline")
+        lacks = control_finding(command)
+        assert f'GRANT USAGE, CREATE ON SCHEMA "syncline" TO "{role}"' in lacks["remedy"]
+        database.execute(f"grant usage, create on schema syncline to {role}")
+        assert control_finding(command)["code"] == "SL-CONTROL-NEW"
+        assert database.value("select count(*) from pg_tables where schemaname = 'syncline'") == 0
+    finally:
+        database.execute(f"drop owned by {role}; drop role {role}")
+
+
+def control_finding(command: Command) -> dict[str, str]:
+    found: list[dict[str, str]] = json.loads(command("doctor", "--json").stdout)["findings"]
+    return next(f for f in found if f["subject"].startswith("control schema"))
+
+
 def test_migrate_is_idempotent_and_resync_is_recorded(command: Command, database: Database) -> None:
     for _ in range(2):
         assert command("migrate").returncode == 0

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, create_engine, exc
 from syncline.capture.source import describe, translate
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 
-__all__ = ["grants", "make_engine", "quoted", "translated"]
+__all__ = ["grant_create", "grants", "make_engine", "quoted", "read_only", "translated"]
 
 SETTING = "control.dsn (by default source.dsn)"
 
@@ -81,15 +81,23 @@ def _translate(error: exc.DBAPIError | psycopg.Error, dsn: str, schema_name: str
         message = str(original.diag.message_primary)
         return Misconfigured(f"The {where} can't be used: {message}.", remedy=_missing_right(message, dsn, schema_name))
     if sqlstate == "25006":
-        return Misconfigured(
-            f"The {where} is on a server that only reads (a standby?).", remedy=f"Point {SETTING} at the primary."
-        )
+        return read_only(where)
     return translate(original, dsn, SETTING)
 
 
+def read_only(where: str) -> Misconfigured:
+    """The error of a control schema that can't be written for what its server is."""
+    return Misconfigured(
+        f"The {where} is on a server that only reads (a standby?).", remedy=f"Point {SETTING} at the primary."
+    )
+
+
 def _missing_right(message: str, dsn: str, schema_name: str) -> str:
-    if "for database" not in message:
-        return grants(dsn, schema_name)
+    return grant_create(dsn) if "for database" in message else grants(dsn, schema_name)
+
+
+def grant_create(dsn: str) -> str:
+    """The statement that lets the role of the connection string create schemas."""
     given = conninfo.conninfo_to_dict(dsn)
     database = quoted(str(given.get("dbname") or given.get("user") or "the_database"))
     return f"As its owner: GRANT CREATE ON DATABASE {database} TO {_role(dsn)}; then run `syncline migrate` again."

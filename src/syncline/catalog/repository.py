@@ -18,7 +18,7 @@ from sqlalchemy import Executable
 from syncline.capture.source import describe
 from syncline.catalog import statements as q
 from syncline.catalog import upgrade
-from syncline.catalog.connection import grants, make_engine, translated
+from syncline.catalog.connection import grant_create, grants, make_engine, read_only, translated
 from syncline.errors import Misconfigured
 
 __all__ = ["ControlSchema", "DeadLetter", "OpenLetters", "Pause", "Request", "StatusRow"]
@@ -149,6 +149,27 @@ class ControlSchema:
         """The revision in the database, None when it was never migrated."""
         with translated(self._dsn, self.schema_name), self._engine.connect() as connection:
             return upgrade.present(connection, self.schema_name)
+
+    def is_current(self) -> bool:
+        """Whether the schema is there as this version of Syncline needs it. Raises ``Misconfigured`` if it is newer."""
+        version = self.version()
+        self._refuse_newer(version)
+        return version == upgrade.latest()
+
+    def check_rights(self) -> None:
+        """Raise ``Misconfigured``, with the grant that is missing, unless :meth:`migrate` may create what it has to."""
+        ((recovering, on_database, on_schema),) = (
+            tuple(row.values()) for row in self._rows(q.MAY_CREATE, {"schema": self.schema_name})
+        )
+        where = f"control schema {self.schema_name} at {describe(self._dsn)}"
+        if recovering:
+            raise read_only(where)
+        if on_schema is None and not on_database:
+            message = f"The {where} is not there, and the role may not create it."
+            raise Misconfigured(message, remedy=grant_create(self._dsn))
+        if on_schema is False:
+            message = f"The role of control.dsn may not create tables in the {where}."
+            raise Misconfigured(message, remedy=grants(self._dsn, self.schema_name))
 
     def check(self) -> None:
         """Raise ``Misconfigured`` unless the schema is there, up to date, and ours to write."""

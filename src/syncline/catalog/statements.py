@@ -45,6 +45,15 @@ def _all(name: str, *order: Any) -> Select[Any]:
     return select(_TABLES[name]).order_by(*order)
 
 
+# May the role make what a migration makes? The right on the schema is null while there is none.
+MAY_CREATE = text(
+    """
+    select pg_is_in_recovery() as recovering, has_database_privilege(current_database(), 'create') as on_database,
+      (select has_schema_privilege(oid, 'create') and has_schema_privilege(oid, 'usage')
+       from pg_catalog.pg_namespace where nspname = :schema) as on_schema
+    """
+)
+
 # Tables of the schema that the role may not use in full.
 UNUSABLE = text(
     """

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from syncline.capture.preflight import Finding, preflight
-from syncline.capture.preflight.look import Severity
-from syncline.config import Config
+from syncline.capture.preflight import preflight
+from syncline.config import Config, TargetConfig, store_class
 from syncline.errors import SynclineError, Unavailable
+from syncline.finding import Finding, Severity
 from syncline.service.figures import size
 from syncline.service.session import control_schema, print_json, session_of, stdout, talk
 
@@ -49,12 +50,14 @@ def _code(errors: list[Finding]) -> int:
 
 
 def findings(config: Config) -> Iterator[Finding]:
-    """What is found, source by source, then the control schema and the log. Raises nothing."""
+    """What is found, source by source and target by target, then the control schema and the log. Raises nothing."""
     for name, source in config.sources.items():
         try:
             yield from preflight(source, config.control.schema_name)
         except SynclineError as error:
             yield _failed(f"source {name}", error)
+    for name, target in config.targets.items():
+        yield from _target(f"target {name}", target)
     yield _control(config)
     yield from _log(config)
 
@@ -63,23 +66,39 @@ def _failed(subject: str, error: SynclineError) -> Finding:
     return Finding(error.code, "error", subject, error.message, error.remedy)
 
 
+def _target(subject: str, target: TargetConfig) -> Iterator[Finding]:
+    """What the store says of itself, if it is of a kind that can."""
+    try:
+        look = getattr(store_class(target.type), "check", None)
+        if look is None:
+            message = f"There is nothing to look at before a target of type {target.type} is opened."
+            yield Finding("SL-TARGET", "info", subject, message)
+            return
+        yield from (replace(finding, subject=subject) for finding in look(target.store))
+    except SynclineError as error:
+        yield _failed(subject, error)
+
+
 def _control(config: Config) -> Finding:
     subject = f"control schema {config.control.schema_name}"
     try:
         with control_schema(config) as control:
-            if control.version() is None:
-                message = "not there yet; `syncline run` creates it, or `syncline migrate` does now."
-                return Finding("SL-CONTROL-NEW", "ok", subject, message, "")
-            control.check()
+            if control.is_current():
+                control.check()
+                return Finding("SL-CONTROL", "ok", subject, "there and up to date.")
+            there = control.version() is not None
+            control.check_rights()
     except SynclineError as error:
         return _failed(subject, error)
-    return Finding("SL-CONTROL", "ok", subject, "there and up to date.", "")
+    state, does = ("outdated", "updates") if there else ("not there yet", "creates")
+    message = f"{state}; `syncline run` {does} it, or `syncline migrate` does now."
+    return Finding("SL-CONTROL-NEW", "ok", subject, message)
 
 
 def _log(config: Config) -> Iterator[Finding]:
     """The log's folder, or the nearest one above it that exists: writable, and with room for the budget?"""
     folder = Path(config.log.path).absolute()
-    present = next(p for p in (folder, *folder.parents) if p.exists())
+    present = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # Path.exists raises below a locked one
     subject = f"log {config.log.path}"
     if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
         remedy = "Give the user that runs Syncline the right to write there, or set log.path."

@@ -87,6 +87,10 @@ class Work:
 class Store(Protocol):
     """A copy of tables under a version guard.
 
+    Two capabilities are optional, as static methods that take the store's configuration and open no store:
+    ``reader(config) -> CopyReader``, and ``check(config) -> Iterator[Finding]``, which looks at what the configuration
+    names for `syncline doctor`, changes nothing, raises nothing, and leaves the subject of its findings empty.
+
     One thread applies; ``fetch`` and ``scan`` may run in other threads at the same time and see only whole works.
 
     The guard (Guarantee 5): a row is written only if ``stored version <= incoming version`` for its key, where a
@@ -133,8 +137,8 @@ class Store(Protocol):
 class CopyReader(Protocol):
     """A read-only look at a copy, from any process of this machine, whether or not an engine writes to it meanwhile.
 
-    An optional capability: a store class that has it offers ``reader(config) -> CopyReader``. Each method is one
-    consistent look of its own. Errors as for :class:`Store`, without ``Rejected``.
+    An optional capability: a store class that has it offers ``reader(config)``. Each method is one consistent look of
+    its own. Errors as for :class:`Store`, without ``Rejected``.
     """
 
     def cursor(self, source: str) -> Cursor | None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from syncline.capture.preflight.look import Finding, look_at
+from syncline.capture.preflight.look import look_at
 from syncline.capture.preflight.publication import check_publication
 from syncline.capture.preflight.server import check_open_transactions, check_replication, check_room, check_server
 from syncline.capture.preflight.slot import check_slot
 from syncline.capture.preflight.tables import check_tables
 from syncline.capture.source import SourceConfig, connect, translated
 from syncline.errors import Misconfigured
+from syncline.finding import Finding
 
-__all__ = ["Finding", "preflight", "refuse"]
+__all__ = ["preflight", "refuse"]
 
 _CHECKS = (
     check_server,

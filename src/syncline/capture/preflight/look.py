@@ -1,9 +1,9 @@
-"""What the checks of a preflight share: the findings they make, and what they look at."""
+"""What the checks of a preflight share: what they look at, read once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -11,23 +11,7 @@ from psycopg import sql
 from syncline.capture.source import SourceConfig, describe
 from syncline.capture.tables import Matching, TableInfo, matching, relations, tables_info
 
-__all__ = ["Finding", "Look", "Server", "SlotState", "look_at", "name", "size"]
-
-Severity = Literal["ok", "info", "warning", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at. ``subject`` is what it is about: a server, a role, a slot, a table.
-
-    ``remedy`` is the statement to run or the setting to change, empty for ok and where nothing is to be done.
-    """
-
-    code: str
-    severity: Severity
-    subject: str
-    message: str
-    remedy: str = ""
+__all__ = ["Look", "Server", "SlotState", "look_at", "name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +117,3 @@ def look_at(config: SourceConfig, connection: psycopg.Connection[Any], control_s
 def name(*parts: str) -> str:
     """A (qualified) name, quoted for SQL."""
     return sql.Identifier(*parts).as_string()
-
-
-def size(number: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TB"

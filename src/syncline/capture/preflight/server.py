@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from psycopg import conninfo, sql
 
-from syncline.capture.preflight.look import Finding, Look, name
+from syncline.capture.preflight.look import Look, name
 from syncline.capture.slot import identify
 from syncline.capture.source import describe
 from syncline.errors import SynclineError
+from syncline.finding import Finding
 
 __all__ = ["check_open_transactions", "check_replication", "check_room", "check_server"]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from psycopg import sql
 
-from syncline.capture.preflight.look import Finding, Look, SlotState, size
+from syncline.capture.preflight.look import Look, SlotState
+from syncline.finding import Finding, size
 
 __all__ = ["check_slot"]
 

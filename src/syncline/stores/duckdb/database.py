@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.stores.duckdb.door import Door
 
-__all__ = ["Database", "DuckDBConfig", "quarantine", "translate"]
+__all__ = ["Database", "DuckDBConfig", "looks_damaged", "opening_error", "probe", "quarantine", "translate"]
 
 _SIZE = r"^\d+(\.\d+)? ?([KMGT]i?B|B)$"
 
@@ -241,7 +241,7 @@ def _connect(config: DuckDBConfig, path: Path) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect(str(path), config=settings)
         try:
             connection.execute("set global TimeZone = 'UTC'")
-            _probe(connection)
+            probe(connection)
         except BaseException:
             connection.close()
             raise
@@ -251,12 +251,12 @@ def _connect(config: DuckDBConfig, path: Path) -> duckdb.DuckDBPyConnection:
             f"The DuckDB file {path} cannot be created: {error.strerror}.", remedy="Correct the target's path."
         ) from error
     except duckdb.Error as error:
-        if existed and _looks_damaged(error, path):
+        if existed and looks_damaged(error, path):
             raise quarantine(path, error) from error
-        raise _opening_error(error, path) from error
+        raise opening_error(error, path) from error
 
 
-def _probe(connection: duckdb.DuckDBPyConnection) -> None:
+def probe(connection: duckdb.DuckDBPyConnection) -> None:
     """Read the bookkeeping: a file whose catalog or first blocks are damaged fails here, not in the middle of work."""
     for (table,) in connection.execute(
         "select table_name from duckdb_tables() where schema_name = 'syncline' and table_name in ('cursors', 'tables')"
@@ -268,7 +268,7 @@ _DAMAGE = re.compile(r"replaying WAL|corrupt|checksum|deserialize|metadata", re.
 _NOT_DAMAGE = re.compile(r"No space left|lock on file|out of memory", re.IGNORECASE)
 
 
-def _looks_damaged(error: duckdb.Error, path: Path) -> bool:
+def looks_damaged(error: duckdb.Error, path: Path) -> bool:
     """Whether the file is to blame. When in doubt it is not: only what is surely damaged is moved aside."""
     text = str(error).replace(str(path), "")
     if isinstance(error, duckdb.OutOfMemoryException) or _NOT_DAMAGE.search(text):
@@ -277,7 +277,7 @@ def _looks_damaged(error: duckdb.Error, path: Path) -> bool:
     return isinstance(error, kinds) or bool(_DAMAGE.search(text))
 
 
-def _opening_error(error: duckdb.Error, path: Path) -> SynclineError:
+def opening_error(error: duckdb.Error, path: Path) -> SynclineError:
     """What is wrong when a file can't be opened although it is not damaged."""
     text = str(error)
     if "Could not set lock" in text or "Conflicting lock" in text:
@@ -291,6 +291,11 @@ def _opening_error(error: duckdb.Error, path: Path) -> SynclineError:
     if "different configuration" in text:
         return Misconfigured(
             f"The DuckDB file {path} is already open in this process with other settings.", remedy="Close it first."
+        )
+    if "newer version of DuckDB" in text:
+        return Misconfigured(
+            f"{path} was written by a newer DuckDB than {duckdb.__version__}.",
+            remedy="Upgrade Syncline and its DuckDB, or correct the target's path.",
         )
     foreign = isinstance(error, duckdb.PermissionException) and "extension" in text  # such as an SQLite file
     if foreign or "not a valid DuckDB database file" in text or "version number" in text:

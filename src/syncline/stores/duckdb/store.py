@@ -26,6 +26,7 @@ from syncline.stores.duckdb.tables import TableState, migrate_table, table_state
 from syncline.stores.duckdb.writing import refused_rows, view_of_keys, write_table
 
 if TYPE_CHECKING:
+    from syncline.finding import Finding
     from syncline.stores.duckdb.copy import DuckDBCopy
 
 __all__ = ["DuckDBConfig", "DuckDBStore", "as_contract", "contract_schema"]
@@ -60,6 +61,13 @@ class DuckDBStore:
         from syncline.stores.duckdb.copy import DuckDBCopy
 
         return DuckDBCopy(config)
+
+    @staticmethod
+    def check(config: DuckDBConfig) -> Iterator[Finding]:
+        """What stands in the way of the file, for `syncline doctor`. Changes nothing."""
+        from syncline.stores.duckdb.check import check
+
+        return check(config)
 
     # ------------------------------------------------------------------------------------------ open and close
 
