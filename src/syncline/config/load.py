@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def load_config(
 
     ``path`` is the file (else ``SYNCLINE_CONFIG``, else ``syncline.yaml``, which may be missing when the environment
     names a source); ``environment`` picks the overlay beside it (else ``SYNCLINE_ENVIRONMENT``, else the file's own
-    ``environment``); ``overrides`` are dotted names and their values, as the command line gives them.
+    ``environment``); ``overrides`` are dotted names and their values, as the command line gives them: no secrets.
 
     Raises:
         Misconfigured: with a line for each problem.
@@ -52,9 +52,9 @@ def load_config(
     file = path or Path(given.get(f"{PREFIX}CONFIG") or DEFAULT_FILE)
     layer = _files(file, environment, given)
     layer = _stacked(layer, *variables(given, layer))
-    layer = _stacked(
-        layer, *_command_line({**(overrides or {}), **({"environment": environment} if environment else {})})
-    )
+    top, problems = _command_line({**(overrides or {}), **({"environment": environment} if environment else {})})
+    layer = _stacked(layer, top, problems)
+    refuse([problem for name in overrides or () for problem in _visible_secret(layer, name)])
     layer = _stacked(layer, connection_parts(given, layer), [])
     if not file.is_file() and not layer.values.get("sources"):
         raise Misconfigured(
@@ -112,6 +112,20 @@ def _command_line(overrides: Mapping[str, Any]) -> tuple[Layer, list[Problem]]:
         section[last] = value
         layer.origins[(*path, last)] = "command line"
     return layer, problems
+
+
+def _visible_secret(layer: Layer, name: str) -> Iterator[Problem]:
+    """Every user of a machine sees the arguments of its processes (Guarantee 11), so no secret may be among them."""
+    first, *rest = name.split(".")
+    many = SHORTHANDS.get(first)
+    if many is not None:
+        named = list(layer.values.get(many) or ())
+        rest = [named[0] if len(named) == 1 else "main", *rest]
+    field = _field(layer.values, (many or first, *rest))
+    if field is not None and holds(field, SecretStr):
+        variable = PREFIX + name.replace(".", "__").upper()
+        remedy = f"set environment variable {variable}, or {name}_file to a file that holds it"
+        yield Problem("command line", f"{name} is a secret, and `ps` shows it to everybody: {remedy}.")
 
 
 def _validated(layer: Layer, file: Path) -> Config:
