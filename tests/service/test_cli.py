@@ -51,10 +51,26 @@ def test_init_into_a_folder_that_is_not_there_is_told(command: Command) -> None:
 
 def test_check_refuses_a_connection_string_that_is_none_without_repeating_it(shell: Shell, command: Command) -> None:
     shell.write()
-    refused = command("check", "--set", "source.dsn=postgresql://sync:hush hush@127.0.0.1/shop")
+    shell.variables["DATABASE_URL"] = "postgresql://sync:hush hush@127.0.0.1/shop"
+    refused = command("check")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "The connection string of source.dsn can't be read" in refused.stderr
     assert "hush" not in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["source.dsn", "sources.main.replication_dsn", "control.dsn"])
+def test_a_secret_on_the_command_line_is_refused_and_not_repeated(shell: Shell, command: Command, name: str) -> None:
+    shell.write()
+    refused = command("check", "--set", f"{name}=postgresql://sync:hush@127.0.0.1/shop")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert f"command line: {name} is a secret" in refused.stderr
+    assert f"SYNCLINE_{name.replace('.', '__').upper()}, or {name}_file" in refused.stderr
+    assert "hush" not in refused.stderr
+    file = shell.folder / "dsn"
+    file.write_text("postgresql://sync:hush@127.0.0.1/other\n")
+    assert command("check", "--set", f"{name}_file={file}").returncode == 0
+    shell.variables[f"SYNCLINE_{name.replace('.', '__').upper()}"] = "postgresql://sync:hush@127.0.0.1/other"
+    assert command("check").returncode == 0
 
 
 def test_doctor_has_a_mark_for_every_severity() -> None:
@@ -152,13 +168,21 @@ def test_doctor_goes_on_behind_a_server_that_is_away(shell: Shell, command: Comm
     assert "hush" not in looked.stdout
 
 
-def test_status_says_what_it_can_t_read(shell: Shell, command: Command) -> None:
+def test_status_shows_what_it_can_read_and_ends_with_3_when_servers_are_away(shell: Shell, command: Command) -> None:
     shell.write()
-    found = json.loads(command("status", "--json").stdout)
+    asked = command("status", "--json")
+    assert asked.returncode == 3
+    found = json.loads(asked.stdout)
     assert found["sources"]["main"]["state"] == "not running"
     assert "127.0.0.1:1/shop" in found["sources"]["main"]["slot"]["error"]
     assert "127.0.0.1:1/shop" in found["control"]["error"]
-    assert "not reachable" in command("status").stdout
+    shown = command("status")
+    assert shown.returncode == 3
+    assert "not reachable" in shown.stdout
+    for said in (asked.stderr, shown.stderr):
+        assert "Error [SL-UNAVAILABLE]: PostgreSQL at 127.0.0.1:1/shop cannot be reached" in said
+        assert "control.dsn (by default source.dsn) is right" in said
+    assert "hush" not in asked.stdout + asked.stderr + shown.stdout + shown.stderr
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

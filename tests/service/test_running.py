@@ -179,6 +179,29 @@ def test_migrate_is_idempotent_and_resync_is_recorded(command: Command, database
     assert database.value("select tables::text from syncline.sync_requests") == '["public.items"]'
 
 
+def test_status_before_the_first_run_is_no_error(command: Command) -> None:
+    asked = command("status")
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert "control schema: not there yet" in asked.stdout
+    assert "cli: not there yet" in asked.stdout
+
+
+def test_status_ends_with_3_when_only_the_control_schema_is_away(shell: Shell, command: Command) -> None:
+    shell.write(NAMED + "control:\n  dsn: postgresql://reader:hush@127.0.0.1:1/records\n")
+    asked = command("status")
+    assert asked.returncode == 3
+    assert "cli: not there yet" in asked.stdout
+    assert "PostgreSQL at 127.0.0.1:1/records cannot be reached" in asked.stderr
+    assert "control.dsn" in asked.stderr
+
+
+def test_status_with_a_wrong_login_ends_with_2(shell: Shell, command: Command, database: Database) -> None:
+    shell.write(NAMED + f"control:\n  dsn: {database.dsn.replace('postgres@', 'nobody@')}\n")
+    asked = command("status", "--json")
+    assert asked.returncode == 2
+    assert "control.dsn" in asked.stderr
+
+
 def test_a_database_that_does_not_exist_is_misconfigured(shell: Shell, command: Command) -> None:
     shell.variables["DATABASE_URL"] = shell.variables["DATABASE_URL"].replace("/test_", "/no_such_test_")
     refused = command("run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +28,10 @@ _SESSION = {
 }
 
 # What a failed login says where the driver gives no SQLSTATE.
-_REFUSALS = ("password authentication failed", "no pg_hba.conf entry", "permission denied to start WAL sender")
+_REFUSALS = re.compile(
+    r"password authentication failed|no pg_hba\.conf entry|permission denied to start WAL sender|permission denied for"
+    r' database|role ".*" (does not exist|is not permitted to log in)|no password supplied'
+)
 
 # Classes of SQLSTATE whose messages quote values: data exceptions, constraints, check options, RAISE in PL/pgSQL.
 _QUOTING = ("22", "23", "44", "P0")
@@ -97,7 +101,7 @@ def translate(error: BaseException, dsn: str, setting: str = "source.dsn") -> Sy
     text = primary[0].rstrip(".") if primary and sqlstate[:2] not in _QUOTING else type(error).__name__
     if isinstance(error, (psycopg.errors.ProgrammingError, psycopg2.ProgrammingError)) and not sqlstate:
         return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=f"Correct {setting}.")
-    if sqlstate in {"28P01", "28000"} or any(sign in text for sign in _REFUSALS):
+    if sqlstate in {"28P01", "28000"} or _REFUSALS.search(text):
         return Misconfigured(
             f"PostgreSQL at {where} refused the login: {text}.",
             remedy=f"Correct user and password in {setting}, or pg_hba.conf, or grant the role REPLICATION.",

@@ -18,9 +18,9 @@ from typing import Annotated
 import typer
 
 from syncline import __version__
-from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
+from syncline.errors import Misconfigured, SynclineError
 from syncline.service import control, doctor, extras, query, run, setup, status, verify
-from syncline.service.session import Session, as_message, talk
+from syncline.service.session import Session, as_message, exit_code, talk
 
 __all__ = ["app", "exit_code", "main"]
 
@@ -110,12 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, one message
         _report_bug(error, debug="--debug" in given)
         sys.exit(exit_code(error))
-
-
-def exit_code(error: BaseException) -> int:
-    """The exit code that an error ends the command with."""
-    codes: dict[type[BaseException], int] = {Misconfigured: 2, Unavailable: 3, Gap: 4}
-    return next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
 
 
 def _report_bug(error: Exception, *, debug: bool) -> None:

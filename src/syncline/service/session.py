@@ -13,13 +13,23 @@ import typer
 from rich.console import Console
 
 from syncline.config import Config, hint, load_config
-from syncline.errors import Misconfigured, SynclineError
+from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.service.logging import configure_logging, without_secrets
 
 if TYPE_CHECKING:
     from syncline.catalog import ControlSchema
 
-__all__ = ["Session", "as_message", "chosen", "control_schema", "print_json", "session_of", "stdout", "talk"]
+__all__ = [
+    "Session",
+    "as_message",
+    "chosen",
+    "control_schema",
+    "exit_code",
+    "print_json",
+    "session_of",
+    "stdout",
+    "talk",
+]
 
 # Talk goes to stderr, so that what is on stdout can be piped.
 talk = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -60,6 +70,12 @@ def as_message(error: SynclineError) -> str:
     lines = [f"Error [{error.code}]:", *error.message.splitlines()]
     text = "\n  ".join(lines) if len(lines) > 2 else " ".join(lines)
     return without_secrets(f"{text}\n  {error.remedy}" if error.remedy else text)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that an error ends the command with."""
+    codes: dict[type[BaseException], int] = {Misconfigured: 2, Unavailable: 3, Gap: 4}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
 
 
 def chosen(kind: str, name: str | None, known: Collection[str]) -> None:

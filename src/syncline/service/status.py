@@ -1,6 +1,7 @@
 """`syncline status`: how far everything is, whether or not the engine runs.
 
-It reads what the engine left in the control schema, the log's own files, and the slot; each that can't be read says so.
+It reads what the engine left in the control schema, the log's own files, and the slot. What can't be read says so, and
+decides the exit code; the rest is shown all the same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from syncline.config import Config
 from syncline.errors import SynclineError
 from syncline.log.embedded import EmbeddedLog
 from syncline.service.figures import amount, size, span
-from syncline.service.session import control_schema, print_json, session_of, stdout
+from syncline.service.session import as_message, control_schema, exit_code, print_json, session_of, stdout, talk
 
 __all__ = ["collect", "status"]
 
@@ -37,16 +38,26 @@ def status(
     """Show sources, slots, logs and targets: how far they are, and what is wrong."""
     config = session_of(context).config()
     if not watch:
-        found = collect(config)
-        if as_json:
-            print_json(found)
-        else:
-            stdout.print(_view(found))
+        _show_once(config, as_json=as_json)
         return
     try:
         _keep_looking(config, every_s, as_json=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+
+
+def _show_once(config: Config, *, as_json: bool) -> None:
+    """Show what is known, then end with the gravest of the errors that kept the rest from being seen."""
+    failures: list[SynclineError] = []
+    found = collect(config, failures)
+    if as_json:
+        print_json(found)
+    else:
+        stdout.print(_view(found, errors=False))
+    for message in dict.fromkeys(map(as_message, failures)):
+        talk.print(message)
+    if failures:
+        raise typer.Exit(min(map(exit_code, failures)))
 
 
 def _keep_looking(config: Config, every_s: float, *, as_json: bool) -> None:
@@ -60,18 +71,32 @@ def _keep_looking(config: Config, every_s: float, *, as_json: bool) -> None:
             live.update(_view(collect(config)), refresh=True)
 
 
-def collect(config: Config) -> dict[str, Any]:
-    """Everything known about the sources and targets of a configuration, as JSON-able values. Raises nothing."""
-    control = _control(config)
+def collect(config: Config, failures: list[SynclineError] | None = None) -> dict[str, Any]:
+    """Everything known about the sources and targets of a configuration, as JSON-able values. Raises nothing.
+
+    What can't be read has its error in its place; ``failures`` gets them all.
+    """
+    failures = [] if failures is None else failures
+    control = _control(config, failures)
     rows = control.pop("statuses", [])
-    sources = {name: _source(config, name, [r for r in rows if r["source"] == name]) for name in config.sources}
+    sources = {
+        name: _source(config, name, [r for r in rows if r["source"] == name], failures) for name in config.sources
+    }
     return {"sources": sources, "control": control}
 
 
-def _control(config: Config) -> dict[str, Any]:
+def _failed(error: SynclineError, failures: list[SynclineError]) -> dict[str, Any]:
+    failures.append(error)
+    return {"error": str(error)}
+
+
+def _control(config: Config, failures: list[SynclineError]) -> dict[str, Any]:
     try:
         with control_schema(config) as control:
+            if control.version() is None:  # no engine ran yet, which is no error
+                return {"exists": False, "alerts": [], "gaps": [], "pauses": [], "parked": {}}
             return {
+                "exists": True,
                 "statuses": control.statuses(),
                 "alerts": control.alerts(),
                 "gaps": control.gaps(),
@@ -82,15 +107,15 @@ def _control(config: Config) -> dict[str, Any]:
                 "parked": {f"{s}/{t}": n for (s, t), n in control.dead_letter_counts().items()},
             }
     except SynclineError as error:
-        return {"error": str(error)}
+        return _failed(error, failures)
 
 
-def _source(config: Config, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _source(config: Config, name: str, rows: list[dict[str, Any]], failures: list[SynclineError]) -> dict[str, Any]:
     """One source: the engine's own words while they are fresh, its log's and slot's in any case."""
     capture = next((r for r in rows if not r["target"]), {})
     running = bool(rows) and capture.get("age_s", _FRESH_S) < _FRESH_S
-    log = _log(config, name)
-    slot = _slot(config.sources[name])
+    log = _log(config, name, failures)
+    slot = _slot(config.sources[name], failures)
     targets: dict[str, Any] = {t: {"state": "unknown"} for t in config.targets if name in config.followed_by(t)}
     for target, cursor in log.get("cursors", {}).items():
         if target in targets:
@@ -124,11 +149,11 @@ def _target(row: dict[str, Any], running: bool) -> dict[str, Any]:
     }
 
 
-def _log(config: Config, name: str) -> dict[str, Any]:
+def _log(config: Config, name: str, failures: list[SynclineError]) -> dict[str, Any]:
     try:
         found = EmbeddedLog.peek(config.log, name)
     except SynclineError as error:
-        return {"error": str(error)}
+        return _failed(error, failures)
     if found is None:
         return {}
     return {
@@ -142,7 +167,7 @@ def _log(config: Config, name: str) -> dict[str, Any]:
     }
 
 
-def _slot(source: SourceConfig) -> dict[str, Any]:
+def _slot(source: SourceConfig, failures: list[SynclineError]) -> dict[str, Any]:
     """The slot as its server shows it, or why it can't be asked."""
     dsn = source.dsn.get_secret_value()
     try:
@@ -151,7 +176,7 @@ def _slot(source: SourceConfig) -> dict[str, Any]:
             slot = read_slot(connection, source.slot)
             row = connection.execute(_WAL_END).fetchone()
     except SynclineError as error:
-        return {"name": source.slot, "error": str(error)}
+        return {"name": source.slot, **_failed(error, failures)}
     now = parse_lsn(row[0]) if row and row[0] else 0
     if slot is None:
         return {"name": source.slot, "exists": False, "wal_lsn_bytes": now}
@@ -167,7 +192,7 @@ def _slot(source: SourceConfig) -> dict[str, Any]:
     }
 
 
-def _view(found: dict[str, Any]) -> RenderableType:
+def _view(found: dict[str, Any], *, errors: bool = True) -> RenderableType:
     sources = Table(
         "source", "state", "behind", "slot", "retained", "log", box=None, header_style="bold", pad_edge=False
     )
@@ -190,8 +215,10 @@ def _view(found: dict[str, Any]) -> RenderableType:
             figures = (amount(t.get("cursor")), amount(t.get("rows_applied")), amount(t.get("rows_per_s")))
             targets.add_row(target, name, t["state"], *figures, span(t.get("lag_s")))
             notes += [f"{target}: {t['message']}"] if t.get("message") else []
-        notes += [f"{name}: {text}" for text in (source["message"], slot.get("error"), log.get("error")) if text]
-    notes += _notes(found["control"])
+        notes += [f"{name}: {source['message']}"] if source["message"] else []
+        notes += [f"{name}: {one['error']}" for one in (slot, log) if errors and "error" in one]
+    if errors or "error" not in found["control"]:
+        notes += _notes(found["control"])
     return Group(sources, Text(), targets, *([Text()] if notes else []), *(Text(note) for note in notes))
 
 
@@ -206,6 +233,8 @@ def _slot_state(slot: dict[str, Any]) -> str:
 def _notes(control: dict[str, Any]) -> list[str]:
     if "error" in control:
         return [f"control schema: {control['error']}"]
+    if not control["exists"]:
+        return ["control schema: not there yet; `syncline run` creates it"]
     notes = [f"gap: {g['source']} {g['target']} {g['table_name']}: {g['reason']}" for g in control["gaps"]]
     notes += [f"{a['severity']}: {a['message']} {a['remedy']}" for a in control["alerts"]]
     notes += [
