@@ -179,6 +179,29 @@ def test_migrate_is_idempotent_and_resync_is_recorded(command: Command, database
     assert database.value("select tables::text from syncline.sync_requests") == '["public.items"]'
 
 
+@pytest.mark.parametrize("kind", ["folder", "text"])
+def test_a_run_that_no_target_can_use_creates_nothing_at_the_source(
+    shell: Shell, database: Database, kind: str
+) -> None:
+    for name in ("copy.duckdb", "second.duckdb"):
+        path = shell.folder / name
+        path.mkdir() if kind == "folder" else path.write_text("no database")
+    shell.write(NAMED + "targets:\n  second:\n    type: duckdb\n    path: second.duckdb\n")
+    ended = shell("run")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.count("Error [SL-CONFIG]") == 2
+    assert "copy.duckdb" in ended.stderr
+    assert "second.duckdb" in ended.stderr
+    slots = "select count(*) from pg_replication_slots where database = current_database()"
+    made = f"select (select count(*) from pg_publication), ({slots})"
+    assert database.execute(made) == [(0, 0)]
+    for name in ("copy.duckdb", "second.duckdb"):
+        path = shell.folder / name
+        path.rmdir() if kind == "folder" else path.unlink()
+    with running(shell):
+        assert database.execute(made) == [(1, 1)]
+
+
 def test_status_before_the_first_run_is_no_error(command: Command) -> None:
     asked = command("status")
     assert (asked.returncode, asked.stderr) == (0, "")

@@ -185,6 +185,8 @@ class SourcePipeline:
             self._reset_due = False
         identity = self._identity = identify(self.settings)
         self._open_targets()
+        if self._futile():
+            return
         dsn = self.settings.dsn.get_secret_value()
         with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
             unpublished = self._choose_tables(connection)
@@ -203,6 +205,18 @@ class SourcePipeline:
         self.loads.load_missing(self.tables, incarnation, unpublished)
         self._gaps_mended()
         self._stream(incarnation)
+
+    def _futile(self) -> bool:
+        """Whether a slot would keep WAL for nobody: none was made yet, and no target can be used. Waits, if so, until a
+        person has mended that. A slot that is there already is read on (Guarantee 8)."""
+        usable = [t for t in self.targets.values() if t.error is None]
+        if usable or not self.targets or self.log.status().place:
+            return False
+        if not self._start_over:
+            self.state = "failed"
+            self._again.wait()
+            self._again.clear()
+        return True
 
     def _gaps_mended(self) -> None:
         """The slot continues the log, the log continues the targets, and whatever had to be read is in the log."""
