@@ -25,6 +25,7 @@ LAYERS = (
     {"testing", "systems"},
     {"bench"},
     {"service"},
+    {"__main__"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 STRANGERS = {"capture", "log", "stores"}  # one layer, and yet they never import one another

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import string
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -496,3 +498,36 @@ def test_the_new_file_describes_every_setting(load: Load) -> None:
     for line, above in zip(text.splitlines()[1:], text.splitlines(), strict=False):
         if re.match(r"\s*\w+: ", line):
             assert above.lstrip().startswith("# "), line
+
+
+# ---------------------------------------------------------------------------------------------------------------- paths
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "dsn").write_text(f"{DSN}\n")
+    config = load(
+        "source: {dsn_file: ~/dsn}\ntarget: {type: duckdb, path: ~/a.duckdb}\n", overrides={"log.path": "~/log"}
+    )
+    assert config.sources["main"].dsn.get_secret_value() == DSN
+    assert config.log.path == tmp_path / "log"
+    assert config.targets["main"].store.model_dump()["path"] == tmp_path / "a.duckdb"
+
+
+def test_a_file_in_a_folder_that_may_not_be_entered_is_said_to_be_unreadable(tmp_path: Path) -> None:
+    file = tmp_path / "locked" / "syncline.yaml"
+    file.parent.mkdir()
+    file.write_text("")
+    file.parent.chmod(0)
+    script = (
+        "import os, sys; from pathlib import Path; from syncline.config import load_config\n"
+        "from syncline.errors import Misconfigured\n"
+        "if os.geteuid() == 0: os.seteuid(65534)\n"  # root may enter everywhere
+        "try: load_config(Path(sys.argv[1]), variables_from={})\n"
+        "except Misconfigured as error: print(error)\n"
+    )
+    try:
+        told = subprocess.run([sys.executable, "-c", script, str(file)], check=True, capture_output=True, text=True)
+    finally:
+        file.parent.chmod(0o700)
+    assert told.stdout == f"{file} can't be read: Permission denied.\n"

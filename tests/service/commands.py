@@ -43,7 +43,7 @@ class Shell:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """A running command."""
         return subprocess.Popen(
-            [sys.executable, "-m", "syncline.service.cli", *arguments],
+            [sys.executable, "-m", "syncline", *arguments],
             cwd=self.folder,
             env={**{k: v for k, v in os.environ.items() if k != "DATABASE_URL"}, **self.variables},
             stdout=subprocess.PIPE,

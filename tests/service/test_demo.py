@@ -14,7 +14,7 @@ import pytest
 
 from servers import eventually
 
-COMMAND = (sys.executable, "-m", "syncline.service.cli", "demo")
+COMMAND = (sys.executable, "-m", "syncline", "demo")
 
 
 def demo(tmp_path: Path, *options: str) -> subprocess.Popen[str]:

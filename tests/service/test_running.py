@@ -90,6 +90,18 @@ def test_ctrl_c_ends_a_run_with_0(shell: Shell) -> None:
         assert process.wait(60) == 0
 
 
+def test_a_run_goes_on_when_nobody_reads_what_it_says(shell: Shell, database: Database) -> None:
+    with running(shell, "--log-level", "debug") as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stderr = None
+        database.execute("create table more (id int primary key)")  # which it talks about
+        database.execute("insert into items values (4, 'four')")
+        eventually(lambda: rows(shell) == 4, 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
 def test_logs_asked_for_as_json_are_json_line_by_line(shell: Shell) -> None:
     with running(shell, "--json-logs") as process:
         process.send_signal(signal.SIGTERM)

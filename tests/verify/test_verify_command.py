@@ -11,7 +11,7 @@ from piped import Pipeline
 
 def command(pipeline: Pipeline, *options: str) -> subprocess.CompletedProcess[str]:
     file = pipeline.path.with_name("syncline.yaml")
-    arguments = [sys.executable, "-m", "syncline.service.cli", "-c", str(file), "verify", *options]
+    arguments = [sys.executable, "-m", "syncline", "-c", str(file), "verify", *options]
     return subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
 
 

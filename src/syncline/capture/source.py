@@ -35,6 +35,8 @@ _REFUSALS = re.compile(
 
 # Classes of SQLSTATE whose messages quote values: data exceptions, constraints, check options, RAISE in PL/pgSQL.
 _QUOTING = ("22", "23", "44", "P0")
+# Connection strings that libpq can read and not use.
+_UNUSABLE = re.compile(r"invalid (port number|integer value|\w+ value)")
 _UNREADABLE = "(unreadable connection string)"
 
 
@@ -99,7 +101,8 @@ def translate(error: BaseException, dsn: str, setting: str = "source.dsn") -> Sy
     diag = getattr(error, "diag", None)
     primary = (getattr(diag, "message_primary", None) or str(error)).strip().splitlines()
     text = primary[0].rstrip(".") if primary and sqlstate[:2] not in _QUOTING else type(error).__name__
-    if isinstance(error, (psycopg.errors.ProgrammingError, psycopg2.ProgrammingError)) and not sqlstate:
+    programming = isinstance(error, (psycopg.errors.ProgrammingError, psycopg2.ProgrammingError))
+    if not sqlstate and (programming or _UNUSABLE.search(text)):
         return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=f"Correct {setting}.")
     if sqlstate in {"28P01", "28000"} or _REFUSALS.search(text):
         return Misconfigured(

@@ -5,6 +5,7 @@ Scalars follow the core schema of YAML 1.2, so that ``no``, ``12:30`` and ``2024
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -216,7 +217,7 @@ def read_secret(path: Path) -> str:
         Misconfigured: it can't be read.
     """
     try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n")
+        return Path(os.path.expanduser(path)).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise Misconfigured(f"the secret's file {path} can't be read: {reason}.") from error

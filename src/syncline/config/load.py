@@ -56,7 +56,7 @@ def load_config(
     layer = _stacked(layer, top, problems)
     refuse([problem for name in overrides or () for problem in _visible_secret(layer, name)])
     layer = _stacked(layer, connection_parts(given, layer), [])
-    if not file.is_file() and not layer.values.get("sources"):
+    if not _seen(file) and not layer.values.get("sources"):
         raise Misconfigured(
             f"There is no configuration: {file} does not exist.",
             remedy="Run `syncline init` to write one, or name yours with --config.",
@@ -72,7 +72,7 @@ def _stacked(base: Layer, top: Layer, problems: list[Problem]) -> Layer:
 
 def _files(file: Path, environment: str | None, given: Mapping[str, str]) -> Layer:
     """The main file and its overlay."""
-    missing = not file.exists()
+    missing = not _seen(file)
     if missing and (file != DEFAULT_FILE):
         raise Misconfigured(
             f"The configuration file {file} does not exist.",
@@ -83,6 +83,14 @@ def _files(file: Path, environment: str | None, given: Mapping[str, str]) -> Lay
     if missing or name is None:
         return layer
     return _stacked(layer, read_document(_overlay(file, str(name)), given), [])
+
+
+def _seen(file: Path) -> bool:
+    """Whether the file is there; one in a folder that may not be entered is, and reading it says so."""
+    try:
+        return file.exists()
+    except PermissionError:
+        return True
 
 
 def _overlay(file: Path, environment: str) -> Path:
@@ -129,8 +137,9 @@ def _visible_secret(layer: Layer, name: str) -> Iterator[Problem]:
 
 
 def _validated(layer: Layer, file: Path) -> Config:
-    layer.values = _coerced(layer.values, (), layer.values)
     problems: list[Problem] = []
+    layer.values = _coerced(layer, layer.values, (), problems)
+    refuse(problems)
     try:
         config = Config.model_validate(layer.values)
     except ValidationError as error:
@@ -142,11 +151,12 @@ def _validated(layer: Layer, file: Path) -> Config:
     return config
 
 
-def _coerced(value: Any, place: Place, values: Mapping[str, Any]) -> Any:
-    """Lists from "a, b", sizes from "32 MiB", null from "null": text is what the environment and references give."""
+def _coerced(layer: Layer, value: Any, place: Place, problems: list[Problem]) -> Any:
+    """Lists from "a, b", sizes from "32 MiB", null from "null", the home folder from "~": text is what the environment
+    and references give."""
     if isinstance(value, dict):
-        return {key: _coerced(inner, (*place, key), values) for key, inner in value.items()}
-    field = _field(values, place)
+        return {key: _coerced(layer, inner, (*place, key), problems) for key, inner in value.items()}
+    field = _field(layer.values, place)
     if not isinstance(value, str) or field is None:
         return value
     text = value.strip()
@@ -154,10 +164,22 @@ def _coerced(value: Any, place: Place, values: Mapping[str, Any]) -> Any:
         return None
     if holds(field, tuple):
         return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+    if holds(field, Path) and text.startswith("~"):
+        return _at_home(layer, text, place, problems)
     size = _SIZE.match(text) if holds(field, int) and str(place[-1]).endswith("_bytes") else None
     if size:
         return int(float(size["number"]) * _UNITS.get(size["unit"].lower(), 1))
     return value
+
+
+def _at_home(layer: Layer, text: str, place: Place, problems: list[Problem]) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        user = text.partition("/")[0]
+        message = f"{display(layer, place)}: there is no home folder of {user}. Write the path in full, or ./{user}."
+        problems.append(Problem(origin_of(layer, place), message))
+        return Path(text)
 
 
 def _field(values: Mapping[str, Any], place: Place) -> FieldInfo | None:

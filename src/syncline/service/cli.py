@@ -4,11 +4,13 @@
     1  internal error (a bug)          3  a server, a disk or a file is not there for now
     4  differences were found, or changes are known to be missing
 
+130 and 141 are Ctrl-C and a reader that closed the output (``| head``), as shells say it.
 Results go to stdout, talk and logs to stderr. A traceback is shown only with ``--debug``.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from typing import Annotated
 import typer
 
 from syncline import __version__
-from syncline.errors import Misconfigured, SynclineError
+from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.service import control, doctor, extras, query, run, setup, status, verify
 from syncline.service.session import Session, as_message, exit_code, talk
 
@@ -32,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_INTERRUPTED, _UNREAD = 130, 141  # as a shell says it: 128 + SIGINT, 128 + SIGPIPE
 _ISSUES = "Please report it with the output of the same command with --debug."
 # Global options are understood behind the command too.
 _WITH_VALUE = {"--config", "-c", "--environment", "-e", "--log-level", "--set"}
@@ -107,9 +110,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         talk.print(as_message(error))
         sys.exit(exit_code(error))
+    except SystemExit as end:
+        # The command line's library and rich end with 1, which is the code of a bug, when nobody reads on.
+        sys.exit(_UNREAD if isinstance(end.__context__, BrokenPipeError) else end.code)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, one message
-        _report_bug(error, debug="--debug" in given)
-        sys.exit(exit_code(error))
+        failure = _output_failure() if isinstance(error, OSError) else None
+        if failure is None:
+            _report_bug(error, debug="--debug" in given)
+        else:
+            talk.print(as_message(failure))
+        sys.exit(exit_code(failure or error))
+
+
+def _output_failure() -> SynclineError | None:
+    """What is wrong with stdout, if something is, such as a full disk: a write that failed leaves no trace in it."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError as error:
+        message = f"The output can't be written: {error.strerror}."
+        return Unavailable(message, remedy="Send it elsewhere, or free some space.")
+    return None
 
 
 def _report_bug(error: Exception, *, debug: bool) -> None:
@@ -130,13 +152,11 @@ def _hoisted(arguments: list[str]) -> list[str]:
     for word in words:
         if word in _WITH_VALUE:
             value = next(words, None)
-            ours += [word] if value is None else [word, value]
+            if value is None:
+                raise Misconfigured(f"{word} takes a value.", remedy="`syncline --help` lists the options.")
+            ours += [word, value]
         elif word in _FLAGS or word.partition("=")[0] in {"--config", "--environment", "--log-level", "--set"}:
             ours.append(word)
         else:
             rest.append(word)
     return [*ours, *rest, *arguments[end:]]
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -65,14 +66,20 @@ class _Stderr:
     """Prints to whatever stderr is at that moment: a live view replaces it while it is drawn."""
 
     def msg(self, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        _say(message)
 
     log = debug = info = warning = error = critical = exception = msg
 
 
 class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        _say(self.format(record))
+
+
+def _say(line: str) -> None:
+    """A line on stderr; lost if that can't be written, for the thread that logs has other things to do."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _name_of_exception(_: Any, __: str, event: Event) -> Event:

@@ -26,6 +26,8 @@ def query(
     as_csv: Annotated[bool, typer.Option("--csv", help="Rows as CSV.")] = False,
 ) -> None:
     """Run a query against a target, whether or not the engine runs."""
+    if as_json and as_csv:
+        raise Misconfigured("--json and --csv are both given.", remedy="Choose one of them.")
     chosen_target = _target(session_of(context).config(), target)
     with _reader(chosen_target) as reader:
         result = _ask(reader, sql)

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,10 +50,12 @@ class _Signals:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.asked:
-            os.write(2, b"Aborted. Nothing is lost: the next start goes on from the durable place.\n")
+            with suppress(OSError):
+                os.write(2, b"Aborted. Nothing is lost: the next start goes on from the durable place.\n")
             os._exit(_ABORTED)
         self.asked = True
-        os.write(2, f"Stopping ({signal.Signals(number).name}); once more to abort.\n".encode())
+        with suppress(OSError):
+            os.write(2, f"Stopping ({signal.Signals(number).name}); once more to abort.\n".encode())
         if self.starting:
             raise _AskedWhileStarting
 

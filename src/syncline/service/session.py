@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,20 @@ __all__ = [
     "talk",
 ]
 
+
+class _Talk(Console):
+    """Says what it can: work must not end because nobody hears of it, or the disk of a log file is full."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with suppress(OSError):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 # Talk goes to stderr, so that what is on stdout can be piped.
-talk = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+talk = _Talk(stderr=True, highlight=False, soft_wrap=True, markup=False)
 stdout = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 

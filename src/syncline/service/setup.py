@@ -12,6 +12,7 @@ import typer
 from psycopg import conninfo
 
 from syncline.capture.source import describe, translate
+from syncline.capture.tables import parse_pattern
 from syncline.config import DEFAULT_FILE, Config
 from syncline.config.settings import settings
 from syncline.config.template import template
@@ -58,19 +59,24 @@ def check(context: typer.Context) -> None:
 
 
 def _refuse_unreadable(config: Config) -> None:
-    """Every connection string must be one, whether or not its server is there."""
+    """Every connection string and every pattern must be one, whether or not its server is there."""
     given = [("control.dsn", config.control.dsn)]
     for name, source in config.sources.items():
         prefix = "source" if list(config.sources) == ["main"] else f"sources.{name}"
         given += [(f"{prefix}.dsn", source.dsn), (f"{prefix}.replication_dsn", source.replication_dsn)]
+        for pattern in (*source.monitored_tables, *source.excluded_tables):
+            parse_pattern(pattern)
     for setting, secret in given:
         if secret is None:
             continue
         dsn = secret.get_secret_value()
         try:
-            conninfo.conninfo_to_dict(dsn)
+            ports = str(conninfo.conninfo_to_dict(dsn).get("port") or "5432").split(",")
         except psycopg.ProgrammingError as error:
             raise translate(error, dsn, setting) from None
+        wrong = [port for port in ports if port and not (port.isdecimal() and 0 < int(port) < 65536)]
+        if wrong:
+            raise Misconfigured(f"{setting} names port {wrong[0]}, which is none.", remedy="A port is 1 to 65535.")
 
 
 def _summary(config: Config) -> list[str]:
