@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import duckdb
+import msgspec
 import pytest
 
 from syncline.errors import Gap, Misconfigured, Unavailable
@@ -51,6 +52,22 @@ def test_a_damaged_file_is_moved_aside_and_the_next_open_starts_empty(path: Path
     aside = Path(re.findall(r"moved to (\S+)\.", raised.value.message)[0])
     assert aside.read_bytes() == bytes(blocks)
     assert store.open("orders") is None
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["syncline.duckdb", "Syncline.v2.duckdb", "syncline"])
+def test_a_file_with_the_name_of_our_own_schema_is_refused_and_not_made(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Misconfigured, match="another name"):
+        DuckDBStore(DuckDBConfig(path=tmp_path / name), "file").open("orders")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_whose_schema_has_the_name_of_the_file_is_refused_and_others_are_taken(tmp_path: Path) -> None:
+    store = DuckDBStore(DuckDBConfig(path=tmp_path / "Shop.duckdb"), "file")
+    store.open("orders")
+    with pytest.raises(Misconfigured, match="another name"):
+        store.migrate(msgspec.structs.replace(ITEM, namespace="shop"))
+    store.migrate(msgspec.structs.replace(ITEM, namespace="shops"))
     store.close()
 
 

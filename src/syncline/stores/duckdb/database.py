@@ -235,6 +235,12 @@ def _connect(config: DuckDBConfig, path: Path) -> duckdb.DuckDBPyConnection:
     }
     if config.temp_directory is not None:
         settings["temp_directory"] = str(config.temp_directory)
+    if path.name.partition(".")[0].lower() == "syncline":
+        # DuckDB names the database after the file, and our bookkeeping is in a schema of that name.
+        raise Misconfigured(
+            f"The DuckDB file {path} can't be called that: Syncline's own schema in it has the same name.",
+            remedy="Give the file another name (the target's path), such as copy.duckdb.",
+        )
     existed = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

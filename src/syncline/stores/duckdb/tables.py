@@ -111,6 +111,13 @@ def _check_names(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSc
             f"Namespace {schema.namespace} of table {schema.qualified} is taken in DuckDB.",
             remedy="Rename the schema at the source, or exclude the table.",
         )
+    ((catalog,),) = cursor.execute("select current_database()").fetchall()
+    if schema.namespace.lower() == catalog.lower():
+        raise Misconfigured(
+            f"Namespace {schema.namespace} of table {schema.qualified} has the name of the DuckDB file, and DuckDB can't "
+            "tell the two apart.",
+            remedy="Give the file another name (the target's path).",
+        )
     rows = cursor.execute(
         "select name, source from syncline.tables where lower(name) = lower($1)", [schema.qualified]
     ).fetchall()
