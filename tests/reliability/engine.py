@@ -106,7 +106,7 @@ def _die_at(point: str, nth: int) -> None:
     POINTS[point](act)
 
 
-def _arrived(service: SyncService, until: int) -> bool:
+def arrived(service: SyncService, until: int) -> bool:
     """Whether everything up to the LSN ``until`` is at every target, and nothing is being read again."""
     for name, one in service.status()["sources"].items():
         if one["state"] != "streaming" or service.sources[name].busy:
@@ -129,7 +129,7 @@ def _run(job: dict[str, Any]) -> int:
         while not stop.wait(0.01):
             if service.sources and all(s.ended for s in service.sources.values()):
                 break
-            if job.get("until") and _arrived(service, job["until"]):
+            if job.get("until") and arrived(service, job["until"]):
                 break
     finally:
         service.stop()
