@@ -1,4 +1,4 @@
-"""Several sources in one process: each has a log, a slot and a fate of its own, also where they share a target's file."""
+"""Several sources in one process: each has a log, a slot and a fate of its own, also where they share a file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from syncline.embedded import EmbeddedPostgres
 
 
 class Pair(Rig):
-    """Sources ``shop`` and ``crm``, two databases of one server (so that an LSN is one of both), with the same tables in
-    schemas of different names; copied into one file, or into one each."""
+    """Sources ``shop`` and ``crm``, two databases of one server (so that an LSN is one of both). The same tables in
+    schemas of different names are copied into one file, or into one each."""
 
     def __init__(self, shop: Database, crm: Database, folder: Path, *, shared: bool) -> None:
         super().__init__(shop, folder, targets=("copy",) if shared else ("shop_copy", "crm_copy"))

@@ -114,8 +114,8 @@ def _check_names(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSc
     ((catalog,),) = cursor.execute("select current_database()").fetchall()
     if schema.namespace.lower() == catalog.lower():
         raise Misconfigured(
-            f"Namespace {schema.namespace} of table {schema.qualified} has the name of the DuckDB file, and DuckDB can't "
-            "tell the two apart.",
+            f"Namespace {schema.namespace} of table {schema.qualified} has the name of the DuckDB file, and DuckDB "
+            "can't tell the two apart.",
             remedy="Give the file another name (the target's path).",
         )
     rows = cursor.execute(
