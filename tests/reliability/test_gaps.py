@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -122,6 +123,64 @@ def test_a_damaged_row_of_the_log_stops_with_a_gap_and_nothing_behind_it_is_appl
         assert ended_with(Gap, engine).code == "SL-DAMAGED"
     assert rig.rows("select count(*) from item where id >= 30000") == [(0,)]
     heals(rig)
+
+
+def damage_last_entry(rig: Rig) -> None:
+    with sqlite3.connect(rig.log / "main.log" / "log.sqlite") as connection:
+        n, head = connection.execute("select n, head from entry order by n desc limit 1").fetchone()
+        broken = bytearray(head)
+        broken[len(broken) // 2] ^= 0x01
+        connection.execute("update entry set head = ? where n = ?", [bytes(broken), n])
+    connection.close()
+
+
+def damage_file(rig: Rig) -> None:
+    for path in (rig.log / "main.log").glob("log.sqlite*"):
+        path.write_bytes(b"not a database any more" * 400)
+
+
+@pytest.mark.parametrize("damage", [damage_last_entry, damage_file])
+def test_a_log_too_damaged_to_be_opened_is_a_gap_that_stays_until_a_resync(
+    rig: Rig, damage: Callable[[Rig], None]
+) -> None:
+    filled(rig)
+    behind(rig)
+    damage(rig)
+    kept = log_files(rig)
+    for _ in range(2):
+        refuses(rig, "SL-DAMAGED")
+        assert log_files(rig) == kept, "what may want to be looked at was changed"
+    assert rig.rows("select count(*) from item where id >= 10000") == [(0,)]
+    heals(rig)
+
+
+def log_files(rig: Rig) -> dict[str, int]:
+    """Names and sizes of the log's files, without those that come and go with its use."""
+    passing = ("lock", "log.sqlite-wal", "log.sqlite-shm")
+    return {f.name: f.stat().st_size for f in (rig.log / "main.log").iterdir() if f.name not in passing}
+
+
+def test_a_log_too_damaged_to_be_opened_heals_by_itself_with_on_gap_resync(rig: Rig) -> None:
+    rig.set("source", on_gap="resync")
+    filled(rig)
+    behind(rig)
+    damage_last_entry(rig)
+    with rig.running() as engine:
+        engine.equal()
+        changed_again(rig)
+        engine.equal()
+        eventually(lambda: not rig.gaps() and not rig.alerts())
+    assert rig.gaps(ever=True) == ["SL-DAMAGED"]
+
+
+def test_a_resync_asked_for_before_the_start_mends_a_damaged_log(rig: Rig) -> None:
+    filled(rig)
+    behind(rig)
+    damage_last_entry(rig)
+    with ControlSchema(rig.database.dsn) as control:
+        control.request_resync("main")
+    with rig.running() as engine:
+        engine.equal()
 
 
 def test_a_deleted_log_is_a_gap_even_when_nothing_was_waiting_in_it(rig: Rig) -> None:

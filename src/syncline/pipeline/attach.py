@@ -14,11 +14,21 @@ from syncline.capture.slot import Identity, check_slot, create_slot, drop_slot, 
 from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo, matching_tables
 from syncline.change import Cursor
-from syncline.errors import Gap, Misconfigured
-from syncline.log import Incarnation
+from syncline.errors import Damaged, Gap, Misconfigured
+from syncline.log import Incarnation, Log
+from syncline.log.damaged import DamagedLog
+from syncline.log.embedded import EmbeddedLog, EmbeddedLogConfig
 from syncline.pipeline.reports import Reports
 
-__all__ = ["SOURCE_OLDER", "attach_slot", "choose_incarnation", "retire_log", "retire_slot", "usable_tables"]
+__all__ = [
+    "SOURCE_OLDER",
+    "attach_slot",
+    "choose_incarnation",
+    "open_log",
+    "retire_log",
+    "retire_slot",
+    "usable_tables",
+]
 
 SOURCE_OLDER = "SL-SOURCE-OLDER"
 
@@ -139,6 +149,18 @@ def retire_slot(connection: psycopg.Connection[Any], name: str, identity: Identi
     slot = read_slot(connection, name)
     if slot is not None and slot.plugin == "pgoutput" and slot.database == identity.database.rpartition(":")[0]:
         drop_slot(connection, name)
+
+
+def open_log(config: EmbeddedLogConfig, name: str) -> Log:
+    """The log of a source; for one that can't be opened for its damage, a log that says so to whoever uses it.
+
+    Raises:
+        Misconfigured, Unavailable: as :class:`~syncline.log.embedded.EmbeddedLog` says.
+    """
+    try:
+        return EmbeddedLog(config, name)
+    except Damaged as error:
+        return DamagedLog(error)
 
 
 def retire_log(folder: Path) -> None:

@@ -22,11 +22,11 @@ from syncline.change import Cursor, Entry, Loaded, Marker, Position, TableSchema
 from syncline.config import Config
 from syncline.errors import Gap, Policy, SynclineError, Unavailable, defect, origin, policy
 from syncline.log import Incarnation
-from syncline.log.embedded import EmbeddedLog
 from syncline.pipeline.attach import (
     SOURCE_OLDER,
     attach_slot,
     choose_incarnation,
+    open_log,
     retire_log,
     retire_slot,
     usable_tables,
@@ -62,7 +62,7 @@ class SourcePipeline:
         self.name = name
         self.config = config
         self.settings = config.sources[name]
-        self.log = EmbeddedLog(config.log, name)
+        self.log = open_log(config.log, name)
         self.state = "starting"
         self.error: SynclineError | None = None
         self.tables: list[TableInfo] = []
@@ -183,6 +183,7 @@ class SourcePipeline:
         if self._reset_due:
             self._reset()
             self._reset_due = False
+        self.log.incarnation()  # a damaged log is a gap, whatever else is away
         identity = self._identity = identify(self.settings)
         self._open_targets()
         if self._futile():
@@ -460,7 +461,7 @@ class SourcePipeline:
         self._renew_slot = True
         self.log.close()
         retire_log(self.config.log.folder(self.name))
-        self.log = EmbeddedLog(self.config.log, self.name)
+        self.log = open_log(self.config.log, self.name)
         self._talk("starting over: new log, every table is read again")
 
     # ---------------------------------------------------------------------------------------------- what targets tell
