@@ -191,7 +191,8 @@ class SyncGap(Base):
 
 
 class SyncRequest(Base):
-    """What an operator asks of a running engine. ``tables`` is a list of qualified names, NULL for all."""
+    """What an operator asks of a running engine. ``tables`` is a list of qualified names, NULL for all; so is ``''`` as
+    the target."""
 
     __tablename__ = "sync_requests"
     __table_args__ = (Index("sync_requests_open_idx", "source", "id", postgresql_where=text("done_at is null")),)
@@ -204,3 +205,4 @@ class SyncRequest(Base):
     taken_at: Mapped[datetime | None]
     done_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
+    target: Mapped[str] = mapped_column(server_default="")

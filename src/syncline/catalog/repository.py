@@ -90,12 +90,13 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an operator asked for. ``tables`` None means all."""
+    """What an operator asked for. ``tables`` None means all, and so does ``''`` as the target."""
 
     id: int
     kind: str
     source: str
     tables: tuple[str, ...] | None
+    target: str = ""
 
 
 class ControlSchema:
@@ -322,10 +323,11 @@ class ControlSchema:
 
     # --------------------------------------------------------------------------------------------------- requests
 
-    def request_resync(self, source: str, tables: Sequence[str] | None = None) -> int:
-        """Ask the engine to read these tables (None: all) of the source again; the request's id."""
+    def request_resync(self, source: str, tables: Sequence[str] | None = None, *, target: str = "") -> int:
+        """Ask the engine to read these tables (None: all) of the source again, for one target or all; its id."""
         wanted = None if tables is None else list(tables)
-        return int(self._rows(q.REQUEST, {"kind": "resync", "source": source, "tables": wanted})[0]["id"])
+        values = {"kind": "resync", "source": source, "tables": wanted, "target": target}
+        return int(self._rows(q.REQUEST, values)[0]["id"])
 
     def take_requests(self, source: str, *, again: bool = False) -> list[Request]:
         """Take the requests for a source, the oldest first; each is given to one caller only.
@@ -333,7 +335,9 @@ class ControlSchema:
         ``again`` gives out those that were taken but never finished as well: right when the engine starts.
         """
         rows = self._rows(q.TAKE_AGAIN if again else q.TAKE, {"source_": source})
-        found = [Request(r["id"], r["kind"], r["source"], r["tables"] and tuple(r["tables"])) for r in rows]
+        found = [
+            Request(r["id"], r["kind"], r["source"], r["tables"] and tuple(r["tables"]), r["target"]) for r in rows
+        ]
         return sorted(found, key=lambda request: request.id)
 
     def finish_request(self, request_id: int, outcome: str) -> None:

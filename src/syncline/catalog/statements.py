@@ -298,12 +298,12 @@ def _take(*conditions: ColumnElement[bool]) -> Any:
         .with_for_update(skip_locked=True)
     )
     taken: Update = update(SyncRequest).where(SyncRequest.id.in_(waiting)).values(taken_at=_NOW)
-    return taken.returning(SyncRequest.id, SyncRequest.kind, SyncRequest.source, SyncRequest.tables)
+    return taken.returning(SyncRequest.id, SyncRequest.kind, SyncRequest.source, SyncRequest.tables, SyncRequest.target)
 
 
 REQUEST = (
     insert(SyncRequest)
-    .values({name: bindparam(name) for name in ("kind", "source", "tables")})
+    .values({name: bindparam(name) for name in ("kind", "source", "tables", "target")})
     .returning(SyncRequest.id)
 )
 TAKE = _take(SyncRequest.taken_at.is_(None))

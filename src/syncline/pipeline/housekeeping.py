@@ -49,8 +49,9 @@ class Housekeeping:
         """Whether a whole resync of the source was waiting, which its caller begins; narrower requests are handed on
         once it streams."""
         waiting = self._requests[source]
-        self._begun |= {r.id for r in waiting if r.tables is None}
-        return any(r.tables is None for r in waiting)
+        whole = {r.id for r in waiting if r.tables is None and not r.target}
+        self._begun |= whole
+        return bool(whole)
 
     def start(self) -> None:
         self._thread.start()
@@ -100,9 +101,9 @@ class Housekeeping:
         self._reports.status(_rows(name, source, self.lags.get(name)))
 
     def _refresh(self, _: str, source: SourcePipeline) -> None:
-        """Look for new tables now and then, and at once when a load is due."""
+        """Look for new tables now and then, and at once when a load or a target is due."""
         now = time.monotonic()
-        if source.loads.due or now - self._refreshed.get(source.name, 0.0) >= _REFRESH_S:
+        if source.due or now - self._refreshed.get(source.name, 0.0) >= _REFRESH_S:
             self._refreshed[source.name] = now
             source.refresh()
 
@@ -126,7 +127,8 @@ class Housekeeping:
         killed before, the next start takes it again."""
         self._requests[name] += self._control.take_requests(name)
         for request in [r for r in self._requests[name] if r.id not in self._begun]:
-            source.resync(None if request.tables is None else list(request.tables))
+            if request.target in source.targets or not request.target:
+                source.resync(None if request.tables is None else list(request.tables), request.target or None)
             self._begun.add(request.id)
         if self._requests[name] and not source.busy:
             for request in self._requests[name]:

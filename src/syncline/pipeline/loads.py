@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from syncline.capture.snapshot import Load, LoadProgress, load
-from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo, reshaped, table_schema
 from syncline.change import Entry, Loaded, Marker
 from syncline.errors import SynclineError, defect
 from syncline.log import Incarnation
-from syncline.pipeline.reports import Reports
+from syncline.pipeline.context import Context
 from syncline.pipeline.target import Target
 
 __all__ = ["Loads"]
+
+# The tables to read, by the targets that need them.
+Wanted = dict[tuple[str, ...], list[TableInfo]]
 
 # A load that failed is tried again after this time.
 _AGAIN_S = 3.0
@@ -22,29 +24,24 @@ _AGAIN_S = 3.0
 
 class Loads:
     """The loads of one source. ``append`` writes to the log; ``progress`` tells how far the tables being read are;
-    ``finished`` counts the loads that came to an end, good or bad."""
+    ``finished`` counts the loads that came to an end, good or bad.
+
+    A load is for the targets that need it: its entries name them, and the others pass them over (correctness rule 10).
+    """
 
     def __init__(
         self,
-        name: str,
-        settings: SourceConfig,
+        context: Context,
         targets: dict[str, Target],
-        reports: Reports,
         append: Callable[[list[Entry]], None],
         stop: threading.Event,
-        talk: Callable[[str], None],
-        on_progress: Callable[[LoadProgress], None],
     ) -> None:
-        self._name = name
-        self._settings = settings
+        self._context = context
         self._targets = targets
-        self._reports = reports
         self._append = append
         self._stop = stop
-        self._talk = talk
-        self._on_progress = on_progress
         self._lock = threading.Lock()
-        self._due: set[str] = set()
+        self._due: dict[str, set[str]] = {}  # tables, and the targets that need them
         self._thread: threading.Thread | None = None
         self.progress: dict[str, LoadProgress] = {}
         self.finished = 0
@@ -61,10 +58,11 @@ class Loads:
         with self._lock:
             return bool(self._due) and not (self._thread is not None and self._thread.is_alive())
 
-    def request(self, tables: Sequence[str]) -> None:
-        """Have these tables read again beside the stream. Any thread."""
+    def request(self, tables: Iterable[str], target: str | None = None) -> None:
+        """Have these tables read again beside the stream, for one target or for all. Any thread."""
         with self._lock:
-            self._due.update(tables)
+            for table in tables:
+                self._due.setdefault(table, set()).update([target] if target is not None else self._targets)
 
     def join(self, timeout_s: float) -> None:
         """Wait for a load beside the stream to end (it does soon once the engine stops)."""
@@ -74,7 +72,7 @@ class Loads:
     def load_missing(self, tables: Sequence[TableInfo], incarnation: Incarnation, stale: Sequence[str]) -> None:
         """Read tables that a target does not have yet, and the stale ones. Before streaming, so that partial rows find
         their rows."""
-        wanted: dict[tuple[str, ...], list[TableInfo]] = {}
+        wanted: Wanted = {}
         running = {n: t.worker.cursor.loaded for n, t in self._targets.items() if t.worker is not None}
         for info in tables:
             old = info.qualified in stale
@@ -88,57 +86,68 @@ class Loads:
         """Whether a target needs the table read: it never was, or its rows may have changed without a row event."""
         known = loaded.get(info.qualified)
         if known is None:
-            waits = info.qualified in self._targets[target].board.gaps and self._settings.on_gap != "resync"
+            waits = info.qualified in self._targets[target].board.gaps and not self._context.resyncs
             return not waits
         return reshaped(known.shape, info.shape)
 
     def start_due(self, tables: Sequence[TableInfo], incarnation: Incarnation) -> None:
         """Begin to read what was requested, as these tables are now, in a thread of its own."""
+        wanted: Wanted = {}
         with self._lock:
-            infos = [t for t in tables if t.qualified in self._due]
+            for info in tables:
+                names = tuple(n for n in self._targets if n in self._due.get(info.qualified, ()))
+                if names:
+                    wanted.setdefault(names, []).append(info)
             self._due.clear()
-        if infos:
+        if wanted:
             self._thread = threading.Thread(
-                target=self._reload, args=(infos, incarnation), name=f"load-{self._name}", daemon=True
+                target=self._reload, args=(wanted, incarnation), name=f"load-{self._context.name}", daemon=True
             )
             self._thread.start()
 
-    def _reload(self, tables: list[TableInfo], incarnation: Incarnation) -> None:
+    def _reload(self, wanted: Wanted, incarnation: Incarnation) -> None:
         """What fails is due again."""
         try:
-            self._load(tables, tuple(self._targets), incarnation)
+            while wanted:
+                names = next(iter(wanted))
+                self._load(wanted[names], names, incarnation)
+                del wanted[names]
         except SynclineError as error:
-            self._failed(tables, error)
+            self._failed(wanted, error)
         except Exception as error:  # noqa: BLE001 - a defect must not leave the load undone without a word
-            self._failed(tables, defect(f"The load of source {self._name}", error))
+            self._failed(wanted, defect(f"The load of source {self._context.name}", error))
         else:
-            self._reports.resolve("SL-RELOAD", self._name)
+            self._context.reports.resolve("SL-RELOAD", self._context.name)
         finally:
             self.finished += 1
             self.progress.clear()
 
-    def _failed(self, tables: Sequence[TableInfo], error: SynclineError) -> None:
+    def _failed(self, wanted: Wanted, error: SynclineError) -> None:
         self._stop.wait(_AGAIN_S)
-        self.request([t.qualified for t in tables])
+        for names, infos in wanted.items():
+            for name in names:
+                self.request([info.qualified for info in infos], name)
         if not self._stop.is_set():
-            self._reports.alert("SL-RELOAD", "error", self._name, error)
+            self._context.reports.alert("SL-RELOAD", "error", self._context.name, error)
 
     def _load(self, tables: Sequence[TableInfo], names: tuple[str, ...], incarnation: Incarnation) -> None:
+        context = self._context
         only = None if len(names) == len(self._targets) else names
-        if not self._settings.initial_load:
+        if not context.settings.initial_load:
             markers = tuple(
                 Marker("loaded", t.qualified, Loaded(t.shape, columns=table_schema(t).outline)) for t in tables
             )
             self._append([Entry(markers, incarnation=incarnation.number, targets=only)])
             return
         what = Load(tables, incarnation.base, incarnation.number, only)
-        for entry in load(self._settings, what, self._stop, self._talk, self._note):
+        for entry in load(context.settings, what, self._stop, context.talk, self._note):
             self._append([entry])
             for item in entry.items:
                 if isinstance(item, Marker) and item.kind == "loaded":
                     self.progress.pop(item.table, None)
-                    self._reports.gap_closed(self._name, table=item.table)
+                    if only is None:
+                        context.reports.gap_closed(context.name, table=item.table)
 
     def _note(self, progress: LoadProgress) -> None:
         self.progress[progress.table] = progress
-        self._on_progress(progress)
+        self._context.on_load(progress)

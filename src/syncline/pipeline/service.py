@@ -13,6 +13,7 @@ from syncline.capture.snapshot import LoadProgress
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, store_class
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
+from syncline.pipeline.context import Context
 from syncline.pipeline.housekeeping import Housekeeping
 from syncline.pipeline.memory import return_freed_memory
 from syncline.pipeline.reports import Reports
@@ -66,9 +67,8 @@ class SyncService:
         self._control.check()
         try:
             for name in self.config.sources:
-                self.sources[name] = SourcePipeline(
-                    name, self.config, self._stores(name), self._control, self._reports, self._talk, self._on_load
-                )
+                context = Context(name, self.config, self._control, self._reports, self._talk, self._on_load)
+                self.sources[name] = SourcePipeline(context, self._stores(name))
             self._housekeeping = Housekeeping(self.sources, self._control, self._reports)
             self._housekeeping.prepare()
             for name, source in self.sources.items():
@@ -118,10 +118,11 @@ class SyncService:
         found += [t.error for s in self.sources.values() for t in s.targets.values() if t.error is not None]
         return found
 
-    def resync(self, source: str | None = None, tables: list[str] | None = None) -> None:
-        """Read tables again (all of them by default), as ``syncline resync`` does."""
-        for name in [source] if source else list(self.sources):
-            self.sources[name].resync(tables)
+    def resync(self, source: str | None = None, tables: list[str] | None = None, *, target: str | None = None) -> None:
+        """Read tables again (all of them by default; for all targets by default), as ``syncline resync`` does."""
+        followed = self.config.followed_by(target) if target else tuple(self.sources)
+        for name in [source] if source else followed:
+            self.sources[name].resync(tables, target)
 
     def status(self) -> dict[str, Any]:
         """A JSON-able picture: per source its state, place and lag, its log, and each target's cursor and figures."""

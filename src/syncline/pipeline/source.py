@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import structlog
 
-from syncline.apply.parking import Parking
 from syncline.apply.retry import Backoff, persist
-from syncline.capture.heal import read_rows
 from syncline.capture.slot import Identity, ensure_publication, identify, with_publication
-from syncline.capture.snapshot import LoadProgress
 from syncline.capture.source import connect, translated
 from syncline.capture.tables import TableInfo, catalogue_mark, only_lost_columns, reshaped
 from syncline.capture.wal import WalCapture
-from syncline.catalog.repository import ControlSchema
-from syncline.change import Cursor, Entry, Loaded, Marker, Position, TableSchema
-from syncline.config import Config
-from syncline.errors import Gap, Policy, SynclineError, Unavailable, defect, origin, policy
+from syncline.change import Entry, Loaded, Marker
+from syncline.errors import Gap, Policy, SynclineError, defect, origin, policy
 from syncline.log import Incarnation
 from syncline.pipeline.attach import (
     SOURCE_OLDER,
@@ -31,16 +25,14 @@ from syncline.pipeline.attach import (
     retire_slot,
     usable_tables,
 )
+from syncline.pipeline.context import Context
 from syncline.pipeline.loads import Loads
-from syncline.pipeline.pauses import apply_pauses, hold_name
-from syncline.pipeline.reports import Reports
-from syncline.pipeline.target import Target, TargetEvents
+from syncline.pipeline.targets import Targets
 from syncline.stores import Store
 
 __all__ = ["SourcePipeline"]
 
 _log = structlog.get_logger()
-Talk = Callable[[str], None]
 
 
 class SourcePipeline:
@@ -49,49 +41,29 @@ class SourcePipeline:
     States: starting, loading, streaming, retrying, gap (a person or ``on_gap`` decides), failed, stopped.
     """
 
-    def __init__(
-        self,
-        name: str,
-        config: Config,
-        stores: dict[str, Store],
-        control: ControlSchema,
-        reports: Reports,
-        talk: Talk,
-        on_load: Callable[[LoadProgress], None],
-    ) -> None:
-        self.name = name
-        self.config = config
-        self.settings = config.sources[name]
-        self.log = open_log(config.log, name)
+    def __init__(self, context: Context, stores: dict[str, Store]) -> None:
+        self.name = context.name
+        self.settings = context.settings
+        self.log = open_log(context.config.log, self.name)
         self.state = "starting"
         self.error: SynclineError | None = None
         self.tables: list[TableInfo] = []
-        self._control = control
-        self._reports = reports
-        self._talk = talk
+        self._context = context
+        self._reports = context.reports
+        self._talk = context.talk
         self._stop = threading.Event()
         self._again = threading.Event()
         self._start_over = False
         self._reset_due = False
         self._renew_slot = False
-        self._identity: Identity | None = None
         self._seen: tuple[Any, ...] = ()
         self._loads_seen, self._loads_end = -1, 0
         self._backoff = Backoff(0.2, 10.0)
-        events = TargetEvents(
-            failed=self._target_failed,
-            retrying=self._target_retrying,
-            schema_changed=self._schema_changed,
-            purge_below=self._purge_below,
-            caught_up=self._caught_up,
-            refused=self._refused,
-            loaded=self._loaded,
-        )
-        self.targets = {n: Target(n, s, events) for n, s in stores.items()}
-        self.loads = Loads(name, self.settings, self.targets, reports, self._append, self._stop, talk, on_load)
-        self._cursors: dict[str, Cursor | None] = {}
+        self._targets = Targets(context, stores, self)
+        self.targets = self._targets.by_name
+        self.loads = Loads(context, self.targets, self._append, self._stop)
         self._capture: WalCapture | None = None
-        self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"capture-{self.name}", daemon=True)
 
     # ------------------------------------------------------------------------------------------------------ lifecycle
 
@@ -108,38 +80,62 @@ class SourcePipeline:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         self.loads.join(timeout_s)
-        for target in self.targets.values():
-            target.stop(timeout_s)
+        self._targets.stop(timeout_s)
         if self.state not in ("gap", "failed"):
             self.state = "stopped"
 
     def close(self) -> None:
         """After :meth:`stop`: release the stores and the log."""
-        for target in self.targets.values():
-            target.store.close()
+        self._targets.close()
         self.log.close()
 
-    def resync(self, tables: Sequence[str] | None) -> None:
-        """Read these tables again (None: everything, from a new log on). Any thread."""
-        if tables is not None and self.state not in ("gap", "failed"):
-            self.loads.request(tables)
-            return
+    def resync(self, tables: Sequence[str] | None, target: str | None = None) -> None:
+        """Read these tables again (None: everything, from a new log on). Any thread.
+
+        For one ``target`` the log goes on as it is: a target that runs gets the tables (None: all) read again, one that
+        does not begins anew.
+        """
+        if target is not None and self.targets[target].running:
+            self.read_again([t.qualified for t in self.tables] if tables is None else tables, target)
+        elif target is not None:
+            self._targets.renew(target)
+        elif tables is not None and self.state not in ("gap", "failed"):
+            self.read_again(tables)
+        else:
+            self.start_over()
+
+    def read_again(self, tables: Sequence[str], target: str | None = None) -> None:
+        """Have tables read again beside the stream, for one target or for all. Any thread."""
+        self.loads.request(tables, target)
+
+    def start_over(self) -> None:
+        """Read everything again, from a new log on. Any thread."""
         self._start_over = True
         self._again.set()
         self._interrupt()
 
     @property
+    def loading(self) -> bool:
+        """Whether tables are being read, or are about to be."""
+        return self.loads.busy
+
+    @property
     def busy(self) -> bool:
         """Whether tables are read, or are about to be: what was asked of :meth:`resync` is not done yet."""
-        return self._start_over or self._reset_due or self.state != "streaming" or self.loads.busy
+        starting = self._start_over or self._reset_due or self._targets.renewing
+        return starting or self.state != "streaming" or self.loads.busy
+
+    @property
+    def due(self) -> bool:
+        """Whether :meth:`refresh` has something to do that should not wait."""
+        return self.loads.due or self._targets.renewing
 
     @property
     def ended(self) -> bool:
         """Whether nothing runs here any more, or waits for a person."""
         if not self._thread.is_alive() and self._thread.ident is not None:
             return True
-        idle = self.state in ("gap", "failed")
-        return idle or (bool(self.targets) and all(t.error is not None for t in self.targets.values()))
+        return self.state in ("gap", "failed") or self._targets.all_failed
 
     # ------------------------------------------------------------------------------------------------ capture's thread
 
@@ -165,7 +161,7 @@ class SourcePipeline:
         if isinstance(error, Gap):
             self._reports.gap(self.name, error)
             self._reports.flush()
-            if self.settings.on_gap == "resync":
+            if self._context.resyncs:
                 self._start_over = True
                 self._stop.wait(self._backoff.next())
                 return
@@ -184,27 +180,26 @@ class SourcePipeline:
             self._reset()
             self._reset_due = False
         self.log.incarnation()  # a damaged log is a gap, whatever else is away
-        identity = self._identity = identify(self.settings)
-        self._open_targets()
+        identity = identify(self.settings)
+        self._targets.open()
         if self._futile():
             return
         dsn = self.settings.dsn.get_secret_value()
         with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
             unpublished = self._choose_tables(connection)
-            incarnation = choose_incarnation(
-                connection, self.name, identity, self.log.incarnation(), self._cursors.values()
-            )
+            known, cursors = self.log.incarnation(), self._targets.cursors
+            incarnation = choose_incarnation(connection, self.name, identity, known, cursors)
             self.log.start_incarnation(incarnation)
             if self._renew_slot:
                 retire_slot(connection, self.settings.slot, identity)
                 self._renew_slot = False
             self._attach(connection, identity, incarnation)
-        self._start_targets(incarnation, identity)
-        self._forget_removed()
+        self._targets.start(incarnation, identity)
         if self.state != "streaming":
             self.state = "loading"
         self.loads.load_missing(self.tables, incarnation, unpublished)
-        self._gaps_mended()
+        self._reports.gap_closed(self.name)  # the slot continues the log
+        self._targets.mended()
         self._stream(incarnation)
 
     def _futile(self) -> bool:
@@ -219,18 +214,11 @@ class SourcePipeline:
             self._again.clear()
         return True
 
-    def _gaps_mended(self) -> None:
-        """The slot continues the log, the log continues the targets, and whatever had to be read is in the log."""
-        self._reports.gap_closed(self.name)
-        for name, target in self.targets.items():
-            if target.error is None:
-                self._reports.gap_closed(self.name, target=name)
-        working = [self.name, *(f"{self.name}/{n}" for n, t in self.targets.items() if t.error is None)]
-        self._reports.recovered(working)
-
     def _choose_tables(self, connection: Any) -> list[str]:
         """Look at the source's tables as they are now; returns those that were not published until now."""
-        tables = usable_tables(connection, self.name, self.settings, self.config.control.schema_name, self._reports)
+        tables = usable_tables(
+            connection, self.name, self.settings, self._context.config.control.schema_name, self._reports
+        )
         added = ensure_publication(connection, self.settings.publication, tables)
         # Last: what fails before is looked at again, with the tables as they were.
         self.tables = with_publication(connection, self.settings.publication, tables)
@@ -241,7 +229,7 @@ class SourcePipeline:
     @property
     def _never(self) -> tuple[str, ...]:
         """Schemas that are never captured: our own."""
-        return (self.config.control.schema_name,)
+        return (self._context.config.control.schema_name,)
 
     def _attach(self, connection: Any, identity: Identity, incarnation: Incarnation) -> None:
         durable = self.log.status().place
@@ -258,7 +246,7 @@ class SourcePipeline:
         Raises:
             Gap: an earlier session found the source older than the log, and nothing was read again since.
         """
-        for gap in self._control.gaps():
+        for gap in self._context.control.gaps():
             if (gap["source"], gap["target"], gap["table_name"], gap["code"]) == (self.name, "", "", SOURCE_OLDER):
                 raise Gap(gap["reason"], remedy="Run `syncline resync` to read the tables again.", code=SOURCE_OLDER)
 
@@ -270,10 +258,10 @@ class SourcePipeline:
         """
         if self.state != "streaming":
             return
-        self._open_late()
+        self._targets.start_late()
         dsn = self.settings.dsn.get_secret_value()
         with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
-            self.loads.request(self._unfinished())
+            self._request_unfinished()
             seen = catalogue_mark(connection, self._never)
             if seen == self._seen and not self.loads.due:
                 return
@@ -288,26 +276,16 @@ class SourcePipeline:
         if self.loads.due and incarnation is not None:
             self.loads.start_due(self.tables, incarnation)
 
-    def _open_late(self) -> None:
-        """Targets that were away when the source started (Guarantee 8). What they lack of tables is read for them."""
-        incarnation = self.log.incarnation()
-        if incarnation is not None and self._identity is not None and len(self._cursors) < len(self.targets):
-            self._open_targets()
-            self._start_targets(incarnation, self._identity)
-
-    def _unfinished(self) -> list[str]:
+    def _request_unfinished(self) -> None:
         """Tables whose load has begun and will not end: it was cut off with the process, and what it wrote to the log
         is applied only now. Known once a target has all that was in the log when the last load was over."""
         if self.loads.busy:
-            return []
+            return
         if self._loads_seen != self.loads.finished:
             self._loads_seen, self._loads_end = self.loads.finished, self.log.status().end
-        found: set[str] = set()
-        for target in self.targets.values():
+        for name, target in self.targets.items():
             if target.worker is not None and target.worker.cursor.position.n >= self._loads_end:
-                waiting = target.board.gaps | set(target.board.held())
-                found |= {t.qualified for t in self.tables} - set(target.worker.cursor.loaded) - waiting
-        return sorted(found)
+                self.loads.request(self._targets.missing(name), name)
 
     def _compare_shapes(self, before: dict[str, TableInfo]) -> None:
         """Have tables read again whose rows may have changed without a row event."""
@@ -373,147 +351,18 @@ class SourcePipeline:
 
         persist(lambda: self.log.append(entries), Backoff(0.05, 1.0), self._stop, tell)
 
-    # --------------------------------------------------------------------------------------------------------- set-up
-
-    def _open_targets(self) -> None:
-        for name, target in self.targets.items():
-            if name in self._cursors or target.error is not None:
-                continue
-            try:
-                self._cursors[name] = target.store.open(self.name)
-            except Unavailable as error:
-                if self.log.incarnation() is None:
-                    raise  # the versions of a new log have to be above those of every target (correctness rule 1)
-                self._target_retrying(name, error)
-            except SynclineError as error:
-                target.error = error
-                self._target_failed(name, error)
-
-    def _start_targets(self, incarnation: Incarnation, identity: Identity) -> None:
-        for name, target in self.targets.items():
-            if target.worker is not None or target.error is not None or name not in self._cursors:
-                continue
-            cursor = self._cursors[name]
-            end = Position(self.log.uuid, self.log.status().end)
-            fresh = Cursor(self.name, end, incarnation=incarnation.number)
-            if cursor is None:
-                cursor = fresh
-            elif not self._reachable(target, cursor):
-                if self.settings.on_gap != "resync" and cursor.loaded:
-                    continue
-                cursor = msgspec.structs.replace(cursor, position=end, loaded={}, through=0, place=0)
-            monitored = {t.qualified for t in self.tables}
-            cursor = msgspec.structs.replace(
-                cursor,
-                loaded={t: oid for t, oid in cursor.loaded.items() if t in monitored},
-                incarnation=incarnation.number,
-                base=incarnation.base,
-                system_identifier=identity.system_identifier,
-            )
-            parking = Parking(self._control, self.name, name)
-            self._restore(name, target, cursor)
-            target.start(self.log, cursor, self.config.apply, parking, self._heal)
-
-    def _forget_removed(self) -> None:
-        """Targets that are no longer configured must not hold back trimming. Brought back later, they are in a gap."""
-        for noted in self.log.status().cursors:
-            if noted.partition("/")[0] not in self.targets:
-                self._talk(f"target {noted} is no longer configured; the log keeps nothing for it")
-                self.log.forget(noted)
-
-    def _restore(self, name: str, target: Target, cursor: Cursor) -> None:
-        """Take over what an earlier run recorded, before anything is applied: pauses, and gaps of single tables."""
-        apply_pauses(self._control, self.name, target, self.log, cursor, self._control.pauses())
-        for gap in self._control.gaps():
-            if gap["source"] == self.name and gap["table_name"] and gap["target"] in ("", name):
-                target.board.open_gap(gap["table_name"])
-                if self.settings.on_gap == "resync":
-                    self.loads.request([gap["table_name"]])
-
-    def _reachable(self, target: Target, cursor: Cursor) -> bool:
-        """Whether the log continues where the target stands; else a gap (correctness rule 9)."""
-        try:
-            self.log.read(cursor.position, 1)
-        except Gap as gap:
-            if not cursor.loaded:
-                return False
-            self._reports.gap(self.name, gap, target=target.name)
-            target.error = gap if self.settings.on_gap != "resync" else None
-            return False
-        return True
-
-    def _heal(self, schema: TableSchema, keys: Any, xids: Sequence[int]) -> Any:
-        return read_rows(self.settings, schema, keys, xids)
-
     def _reset(self) -> None:
         """Start over: a new log, a new slot, every table read again. What the old ones hold is superseded by the loads,
         and may be the very transaction that could not be taken."""
-        for target in self.targets.values():
-            target.stop(30)
-            target.worker = None
-            target.error = None
-            target.store.close()
-            cursor = target.store.open(self.name)
-            if cursor is not None:
-                cursor = msgspec.structs.replace(cursor, loaded={})
-            self._cursors[target.name] = cursor
+        self._targets.reset()
         self._again.clear()
         self._renew_slot = True
         self.log.close()
-        retire_log(self.config.log.folder(self.name))
-        self.log = open_log(self.config.log, self.name)
+        retire_log(self._context.config.log.folder(self.name))
+        self.log = open_log(self._context.config.log, self.name)
         self._talk("starting over: new log, every table is read again")
-
-    # ---------------------------------------------------------------------------------------------- what targets tell
-
-    def _target_failed(self, name: str, error: SynclineError) -> None:
-        if isinstance(error, Gap):
-            self._reports.gap(self.name, error, target=name)
-            if self.settings.on_gap == "resync":
-                self.resync(None)
-        else:
-            self._reports.alert(error.code, "critical", f"{self.name}/{name}", error)
-            _log.error("target failed", source=self.name, target=name, error=str(error), at=origin(error))
-
-    def _target_retrying(self, name: str, error: SynclineError | None) -> None:
-        subject = f"{self.name}/{name}"
-        if error is None:
-            self._reports.resolve("SL-TARGET-AWAY", subject)
-        else:
-            self._reports.alert("SL-TARGET-AWAY", "warning", subject, error)
 
     def _table_lost(self, table: str, error: SynclineError) -> None:
         self._reports.gap(self.name, error, table=table)
-        if self.settings.on_gap == "resync":
+        if self._context.resyncs:
             self.resync([table])
-
-    def _schema_changed(self, schema: TableSchema) -> None:
-        """A new shape arrived at a target: rows may have changed without a row event; read them again."""
-        self._talk(f"table {schema.qualified} changed its columns; it is read again")
-        self.loads.request([schema.qualified])
-
-    def _refused(self, name: str, table: str, error: SynclineError) -> None:
-        """A target can't take one table: a gap of that table there, until someone mends it and asks for a resync."""
-        self._reports.gap(self.name, error, target=name, table=table)
-
-    def _loaded(self, name: str, table: str) -> None:
-        """What was read is at the target: whatever it refused or missed of the table before is mended."""
-        self._reports.gap_closed(self.name, target=name, table=table)
-
-    def _purge_below(self, name: str) -> int | None:
-        worker = self.targets[name].worker
-        if worker is None or self.loads.busy:
-            return None
-        try:
-            parked = self._control.open_dead_letters(name)
-        except Unavailable:
-            return None
-        return None if parked or self.targets[name].board.held() else worker.cursor.version
-
-    def _caught_up(self, name: str, table: str) -> bool:
-        try:
-            self._control.release(self.name, name, table)
-        except Unavailable:
-            return False
-        self.log.forget(hold_name(name, table))
-        return True

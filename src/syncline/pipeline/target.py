@@ -23,13 +23,14 @@ __all__ = ["Target", "TargetEvents"]
 class TargetEvents:
     """What a target tells its source, and asks of it.
 
-    ``retrying`` with None: it works again. ``caught_up`` answers whether that is recorded; if not, the target does it
-    again. ``purge_below`` answers None while older changes could still come.
+    ``failed`` answers whether the target begins anew by itself. ``retrying`` with None: it works again. ``caught_up``
+    answers whether that is recorded; if not, the target does it again. ``purge_below`` answers None while older changes
+    could still come.
     """
 
-    failed: Callable[[str, SynclineError], None]
+    failed: Callable[[str, SynclineError], bool]
     retrying: Callable[[str, SynclineError | None], None]
-    schema_changed: Callable[[TableSchema], None]
+    schema_changed: Callable[[str, TableSchema], None]
     purge_below: Callable[[str], int | None]
     caught_up: Callable[[str, str], bool]
     refused: Callable[[str, str, SynclineError], None]
@@ -57,6 +58,11 @@ class Target:
         self._thread = threading.Thread(target=self._run, args=(self.worker,), name=f"apply-{self.name}", daemon=True)
         self._thread.start()
 
+    @property
+    def running(self) -> bool:
+        """Whether changes are applied, or wait to be."""
+        return self._thread is not None and self._thread.is_alive()
+
     def stop(self, timeout_s: float) -> None:
         """End behind the step in progress."""
         if self.worker:
@@ -74,10 +80,10 @@ class Target:
             self._fail(worker, defect(f"Target {self.name}", error))
 
     def _fail(self, worker: Worker, error: SynclineError) -> None:
-        self.error = error
         worker.progress.state = "gap" if isinstance(error, Gap) else "failed"
         worker.progress.message = str(error)
-        self._events.failed(self.name, error)
+        if not self._events.failed(self.name, error):
+            self.error = error
 
     # ------------------------------------------------------------------------------------------ Host, for the worker
 
@@ -107,7 +113,7 @@ class Target:
         self._events.loaded(self.name, table)
 
     def schema_changed(self, schema: TableSchema) -> None:
-        self._events.schema_changed(schema)
+        self._events.schema_changed(self.name, schema)
 
     def refused(self, table: str, error: SynclineError) -> None:
         self.board.open_gap(table)

@@ -64,18 +64,19 @@ def resume(context: typer.Context, source: Source = None, target: Target = None,
 def resync(
     context: typer.Context,
     source: Source = None,
+    target: Target = None,
     table: Annotated[
         list[str] | None, typer.Option("--table", metavar="SCHEMA.TABLE", help="Only this table; may be repeated.")
     ] = None,
 ) -> None:
     """Ask the running engine to read tables again from the source: what differs is repaired, also after a gap."""
     config = session_of(context).config()
-    sources = _sources(config, source, None)
+    sources = _sources(config, source, target)
     wanted = _at_their_sources(config, sources, table) if table else dict.fromkeys(sources)
     with control_schema(config) as control:
         for name, tables in wanted.items():
-            number = control.request_resync(name, tables)
-            what = ", ".join(tables) if tables else "all tables"
+            number = control.request_resync(name, tables, target=target or "")
+            what = (", ".join(tables) if tables else "all tables") + (f" for target {target}" if target else "")
             talk.print(f"Request {number}: source {name}, {what} will be read again. `syncline status` shows how far.")
 
 

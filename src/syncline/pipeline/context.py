@@ -1,0 +1,39 @@
+"""What all parts of one source's pipeline work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from syncline.capture.snapshot import LoadProgress
+from syncline.capture.source import SourceConfig
+from syncline.catalog.repository import ControlSchema
+from syncline.config import Config
+from syncline.pipeline.reports import Reports
+
+__all__ = ["Context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One source's name, the whole configuration, where to report, and who listens.
+
+    ``talk`` hears what a person wants to know, ``on_load`` the progress of loads; both from any thread.
+    """
+
+    name: str
+    config: Config
+    control: ControlSchema
+    reports: Reports
+    talk: Callable[[str], None]
+    on_load: Callable[[LoadProgress], None]
+
+    @property
+    def settings(self) -> SourceConfig:
+        """Those of the source."""
+        return self.config.sources[self.name]
+
+    @property
+    def resyncs(self) -> bool:
+        """Whether a gap is mended without asking a person."""
+        return self.settings.on_gap == "resync"
