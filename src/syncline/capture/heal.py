@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +21,17 @@ __all__ = ["read_rows"]
 _VISIBLE_WITHIN_S = 30.0
 
 
-def read_rows(config: SourceConfig, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int]) -> pa.RecordBatch:
+def read_rows(
+    config: SourceConfig, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event
+) -> pa.RecordBatch:
     """The rows of ``schema`` with these keys, seen after all transactions ``xids`` (64-bit ids, all committed).
 
     Keys that are gone are missing from the result. A committed transaction may be in the WAL and still invisible (it
-    waits for a synchronous standby), so visibility is waited for, for a bounded time.
+    waits for a synchronous standby), so visibility is waited for, for a bounded time. A slot's exported snapshot is no
+    way around: making a slot waits for such transactions too.
 
     Raises:
-        Unavailable: the source can't be reached, or the transactions did not become visible in time.
+        Unavailable: the source can't be reached, ``stop`` was set, or the transactions did not become visible in time.
         Gap: the table has another shape by now (:data:`~syncline.errors.SCHEMA_DRIFT`).
     """
     dsn = config.dsn.get_secret_value()
@@ -44,7 +48,8 @@ def read_rows(config: SourceConfig, schema: TableSchema, keys: pa.RecordBatch, x
                     f"Rows of table {schema.qualified} can't be healed yet: their transaction is not visible.",
                     remedy="Look for a synchronous standby that does not answer.",
                 )
-            time.sleep(0.05)
+            if stop.wait(0.05):
+                raise Unavailable("Healing was asked to stop.")
 
 
 def _found(

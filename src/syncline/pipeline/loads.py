@@ -50,24 +50,24 @@ class Loads:
     def busy(self) -> bool:
         """Whether tables are being read, or are about to be."""
         with self._lock:
-            return bool(self._due or self.progress) or (self._thread is not None and self._thread.is_alive())
+            return bool(self._due or self.progress) or self.running
 
     @property
     def due(self) -> bool:
         """Whether a load beside the stream can and should start."""
         with self._lock:
-            return bool(self._due) and not (self._thread is not None and self._thread.is_alive())
+            return bool(self._due) and not self.running
+
+    @property
+    def running(self) -> bool:
+        """Whether a load beside the stream is under way; it ends soon once the engine stops."""
+        return self._thread is not None and self._thread.is_alive()
 
     def request(self, tables: Iterable[str], target: str | None = None) -> None:
         """Have these tables read again beside the stream, for one target or for all. Any thread."""
         with self._lock:
             for table in tables:
                 self._due.setdefault(table, set()).update([target] if target is not None else self._targets)
-
-    def join(self, timeout_s: float) -> None:
-        """Wait for a load beside the stream to end (it does soon once the engine stops)."""
-        if self._thread:
-            self._thread.join(timeout_s)
 
     def load_missing(self, tables: Sequence[TableInfo], incarnation: Incarnation, stale: Sequence[str]) -> None:
         """Read tables that a target does not have yet, and the stale ones. Before streaming, so that partial rows find

@@ -24,6 +24,10 @@ __all__ = ["EXIT_GAP", "EXIT_INTERNAL", "EXIT_MISCONFIGURED", "EXIT_UNAVAILABLE"
 
 _log = structlog.get_logger()
 
+# Stopping says what it waits for after this time.
+_PATIENCE_S = 3.0
+_POLL_S = 0.01
+
 EXIT_INTERNAL, EXIT_MISCONFIGURED, EXIT_UNAVAILABLE, EXIT_GAP = 1, 2, 3, 4
 
 
@@ -86,15 +90,37 @@ class SyncService:
         }
 
     def stop(self, timeout_s: float = 30.0) -> None:
-        """Drain: end behind the step each target is in, confirm nothing that is not durable, release everything."""
+        """Drain: end behind the step each target is in, confirm nothing that is not durable, release everything.
+
+        What has not ended after ``timeout_s`` is not waited for, except for a transaction that a store has under way.
+        It loses nothing: its step is done again at the next start.
+        """
         for source in self.sources.values():
-            source.stop(timeout_s)
+            source.ask_to_stop()
+        self._await_end(timeout_s)
+        for source in self.sources.values():
+            source.note_stopped()
         if self._housekeeping:
             self._housekeeping.stop()
         for source in self.sources.values():
             source.close()
         self._control.close()
         self._stopped.set()
+
+    def _await_end(self, timeout_s: float) -> None:
+        """Wait for what was asked to stop, and say what is waited for if that takes long."""
+        began, told = time.monotonic(), False
+        while working := [what for source in self.sources.values() for what in source.working()]:
+            waited_s = time.monotonic() - began
+            if waited_s >= timeout_s:
+                self._talk(
+                    f"not ended after {timeout_s:g} s: {', '.join(working)}; the next start does that step again"
+                )
+                return
+            if waited_s >= _PATIENCE_S and not told:
+                self._talk(f"stopping waits, at most {timeout_s:g} s in all, for {', '.join(working)}")
+                told = True
+            time.sleep(_POLL_S)
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Block until :meth:`stop` was called or nothing runs any more; the exit code (0 done, 1 internal, 2

@@ -51,7 +51,7 @@ class SourcePipeline:
         self._context = context
         self._reports = context.reports
         self._talk = context.talk
-        self._stop = threading.Event()
+        self.stopping = threading.Event()
         self._again = threading.Event()
         self._start_over = False
         self._reset_due = False
@@ -61,7 +61,7 @@ class SourcePipeline:
         self._backoff = Backoff(0.2, 10.0)
         self._targets = Targets(context, stores, self)
         self.targets = self._targets.by_name
-        self.loads = Loads(context, self.targets, self._append, self._stop)
+        self.loads = Loads(context, self.targets, self._append, self.stopping)
         self._capture: WalCapture | None = None
         self._thread = threading.Thread(target=self._run, name=f"capture-{self.name}", daemon=True)
 
@@ -72,20 +72,31 @@ class SourcePipeline:
         self._start_over = start_over
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> None:
-        """Stop capturing, and finish the step each target is in."""
-        self._stop.set()
+    def ask_to_stop(self) -> None:
+        """Have the capture end, the loads, and each target behind the step it is in; :meth:`working` tells when they
+        did."""
+        self.stopping.set()
         self._again.set()
         self._interrupt()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        self.loads.join(timeout_s)
-        self._targets.stop(timeout_s)
+        self._targets.ask_to_stop()
+
+    def working(self) -> list[str]:
+        """What has not come to an end yet, in words."""
+        parts = {
+            f"the capture of source {self.name}": self._thread.is_alive(),
+            f"a load of source {self.name}": self.loads.running,
+            **{f"target {name}, which is writing": target.running for name, target in self.targets.items()},
+        }
+        return [what for what, alive in parts.items() if alive]
+
+    def note_stopped(self) -> None:
+        """Nothing is waited for any more."""
         if self.state not in ("gap", "failed"):
             self.state = "stopped"
 
     def close(self) -> None:
-        """After :meth:`stop`: release the stores and the log."""
+        """Release the stores and the log, whether or not everything came to an end: what was not durable with its
+        cursor is done again at the next start."""
         self._targets.close()
         self.log.close()
 
@@ -140,7 +151,7 @@ class SourcePipeline:
     # ------------------------------------------------------------------------------------------------ capture's thread
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self.stopping.is_set():
             try:
                 self._session()
             except SynclineError as error:
@@ -150,20 +161,20 @@ class SourcePipeline:
 
     def _handle(self, error: SynclineError) -> None:
         """Decide what happens after the session ended with this error."""
-        if self._stop.is_set() or self._start_over:
+        if self.stopping.is_set() or self._start_over:
             return
         self.error = error
         if policy(error) is Policy.RETRY:
             self.state = "retrying"
             self._reports.alert("SL-SOURCE-AWAY", "warning", self.name, error)
-            self._stop.wait(self._backoff.next())
+            self.stopping.wait(self._backoff.next())
             return
         if isinstance(error, Gap):
             self._reports.gap(self.name, error)
             self._reports.flush()
             if self._context.resyncs:
                 self._start_over = True
-                self._stop.wait(self._backoff.next())
+                self.stopping.wait(self._backoff.next())
                 return
             self.state = "gap"
         else:
@@ -256,7 +267,7 @@ class SourcePipeline:
         PostgreSQL sends nothing for what ALTER TABLE does to rows, and no new shape before the next row changes
         (correctness rule 20), so the catalogue is looked at again and again.
         """
-        if self.state != "streaming":
+        if self.state != "streaming" or self.stopping.is_set():
             return
         self._targets.start_late()
         dsn = self.settings.dsn.get_secret_value()
@@ -321,7 +332,7 @@ class SourcePipeline:
                 if entry.place:
                     capture.confirm(entry.place)  # Guarantee 1: durable in the log first
                 self._streaming()
-                if self._stop.is_set() or self._start_over:
+                if self.stopping.is_set() or self._start_over:
                     return
         finally:
             self._capture = None
@@ -349,7 +360,7 @@ class SourcePipeline:
             else:
                 self._reports.alert(error.code, "critical", self.name, error)
 
-        persist(lambda: self.log.append(entries), Backoff(0.05, 1.0), self._stop, tell)
+        persist(lambda: self.log.append(entries), Backoff(0.05, 1.0), self.stopping, tell)
 
     def _reset(self) -> None:
         """Start over: a new log, a new slot, every table read again. What the old ones hold is superseded by the loads,

@@ -47,6 +47,7 @@ class Target:
         self.error: SynclineError | None = None
         self._events = events
         self._thread: threading.Thread | None = None
+        self._abandoned: Worker | None = None
         self.worker: Worker | None = None
 
     def start(self, log: Log, cursor: Cursor, config: ApplyConfig, parking: Parking, healer: Healer) -> None:
@@ -63,12 +64,18 @@ class Target:
         """Whether changes are applied, or wait to be."""
         return self._thread is not None and self._thread.is_alive()
 
-    def stop(self, timeout_s: float) -> None:
-        """End behind the step in progress."""
+    def ask_to_stop(self) -> None:
+        """Have it end behind the step in progress; ``running`` tells when it did."""
         if self.worker:
             self.worker.stop()
+
+    def stop(self, timeout_s: float) -> None:
+        """End behind the step in progress. After ``timeout_s`` nobody waits any more: that step may find its store
+        closed, and is done again from the target's own cursor."""
+        self.ask_to_stop()
         if self._thread:
             self._thread.join(timeout_s)
+        self._abandoned = self.worker if self.running else None
 
     def _run(self, worker: Worker) -> None:
         try:
@@ -80,6 +87,9 @@ class Target:
             self._fail(worker, defect(f"Target {self.name}", error))
 
     def _fail(self, worker: Worker, error: SynclineError) -> None:
+        if worker is self._abandoned:
+            worker.progress.state = "stopped"
+            return
         worker.progress.state = "gap" if isinstance(error, Gap) else "failed"
         worker.progress.message = str(error)
         if not self._events.failed(self.name, error):

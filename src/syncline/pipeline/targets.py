@@ -33,6 +33,7 @@ class Owner(Protocol):
 
     log: Log
     tables: list[TableInfo]
+    stopping: threading.Event
 
     def read_again(self, tables: Sequence[str], target: str | None = None) -> None:
         """Have tables read again beside the stream, for one target or for all. Any thread."""
@@ -241,13 +242,15 @@ class Targets:
                 self._cursors[target.name] = cursor
             self._renewing.clear()
 
-    def stop(self, timeout_s: float) -> None:
-        """End each target behind the step it is in."""
+    def ask_to_stop(self) -> None:
+        """Have each target end behind the step it is in."""
         for target in self.by_name.values():
-            target.stop(timeout_s)
+            target.ask_to_stop()
 
     def close(self) -> None:
+        """Release the stores. Nobody waits any more for a target that has not ended."""
         for target in self.by_name.values():
+            target.stop(0)
             target.store.close()
 
     # ---------------------------------------------------------------------------------------------- what targets tell
@@ -322,4 +325,4 @@ class Targets:
         return True
 
     def _heal(self, schema: TableSchema, keys: Any, xids: Sequence[int]) -> Any:
-        return read_rows(self._context.settings, schema, keys, xids)
+        return read_rows(self._context.settings, schema, keys, xids, self._owner.stopping)

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,19 +81,26 @@ def run(
             service.start()
             signals.starting = False
         except _AskedWhileStarting:
-            service.stop(_STOP_S)
+            _stop(service)
             raise typer.Exit(0) from None
         tell(f"Syncline runs ({', '.join(config.sources)} -> {', '.join(config.targets)}). Ctrl-C stops it.")
         try:
             code = _watch(service, signals, status_every_s, tell)
         finally:
-            service.stop(_STOP_S)
+            _stop(service)
     if signals.asked:
         tell("Stopped.")
         raise typer.Exit(0)
     for error in service.errors():
         talk.print(as_message(error))
     raise typer.Exit(code)
+
+
+def _stop(service: SyncService) -> None:
+    """Drain in a thread of its own, for this one has to hear a second signal: inside a store's own code, such as a
+    checkpoint, no handler runs."""
+    with ThreadPoolExecutor(1, thread_name_prefix="stop") as pool:
+        pool.submit(service.stop, _STOP_S).result()
 
 
 def _watch(service: SyncService, signals: _Signals, every_s: float, tell: Callable[[str], object]) -> int:
