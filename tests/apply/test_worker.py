@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from servers import eventually
-from syncline.apply.worker import Worker
+from syncline.apply.worker import Surroundings, Worker
 from syncline.change import (
     Batch,
     Column,
@@ -97,7 +97,7 @@ class Bench:
         self.host.begin(cursor.loaded)
         config = ApplyConfig(retry_base_s=0.001, retry_max_s=0.002, max_transaction_bytes=65_536, max_rows=10)
         parking: Any = NoParking()
-        return Worker("main", self.log, self.store, cursor, config, self.host, parking, no_healer)
+        return Worker("main", self.log, self.store, cursor, config, Surroundings(self.host, parking, no_healer))
 
     @contextmanager
     def working(self) -> Iterator[Worker]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -23,7 +23,7 @@ from syncline.errors import SCHEMA_DRIFT, Gap, Misconfigured, Policy, Rejected, 
 from syncline.log import Log
 from syncline.stores import Store, TableWork, Work
 
-__all__ = ["Host", "Worker"]
+__all__ = ["Host", "Surroundings", "Worker"]
 
 _READ_WAIT_S = 0.1
 _GATHER_WAIT_S = 0.2
@@ -58,28 +58,29 @@ class Host(Scope, Protocol):
         """A step is tried again for this error; None when it worked."""
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a worker turns to where a change is not simply applied."""
+
+    host: Host
+    parking: Parking
+    healer: Healer
+
+
 class Worker:
     """Applies one source's log to one store, from the store's own cursor on, in the calling thread."""
 
     def __init__(
-        self,
-        target: str,
-        log: Log,
-        store: Store,
-        cursor: Cursor,
-        config: ApplyConfig,
-        host: Host,
-        parking: Parking,
-        healer: Healer,
+        self, target: str, log: Log, store: Store, cursor: Cursor, config: ApplyConfig, surroundings: Surroundings
     ) -> None:
         self._target = target
         self._log = log
         self._store = store
         self.cursor = cursor
         self._config = config
-        self._host = host
-        self._parking = parking
-        self._healer = healer
+        self._host = surroundings.host
+        self._parking = surroundings.parking
+        self._healer = surroundings.healer
         limits = store.limits
         self._stream_size = Size(min(config.max_rows, limits.max_rows), min(config.max_bytes, limits.max_bytes))
         # Who lowers apply.max_bytes has little memory.

@@ -24,7 +24,6 @@ _SESSION = {
     "intervalstyle": "postgres",
     "extra_float_digits": "3",
     "bytea_output": "hex",
-    "client_encoding": "UTF8",
 }
 
 # What a failed login says where the driver gives no SQLSTATE.
@@ -140,52 +139,35 @@ def connect(dsn: str, *, timeout_s: int = 10, application: str = "syncline", **k
     Raises:
         Unavailable, Misconfigured: as :func:`translate` decides.
     """
-    options = " ".join(f"-c {k}={v}" for k, v in _SESSION.items() if k != "client_encoding")
     with translated(dsn):
-        given = conninfo.conninfo_to_dict(dsn)
-        options = f"{given.get('options', '')} {options}".strip()
-        return psycopg.connect(
-            dsn,
-            autocommit=True,
-            connect_timeout=timeout_s,
-            application_name=application,
-            options=options,
-            client_encoding="UTF8",
-            **kwargs,
-        )
+        return psycopg.connect(dsn, autocommit=True, **_session(dsn, timeout_s, application), **kwargs)
 
 
 def connect_replication(dsn: str, *, timeout_s: int = 10) -> Any:
     """A psycopg2 logical replication connection with the same session settings (the walsender prints the values)."""
-    options = " ".join(f"-c {k}={v}" for k, v in _SESSION.items() if k != "client_encoding")
     with translated(dsn):
-        given = conninfo.conninfo_to_dict(dsn)
-        options = f"{given.get('options', '')} {options}".strip()
-        return psycopg2.connect(
-            dsn,
-            connection_factory=psycopg2.extras.LogicalReplicationConnection,
-            connect_timeout=timeout_s,
-            application_name="syncline-capture",
-            options=options,
-            client_encoding="UTF8",
-        )
+        factory = psycopg2.extras.LogicalReplicationConnection
+        return psycopg2.connect(dsn, connection_factory=factory, **_session(dsn, timeout_s, "syncline-capture"))
 
 
 def connect_plain(dsn: str, *, timeout_s: int = 10) -> Any:
     """A psycopg2 connection in autocommit with the same session settings: its COPY hands on a row in one C call."""
-    options = " ".join(f"-c {k}={v}" for k, v in _SESSION.items() if k != "client_encoding")
     with translated(dsn):
-        given = conninfo.conninfo_to_dict(dsn)
-        options = f"{given.get('options', '')} {options}".strip()
-        connection = psycopg2.connect(
-            dsn,
-            connect_timeout=timeout_s,
-            application_name="syncline-load",
-            options=options,
-            client_encoding="UTF8",
-        )
+        connection = psycopg2.connect(dsn, **_session(dsn, timeout_s, "syncline-load"))
         connection.autocommit = True
         return connection
+
+
+def _session(dsn: str, timeout_s: int, application: str) -> dict[str, Any]:
+    """The arguments that all connections share; options that the connection string gives stay."""
+    given = conninfo.conninfo_to_dict(dsn).get("options", "")
+    options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+    return {
+        "connect_timeout": timeout_s,
+        "application_name": application,
+        "options": f"{given} {options}".strip(),
+        "client_encoding": "UTF8",
+    }
 
 
 def printed(column: sql.Composable) -> sql.Composed:

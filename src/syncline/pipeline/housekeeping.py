@@ -11,11 +11,12 @@ import psycopg
 import structlog
 
 from syncline.capture.source import connect, translated
-from syncline.catalog.repository import ControlSchema, Request, StatusRow
+from syncline.catalog.repository import ControlSchema, Request
 from syncline.errors import SynclineError, Unavailable, defect
 from syncline.pipeline.pauses import apply_pauses
 from syncline.pipeline.reports import Reports
 from syncline.pipeline.source import SourcePipeline
+from syncline.pipeline.status import source_status, status_rows
 
 __all__ = ["Housekeeping"]
 
@@ -98,7 +99,8 @@ class Housekeeping:
         source.log.trim()
 
     def _tell(self, name: str, source: SourcePipeline) -> None:
-        self._reports.status(_rows(name, source, self.lags.get(name)))
+        status = source_status(source, self.lags.get(name), latencies=False)
+        self._reports.status(status_rows(name, status))
 
     def _refresh(self, _: str, source: SourcePipeline) -> None:
         """Look for new tables now and then, and at once when a load or a target is due."""
@@ -140,35 +142,3 @@ class Housekeeping:
         for target in source.targets.values():
             if target.worker is not None:
                 apply_pauses(self._control, name, target, source.log, target.worker.cursor, pauses)
-
-
-def _rows(name: str, source: SourcePipeline, lag: int | None) -> list[StatusRow]:
-    log = source.log.status()
-    message = str(source.error) if source.error else ""
-    rows = [
-        StatusRow(name, state=source.state, log=log.log, n=log.end, place=log.place, lag_bytes=lag, message=message)
-    ]
-    for target in source.targets.values():
-        worker = target.worker
-        if worker is None:
-            failed = str(target.error) if target.error else ""
-            rows.append(StatusRow(name, target.name, state="failed" if failed else "starting", message=failed))
-            continue
-        progress, cursor = worker.progress, worker.cursor
-        behind = log.end > cursor.position.n
-        rows.append(
-            StatusRow(
-                name,
-                target.name,
-                state=progress.state,
-                log=cursor.position.log,
-                n=cursor.position.n,
-                place=cursor.place,
-                through=cursor.through,
-                rows_applied=progress.rows,
-                rows_per_s=progress.rate(),
-                lag_s=progress.lag_s() if behind else 0.0,
-                message=progress.message,
-            )
-        )
-    return rows

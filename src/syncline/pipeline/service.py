@@ -18,6 +18,7 @@ from syncline.pipeline.housekeeping import Housekeeping
 from syncline.pipeline.memory import return_freed_memory
 from syncline.pipeline.reports import Reports
 from syncline.pipeline.source import SourcePipeline
+from syncline.pipeline.status import source_status
 from syncline.stores import Store
 
 __all__ = ["EXIT_GAP", "EXIT_INTERNAL", "EXIT_MISCONFIGURED", "EXIT_UNAVAILABLE", "SyncService"]
@@ -153,7 +154,7 @@ class SyncService:
     def status(self) -> dict[str, Any]:
         """A JSON-able picture: per source its state, place and lag, its log, and each target's cursor and figures."""
         lags = self._housekeeping.lags if self._housekeeping else {}
-        return {"sources": {name: _source_status(source, lags.get(name)) for name, source in self.sources.items()}}
+        return {"sources": {name: source_status(source, lags.get(name)) for name, source in self.sources.items()}}
 
 
 def _code(error: SynclineError) -> int:
@@ -162,43 +163,3 @@ def _code(error: SynclineError) -> int:
     if isinstance(error, Misconfigured):
         return EXIT_MISCONFIGURED
     return EXIT_UNAVAILABLE if isinstance(error, Unavailable) else EXIT_INTERNAL
-
-
-def _source_status(source: SourcePipeline, lag_bytes: int | None) -> dict[str, Any]:
-    log = source.log.status()
-    return {
-        "state": source.state,
-        "message": str(source.error) if source.error else "",
-        "place": log.place,
-        "lag_bytes": lag_bytes,
-        "tables": [t.qualified for t in source.tables],
-        "loading": {
-            p.table: {"rows": p.rows, "bytes_done": p.bytes_done, "bytes_total": p.bytes_total}
-            for p in list(source.loads.progress.values())
-        },
-        "log": {"log": log.log, "head": log.head, "end": log.end, "size_bytes": log.size_bytes},
-        "targets": {name: _target_status(target, log.end) for name, target in source.targets.items()},
-    }
-
-
-def _target_status(target: Any, end: int) -> dict[str, Any]:
-    worker = target.worker
-    if worker is None:
-        state = "starting" if target.error is None else ("gap" if isinstance(target.error, Gap) else "failed")
-        return {"state": state, "message": str(target.error) if target.error else ""}
-    progress, cursor = worker.progress, worker.cursor
-    behind = end > cursor.position.n
-    return {
-        "state": progress.state,
-        "message": progress.message,
-        "cursor": cursor.position.n,
-        "place": cursor.place,
-        "through": cursor.through,
-        "rows_applied": progress.rows,
-        "rows_per_s": round(progress.rate(), 1),
-        "lag_s": round(progress.lag_s(), 3) if behind else 0.0,
-        "healed": progress.healed,
-        "parked": progress.parked,
-        "loaded": list(cursor.loaded),
-        **progress.latency_ms(),
-    }

@@ -9,11 +9,11 @@ from typing import Any
 import structlog
 
 from syncline.apply.retry import Backoff, persist
-from syncline.capture.slot import Identity, ensure_publication, identify, with_publication
+from syncline.capture.slot import Identity, identify
 from syncline.capture.source import connect, translated
-from syncline.capture.tables import TableInfo, catalogue_mark, only_lost_columns, reshaped
+from syncline.capture.tables import TableInfo
 from syncline.capture.wal import WalCapture
-from syncline.change import Entry, Loaded, Marker
+from syncline.change import Entry, Marker
 from syncline.errors import Gap, Policy, SynclineError, defect, origin, policy
 from syncline.log import Incarnation
 from syncline.pipeline.attach import (
@@ -23,8 +23,8 @@ from syncline.pipeline.attach import (
     open_log,
     retire_log,
     retire_slot,
-    usable_tables,
 )
+from syncline.pipeline.catalogue import Catalogue
 from syncline.pipeline.context import Context
 from syncline.pipeline.loads import Loads
 from syncline.pipeline.targets import Targets
@@ -47,7 +47,6 @@ class SourcePipeline:
         self.log = open_log(context.config.log, self.name)
         self.state = "starting"
         self.error: SynclineError | None = None
-        self.tables: list[TableInfo] = []
         self._context = context
         self._reports = context.reports
         self._talk = context.talk
@@ -56,14 +55,19 @@ class SourcePipeline:
         self._start_over = False
         self._reset_due = False
         self._renew_slot = False
-        self._seen: tuple[Any, ...] = ()
         self._loads_seen, self._loads_end = -1, 0
         self._backoff = Backoff(0.2, 10.0)
         self._targets = Targets(context, stores, self)
         self.targets = self._targets.by_name
         self.loads = Loads(context, self.targets, self._append, self.stopping)
+        self._catalogue = Catalogue(context, self.targets, self.loads, self._append)
         self._capture: WalCapture | None = None
         self._thread = threading.Thread(target=self._run, name=f"capture-{self.name}", daemon=True)
+
+    @property
+    def tables(self) -> list[TableInfo]:
+        """The tables that are captured."""
+        return self._catalogue.tables
 
     # ------------------------------------------------------------------------------------------------------ lifecycle
 
@@ -197,7 +201,7 @@ class SourcePipeline:
             return
         dsn = self.settings.dsn.get_secret_value()
         with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
-            unpublished = self._choose_tables(connection)
+            unpublished = self._catalogue.choose(connection)
             known, cursors = self.log.incarnation(), self._targets.cursors
             incarnation = choose_incarnation(connection, self.name, identity, known, cursors)
             self.log.start_incarnation(incarnation)
@@ -225,23 +229,6 @@ class SourcePipeline:
             self._again.clear()
         return True
 
-    def _choose_tables(self, connection: Any) -> list[str]:
-        """Look at the source's tables as they are now; returns those that were not published until now."""
-        tables = usable_tables(
-            connection, self.name, self.settings, self._context.config.control.schema_name, self._reports
-        )
-        added = ensure_publication(connection, self.settings.publication, tables)
-        # Last: what fails before is looked at again, with the tables as they were.
-        self.tables = with_publication(connection, self.settings.publication, tables)
-        if added:
-            self._talk(f"publication {self.settings.publication}: added {', '.join(added)}")
-        return added
-
-    @property
-    def _never(self) -> tuple[str, ...]:
-        """Schemas that are never captured: our own."""
-        return (self._context.config.control.schema_name,)
-
     def _attach(self, connection: Any, identity: Identity, incarnation: Incarnation) -> None:
         durable = self.log.status().place
         if durable:
@@ -262,28 +249,17 @@ class SourcePipeline:
                 raise Gap(gap["reason"], remedy="Run `syncline resync` to read the tables again.", code=SOURCE_OLDER)
 
     def refresh(self) -> None:
-        """Housekeeping: take in tables that came or changed since, and read what is due as it is now.
-
-        PostgreSQL sends nothing for what ALTER TABLE does to rows, and no new shape before the next row changes
-        (correctness rule 20), so the catalogue is looked at again and again.
-        """
+        """Housekeeping: start the targets that are late, take in tables that came or changed since, and read what is
+        due as it is now."""
         if self.state != "streaming" or self.stopping.is_set():
             return
         self._targets.start_late()
-        dsn = self.settings.dsn.get_secret_value()
-        with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
-            self._request_unfinished()
-            seen = catalogue_mark(connection, self._never)
-            if seen == self._seen and not self.loads.due:
-                return
-            before = {t.qualified: t for t in self.tables}
-            added = self._choose_tables(connection)
-        self.loads.request(added)
-        self._seen = seen
-        self._compare_shapes(before)
+        self._request_unfinished()
+        incarnation = self.log.incarnation()
+        if not self._catalogue.look_again(incarnation):
+            return
         if self._capture is not None:
             self._capture.widen(self.tables)
-        incarnation = self.log.incarnation()
         if self.loads.due and incarnation is not None:
             self.loads.start_due(self.tables, incarnation)
 
@@ -297,28 +273,6 @@ class SourcePipeline:
         for name, target in self.targets.items():
             if target.worker is not None and target.worker.cursor.position.n >= self._loads_end:
                 self.loads.request(self._targets.missing(name), name)
-
-    def _compare_shapes(self, before: dict[str, TableInfo]) -> None:
-        """Have tables read again whose rows may have changed without a row event."""
-        for now in self.tables:
-            was = before.get(now.qualified)
-            if was is None:
-                self.loads.request([now.qualified])
-            elif was.shape == now.shape:
-                continue
-            elif self._is_settled(was) and (only_lost_columns(was, now) or not reshaped(was.shape, now.shape)):
-                incarnation = self.log.incarnation()
-                number = incarnation.number if incarnation else 1
-                self._append([Entry((Marker("reshaped", now.qualified, Loaded(now.shape)),), incarnation=number)])
-            elif only_lost_columns(was, now) or reshaped(was.shape, now.shape):
-                self._talk(f"table {now.qualified} changed its shape, or its publication; it is read again")
-                self.loads.request([now.qualified])
-
-    def _is_settled(self, table: TableInfo) -> bool:
-        """Whether every target has the rows of this very shape: else a newer shape must not be taken for theirs."""
-        workers = [t.worker for t in self.targets.values() if t.worker is not None]
-        known = [w.cursor.loaded.get(table.qualified) for w in workers]
-        return not self.loads.busy and all(k is not None and k.shape == table.shape for k in known)
 
     def _stream(self, incarnation: Incarnation) -> None:
         capture = WalCapture(

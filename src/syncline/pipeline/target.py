@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from syncline.apply.heal import Healer
 from syncline.apply.parking import Parking
-from syncline.apply.worker import Worker
+from syncline.apply.worker import Surroundings, Worker
 from syncline.change import Cursor, Marker, TableSchema
 from syncline.config import ApplyConfig
 from syncline.errors import Gap, SynclineError, defect
@@ -53,7 +53,7 @@ class Target:
     def start(self, log: Log, cursor: Cursor, config: ApplyConfig, parking: Parking, healer: Healer) -> None:
         """Apply from this cursor on."""
         self.error = None
-        self.worker = Worker(self.name, log, self.store, cursor, config, self, parking, healer)
+        self.worker = Worker(self.name, log, self.store, cursor, config, Surroundings(self, parking, healer))
         self.board.begin(cursor.loaded)
         log.advance(self.name, cursor.position)
         self._thread = threading.Thread(target=self._run, args=(self.worker,), name=f"apply-{self.name}", daemon=True)

@@ -32,8 +32,11 @@ class Owner(Protocol):
     """What the targets ask of their source."""
 
     log: Log
-    tables: list[TableInfo]
     stopping: threading.Event
+
+    @property
+    def tables(self) -> list[TableInfo]:
+        """The tables that are captured."""
 
     def read_again(self, tables: Sequence[str], target: str | None = None) -> None:
         """Have tables read again beside the stream, for one target or for all. Any thread."""
@@ -88,7 +91,7 @@ class Targets:
     def missing(self, name: str) -> list[str]:
         """Tables that a running target does not have and will not get: those in a gap and the paused ones can wait."""
         target = self.by_name[name]
-        if target.worker is None:
+        if target.worker is None or not target.running:
             return []
         waiting = target.board.gaps | set(target.board.held())
         return sorted({t.qualified for t in self._owner.tables} - set(target.worker.cursor.loaded) - waiting)

@@ -1,0 +1,90 @@
+"""The tables of a source as its catalogue shows them: chosen when a session begins, and watched while it streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from syncline.capture.slot import ensure_publication, with_publication
+from syncline.capture.source import connect, translated
+from syncline.capture.tables import TableInfo, catalogue_mark, only_lost_columns, reshaped
+from syncline.change import Entry, Loaded, Marker
+from syncline.log import Incarnation
+from syncline.pipeline.attach import usable_tables
+from syncline.pipeline.context import Context
+from syncline.pipeline.loads import Loads
+from syncline.pipeline.target import Target
+
+__all__ = ["Catalogue"]
+
+
+class Catalogue:
+    """Which ``tables`` are captured, and which have to be read again because they came or changed.
+
+    PostgreSQL sends nothing for what ALTER TABLE does to rows, and no new shape before the next row changes
+    (correctness rule 20), so the catalogue is looked at again and again.
+    """
+
+    def __init__(
+        self, context: Context, targets: dict[str, Target], loads: Loads, append: Callable[[list[Entry]], None]
+    ) -> None:
+        self._context = context
+        self._targets = targets
+        self._loads = loads
+        self._append = append
+        self._seen: tuple[Any, ...] = ()
+        self.tables: list[TableInfo] = []
+
+    def choose(self, connection: psycopg.Connection[Any]) -> list[str]:
+        """Look at the source's tables as they are now; returns those that were not published until now.
+
+        Raises:
+            Misconfigured: the server or the publication can't serve, or there is no table.
+        """
+        context, publication = self._context, self._context.settings.publication
+        control_schema = context.config.control.schema_name
+        tables = usable_tables(connection, context.name, context.settings, control_schema, context.reports)
+        added = ensure_publication(connection, publication, tables)
+        # Last: what fails before is looked at again, with the tables as they were.
+        self.tables = with_publication(connection, publication, tables)
+        if added:
+            context.talk(f"publication {publication}: added {', '.join(added)}")
+        return added
+
+    def look_again(self, incarnation: Incarnation | None) -> bool:
+        """Take in tables that came or changed since, and request that they are read; whether anything did, or a load is
+        due, for which the tables must be as they are now."""
+        settings = self._context.settings
+        dsn = settings.dsn.get_secret_value()
+        with translated(dsn), connect(dsn, timeout_s=settings.connect_timeout_s) as connection:
+            seen = catalogue_mark(connection, (self._context.config.control.schema_name,))
+            if seen == self._seen and not self._loads.due:
+                return False
+            before = {t.qualified: t for t in self.tables}
+            added = self.choose(connection)
+        self._loads.request(added)
+        self._seen = seen
+        for table in self.tables:
+            self._compare(before.get(table.qualified), table, incarnation)
+        return True
+
+    def _compare(self, was: TableInfo | None, now: TableInfo, incarnation: Incarnation | None) -> None:
+        """Have a table read again whose rows may have changed without a row event."""
+        if was is None:
+            self._loads.request([now.qualified])
+        elif was.shape == now.shape:
+            return
+        elif self._is_settled(was) and (only_lost_columns(was, now) or not reshaped(was.shape, now.shape)):
+            number = incarnation.number if incarnation else 1
+            self._append([Entry((Marker("reshaped", now.qualified, Loaded(now.shape)),), incarnation=number)])
+        elif only_lost_columns(was, now) or reshaped(was.shape, now.shape):
+            self._context.talk(f"table {now.qualified} changed its shape, or its publication; it is read again")
+            self._loads.request([now.qualified])
+
+    def _is_settled(self, table: TableInfo) -> bool:
+        """Whether every target has the rows of this very shape: else a newer shape must not be taken for theirs."""
+        workers = [t.worker for t in self._targets.values() if t.worker is not None]
+        known = [w.cursor.loaded.get(table.qualified) for w in workers]
+        return not self._loads.busy and all(k is not None and k.shape == table.shape for k in known)
