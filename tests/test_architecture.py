@@ -17,7 +17,7 @@ PACKAGE = Path(syncline.__file__).parent
 # A module imports from layers above its own line, and from its own line; see docs on the architecture.
 LAYERS = (
     {"change", "errors", "finding"},
-    {"mapping", "transform", "conflict", "pginstall", "embedded", "publisher"},
+    {"mapping", "transform", "conflict", "embedded", "publisher"},
     {"capture", "log", "stores"},
     {"config"},
     {"apply", "verify", "monitor", "catalog"},
@@ -31,7 +31,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 STRANGERS = {"capture", "log", "stores"}  # one layer, and yet they never import one another
 
 # Where a store may be called by its name: the table of names itself, what talks to people, and what measures.
-MAY_NAME_STORES = {"stores", "service", "bench", "embedded", "pginstall", "testing", "systems"}
+MAY_NAME_STORES = {"stores", "service", "bench", "embedded", "testing", "systems"}
 # What measures a store, or tests one, may open it itself.
 MAY_IMPORT_STORES = {"stores", "bench", "testing"}
 STORES = {"duckdb", "neo4j", "qdrant", "redis", "postgres"}

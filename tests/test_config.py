@@ -255,7 +255,7 @@ def test_contradicting_variables_are_refused(refused: Callable[..., str]) -> Non
 
 def test_variables_that_kubernetes_and_tests_set_are_no_settings(load: Load) -> None:
     names = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR", "CONFIG")
-    load(env={f"SYNCLINE_{name}": "syncline.yaml" for name in (*names, "TEST_DSN", "SOAK_CYCLES")})
+    load(env={f"SYNCLINE_{name}": "syncline.yaml" for name in (*names, "TEST_DSN", "SOAK_CYCLES", "SERVERS_DIR")})
 
 
 # ------------------------------------------------------------------------------------------------------------- secrets

@@ -33,9 +33,11 @@ DOCUMENTED: dict[str, Place] = {
 }
 _PARTS = {"HOST": "host", "PORT": "port", "DB": "dbname", "USER": "user", "PASSWORD": "password"}
 
-# SYNCLINE_CONFIG names the file; Kubernetes sets the second and third kind for a service called "syncline"; the last
-# is for the servers from wheels and the test suite.
-_NOT_SETTINGS = re.compile(r"SYNCLINE_(CONFIG|SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?|(TEST|SOAK|PG_BINARIES)_\w+)\Z")
+# SYNCLINE_CONFIG names the file; Kubernetes sets the second and third kind for a service called "syncline"; the others
+# are for the embedded servers and the test suite.
+_NOT_SETTINGS = re.compile(
+    r"SYNCLINE_(CONFIG|SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?|(TEST|SOAK|PG_BINARIES)_\w+|SERVERS_DIR)\Z"
+)
 
 
 def variables(environment: Mapping[str, str], base: Layer) -> tuple[Layer, list[Problem]]:

@@ -18,7 +18,7 @@ import pytest
 
 from servers import SETTINGS, Database, eventually
 from syncline.embedded import EmbeddedPostgres, binaries_for
-from syncline.embedded import _free_port as free_port
+from syncline.embedded.process import free_port
 from syncline.errors import Misconfigured, Unavailable
 
 ROOT = os.geteuid() == 0
@@ -215,7 +215,7 @@ def test_a_taken_port_is_left_to_whoever_has_it(
     pg_server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ports = iter([pg_server.port, pg_server.port])
-    monkeypatch.setattr("syncline.embedded._free_port", lambda: next(ports, None) or free_port())
+    monkeypatch.setattr("syncline.embedded.server.free_port", lambda: next(ports, None) or free_port())
     with EmbeddedPostgres.start(tmp_path / "second", settings=SETTINGS) as second:
         assert second.port != pg_server.port
 
@@ -263,6 +263,7 @@ def test_each_test_gets_an_empty_database_of_its_own(database: Database) -> None
 def test_binaries_of_another_version_come_from_its_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert binaries_for(18) is not None
     monkeypatch.delenv("SYNCLINE_PG_BINARIES_16", raising=False)
+    monkeypatch.setenv("SYNCLINE_SERVERS_DIR", str(tmp_path / "nothing fetched"))
     assert binaries_for(16) is None
     monkeypatch.setenv("SYNCLINE_PG_BINARIES_16", str(tmp_path))
     with pytest.raises(Misconfigured, match="SYNCLINE_PG_BINARIES_16"):
