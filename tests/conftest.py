@@ -1,15 +1,21 @@
-"""The fixtures that all test modules share: one PostgreSQL per worker, one database per test."""
+"""The fixtures that all test modules share: servers for the worker or the run, and a test's own place in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+import redis
 from hypothesis import settings
 
-from servers import SETTINGS, TEMPLATE, Database, fresh_database
-from syncline.embedded import EmbeddedPostgres
+from neo4j_server import VERSIONS, fetch_neo4j, find_java
+from servers import POSTGRES_VERSIONS, SETTINGS, TEMPLATE, Database, Graph, fresh_database, required
+from shared_server import Address, shared
+from syncline.embedded import EmbeddedPostgres, EmbeddedValkey, fetch_binaries
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("tests", deadline=None)
@@ -17,11 +23,33 @@ settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """This worker's server. Tests that stop, kill or reconfigure a server use ``pg_server`` instead."""
-    with EmbeddedPostgres.start(tmp_path_factory.mktemp("postgres") / "data", settings=SETTINGS) as server:
-        server.create_database(TEMPLATE)
+def postgres_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], EmbeddedPostgres]]:
+    """This worker's servers by major version, each started when it is first asked for."""
+    running: dict[int, EmbeddedPostgres] = {}
+    with ExitStack() as stack:
+
+        def server(major: int) -> EmbeddedPostgres:
+            if major not in running:
+                folder = tmp_path_factory.mktemp(f"postgres{major}")
+                binaries = required(fetch_binaries, major)
+                started = EmbeddedPostgres.start(folder / "data", binaries=binaries, settings=SETTINGS)
+                running[major] = stack.enter_context(started)
+                started.create_database(TEMPLATE)
+            return running[major]
+
         yield server
+
+
+@pytest.fixture
+def postgres_version() -> int:
+    """The version of this test's server: the newest, unless a folder or a test asks for others by this name."""
+    return POSTGRES_VERSIONS[-1]
+
+
+@pytest.fixture
+def postgres(postgres_of: Callable[[int], EmbeddedPostgres], postgres_version: int) -> EmbeddedPostgres:
+    """This worker's server. Tests that stop, kill or reconfigure a server use ``pg_server`` instead."""
+    return postgres_of(postgres_version)
 
 
 @pytest.fixture
@@ -32,10 +60,63 @@ def database(postgres: EmbeddedPostgres) -> Iterator[Database]:
 
 
 @pytest.fixture
-def pg_server(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+def pg_server(tmp_path: Path, postgres_version: int) -> Iterator[EmbeddedPostgres]:
     """A server of this test's own, to stop, kill and restart at will."""
-    server = EmbeddedPostgres.start(tmp_path / "postgres", settings=SETTINGS)
+    binaries = required(fetch_binaries, postgres_version)
+    server = EmbeddedPostgres.start(tmp_path / "postgres", binaries=binaries, settings=SETTINGS)
     try:
         yield server
     finally:
         server.stop("immediate")
+
+
+@pytest.fixture(scope="session")
+def valkey_of_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    """This worker's Valkey."""
+    with EmbeddedValkey.start(tmp_path_factory.mktemp("valkey") / "data") as server:
+        yield server
+
+
+@pytest.fixture
+def valkey(valkey_of_worker: EmbeddedValkey) -> EmbeddedValkey:
+    """An empty Valkey. Tests that kill it or set its memory start one of their own, which takes a tenth of a second."""
+    with redis.Redis.from_url(valkey_of_worker.url()) as client:
+        client.flushall()
+    return valkey_of_worker
+
+
+@pytest.fixture(scope="session")
+def graph_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Address]]:
+    """The run's graph servers by kind, each started when the first worker asks for it."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # the folder that all workers have in common
+    joined: dict[str, Address] = {}
+    with ExitStack() as stack:
+
+        def address(kind: str) -> Address:
+            if kind not in joined:
+                joined[kind] = stack.enter_context(shared(kind, place))
+            return joined[kind]
+
+        yield address
+
+
+@pytest.fixture
+def bolt(graph_of: Callable[[str], Address]) -> Iterator[Graph]:
+    """The embedded graph server, compatible with Neo4j: quick to start, for what need not be shown on the real one."""
+    yield from _graph("bolt", graph_of("bolt"))
+
+
+@pytest.fixture(params=VERSIONS)
+def neo4j(request: pytest.FixtureRequest, graph_of: Callable[[str], Address]) -> Iterator[Graph]:
+    """A real Neo4j, of each version in turn."""
+    required(fetch_neo4j, request.param)
+    required(find_java, VERSIONS[request.param])
+    yield from _graph(f"neo4j-{request.param}", graph_of(f"neo4j-{request.param}"))
+
+
+def _graph(kind: str, at: Address) -> Iterator[Graph]:
+    graph = Graph(kind, at.uri, at.auth, at.database, prefix=f"T{uuid4().hex[:8]}_")
+    yield graph
+    graph.clean()

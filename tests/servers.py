@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,9 +10,12 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, LiteralString, TypeVar, cast
 
+import neo4j
 import psycopg
+import pytest
 
 from syncline.embedded import EmbeddedPostgres
+from syncline.errors import Misconfigured, Unavailable
 
 T = TypeVar("T")
 
@@ -20,7 +24,21 @@ T = TypeVar("T")
 SETTINGS = {"fsync": "off", "max_connections": "200", "max_wal_senders": "40", "autovacuum": "off"}
 TEMPLATE = "syncline_template"
 
+# What the product says it works with; the last one comes with the environment, the others are fetched.
+POSTGRES_VERSIONS = (15, 16, 17, 18)
+
 _numbers = count(1)
+
+
+def required(get: Callable[..., T], *arguments: Any) -> T:
+    """What ``get`` fetches. Where that can't be had, as without a network, the test is skipped and says how to get it;
+    with ``CI`` set it fails."""
+    try:
+        return get(*arguments)
+    except (Misconfigured, Unavailable) as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"{missing} Fetch it with: make servers")
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,34 @@ class Database:
     def value(self, query: str, *params: Any) -> Any:
         """The first column of the first row."""
         return self.execute(query, *params)[0][0]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A server that speaks Bolt, which this test shares with others: what is its own is called by its ``prefix``."""
+
+    kind: str
+    uri: str
+    auth: tuple[str, str] | None
+    database: str
+    prefix: str
+
+    def query(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Run one statement in a transaction of its own; the rows of its result."""
+        with self.driver() as driver, driver.session(database=self.database) as session:
+            return [record.data() for record in session.run(cast(LiteralString, statement), parameters)]
+
+    def driver(self) -> neo4j.Driver:
+        """A new driver; close it, or use it as a context."""
+        return neo4j.GraphDatabase.driver(self.uri, auth=self.auth)
+
+    def clean(self) -> None:
+        """Remove every node, relationship and constraint of this test."""
+        mine = "any(label IN labels(n) WHERE label STARTS WITH $prefix)"
+        self.query(f"MATCH (n) WHERE {mine} DETACH DELETE n", prefix=self.prefix)
+        for found in self.query("SHOW CONSTRAINTS YIELD name, labelsOrTypes RETURN name, labelsOrTypes"):
+            if any(label.startswith(self.prefix) for label in found["labelsOrTypes"] or ()):
+                self.query(f"DROP CONSTRAINT `{found['name'].replace('`', '``')}` IF EXISTS")
 
 
 @contextmanager

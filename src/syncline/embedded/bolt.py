@@ -7,7 +7,6 @@ the two differ, Neo4j is right.
 from __future__ import annotations
 
 import secrets
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +19,7 @@ from syncline.errors import Misconfigured
 __all__ = ["EmbeddedBolt", "answers_cypher"]
 
 INSTALL = "pip install 'syncline[servers]'"
-KEPT_SECRET = "root.password"
+KEY_FILE = "root.key"
 # Above what a batch may hold; a message over the server's own limit (16 MB) is never answered.
 MAX_MESSAGE_BYTES = 256 << 20
 
@@ -77,10 +76,10 @@ class EmbeddedBolt(EmbeddedServer):
     @property
     def auth(self) -> tuple[str, str]:
         """User and password. The password is made at the first start, for this server can't do without."""
-        return "root", (self.data_dir / KEPT_SECRET).read_text()
+        return "root", (self.data_dir / KEY_FILE).read_text()
 
     def _make_password(self) -> None:
-        path = self.data_dir / KEPT_SECRET
+        path = self.data_dir / KEY_FILE
         if not path.exists():
             path.touch(mode=0o600)
             path.write_text(secrets.token_urlsafe(24))
@@ -90,7 +89,7 @@ class EmbeddedBolt(EmbeddedServer):
         settings = {
             **SETTINGS,
             "server.rootPath": str(self.data_dir),
-            "server.rootPasswordPath": str(self.data_dir / KEPT_SECRET),
+            "server.rootPasswordPath": str(self.data_dir / KEY_FILE),
             "server.defaultDatabases": f"{self.database}[root]",
             "bolt.port": str(self.port),
         }
@@ -121,14 +120,12 @@ def answers_cypher(port: int, auth: tuple[str, str] | None, database: str) -> bo
     except ImportError as error:
         raise Misconfigured("The neo4j driver is missing.", remedy=INSTALL) from error
     try:
-        # Cheaper than a driver, and quiet: the driver logs each connection that is refused.
-        socket.create_connection(("127.0.0.1", port), 5).close()
         with (
             neo4j.GraphDatabase.driver(f"bolt://127.0.0.1:{port}", auth=auth) as driver,
             driver.session(database=database) as session,
         ):
             session.run("RETURN 1").consume()
-    except (OSError, Neo4jError, DriverError):
+    except (Neo4jError, DriverError):
         return False
     return True
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from syncline.embedded.kept import locked, servers_folder
 from syncline.errors import Misconfigured, Unavailable
 
 __all__ = ["copy_artifact", "copy_runtime"]
@@ -40,16 +41,25 @@ def copy_runtime(pom: Path, folder: Path) -> None:
         Unavailable: Maven could not get them.
     """
     options = ("-DincludeScope=runtime", f"-DoutputDirectory={folder}")
-    _run(pom.parent.name, "-f", str(pom), f"{PLUGIN}:copy-dependencies", *options)
+    _run(pom.stem, "-f", str(pom), f"{PLUGIN}:copy-dependencies", *options)
 
 
 def _run(what: str, *arguments: str) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise Misconfigured(f"Maven is needed to fetch {what}, and there is no mvn.", remedy="apt-get install maven")
+    command = [maven, "--quiet", "--batch-mode", "--strict-checksums", *arguments]
+    # Maven keeps what it loads in a folder of the user's, which two of it may not fill at once.
+    with locked(servers_folder() / "maven.lock"):
+        done = _output(what, command)
+    if done.returncode != 0:
+        raise Unavailable(f"Maven could not fetch {what}: {_reason(done.stdout)}", remedy="Try again: make servers")
+
+
+def _output(what: str, command: list[str]) -> subprocess.CompletedProcess[bytes]:
     try:
-        done = subprocess.run(
-            [maven, "--quiet", "--batch-mode", "--strict-checksums", *arguments],
+        return subprocess.run(
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -57,9 +67,7 @@ def _run(what: str, *arguments: str) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"Maven did not fetch {what} in {TIMEOUT_S} s.", remedy="Try again.") from error
-    if done.returncode != 0:
-        raise Unavailable(f"Maven could not fetch {what}: {_reason(done.stdout)}", remedy="Try again: make servers")
+        raise Unavailable(f"Maven did not fetch {what} in {TIMEOUT_S} s.", remedy="Try again: make servers") from error
 
 
 def _reason(output: bytes) -> str:

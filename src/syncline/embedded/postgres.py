@@ -25,6 +25,11 @@ __all__ = ["EmbeddedPostgres"]
 # A Unix socket's path has 108 bytes on Linux, 104 elsewhere, of which ``/.s.PGSQL.65535`` and the end take 17.
 MAX_SOCKET_DIR = 104 - 17
 
+# The folder may lie below ones that the unprivileged account can't enter. It is entered before the privileges are
+# dropped; an open descriptor leads into it from then on, also when the server changes its working directory, as
+# PostgreSQL 15 does while it looks for itself.
+ENTER = 'exec 9<. && cd / && exec "$@"'
+
 DEFAULTS: Mapping[str, str] = {
     "wal_level": "logical",
     "max_wal_senders": "32",
@@ -169,10 +174,10 @@ class EmbeddedPostgres(EmbeddedServer):
         give(conf, self.account)
 
     def _command(self) -> Sequence[str | Path]:
-        # The folder may lie below ones that the unprivileged account can't enter; /proc/self/cwd leads into it all the
-        # same, for the working directory is entered before the privileges are dropped.
-        through = self.data_dir if may_enter(self.data_dir.parent, self.account) else Path("/proc/self/cwd")
-        return [self._prefix / "bin" / "postgres", "-D", through, "-c", f"port={self.port}"]
+        command = [self._prefix / "bin" / "postgres", "-c", f"port={self.port}", "-D"]
+        if may_enter(self.data_dir.parent, self.account):
+            return [*command, self.data_dir]
+        return ["/bin/sh", "-c", ENTER, "enter", *command, "/proc/self/fd/9"]
 
     def _ready(self) -> bool:
         """As ``pg_ctl`` sees it: the eighth line of the pid file, which must be this server's."""

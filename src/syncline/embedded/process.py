@@ -75,6 +75,15 @@ class ServerProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    def listens(self, port: int) -> bool:
+        """Whether it is this process that listens on a port, and not another that was quicker to take it."""
+        listening = {f"socket:[{inode}]" for inode in _listeners(port)}
+        try:
+            files = list(Path(f"/proc/{self.pid}/fd").iterdir())
+        except OSError:
+            return False
+        return any(_link(file) in listening for file in files)
+
     def ends(self, sign: signal.Signals, timeout_s: float) -> bool:
         """Send it a signal unless it has ended, and wait: whether it ended in time."""
         if self.running:
@@ -120,6 +129,23 @@ def wait_until(fact: Callable[[], bool], timeout_s: float) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def _listeners(port: int) -> list[str]:
+    """The inodes of the sockets that listen on a TCP port, by the second, fourth and tenth columns of /proc/net/tcp."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in _lines(Path("/proc/net", name))[1:]]
+    return [words[9] for words in lines if words[3] == "0A" and int(words[1].rpartition(":")[2], 16) == port]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _link(path: Path) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:  # closed in between
+        return ""
 
 
 def _children(pid: int) -> list[int]:

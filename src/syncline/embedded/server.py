@@ -95,7 +95,7 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _ready(self) -> bool:
-        """Whether it takes work."""
+        """Whether it answers a query, asked when it listens on its port."""
 
     def _environment(self) -> Mapping[str, str]:
         return environment()
@@ -132,8 +132,12 @@ class EmbeddedServer(ABC):
 
     def _comes_up(self, deadline: float) -> bool:
         """Whether the server gets ready before it ends or the time is over."""
-        wait_until(lambda: not self.running or self._ready(), deadline - time.monotonic())
-        return self.running and self._ready()
+        wait_until(lambda: not self.running or self._takes_work(), deadline - time.monotonic())
+        return self._takes_work()
+
+    def _takes_work(self) -> bool:
+        process = self._process
+        return process is not None and process.running and process.listens(self.port) and self._ready()
 
     def _end(self, *signals: signal.Signals) -> None:
         """End it by the first of these signals that it obeys."""
