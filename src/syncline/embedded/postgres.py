@@ -89,6 +89,11 @@ class EmbeddedPostgres(EmbeddedServer):
             raise Misconfigured(f"This PostgreSQL has no program {name}.", remedy=f"Look into {path.parent}.")
         return path
 
+    @property
+    def version(self) -> int:
+        """The major version, as the data folder has it."""
+        return int((self.data_dir / "PG_VERSION").read_text())
+
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """Stop it: ``fast`` ends sessions and writes a checkpoint, ``immediate`` leaves recovery to the next start.
 
@@ -174,7 +179,7 @@ class EmbeddedPostgres(EmbeddedServer):
         give(conf, self.account)
 
     def _command(self) -> Sequence[str | Path]:
-        command = [self._prefix / "bin" / "postgres", "-c", f"port={self.port}", "-D"]
+        command: list[str | Path] = [self._prefix / "bin" / "postgres", "-c", f"port={self.port}", "-D"]
         if may_enter(self.data_dir.parent, self.account):
             return [*command, self.data_dir]
         return ["/bin/sh", "-c", ENTER, "enter", *command, "/proc/self/fd/9"]

@@ -122,12 +122,13 @@ def free_port() -> int:
 
 
 def wait_until(fact: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether ``fact`` comes true in time."""
-    deadline = time.monotonic() + timeout_s
+    """Whether ``fact`` comes true in time. The longer it takes, the less often it is looked at."""
+    begin = time.monotonic()
     while not fact():
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begin
+        if waited > timeout_s:
             return False
-        time.sleep(0.01)
+        time.sleep(min(0.1, max(0.005, waited / 20)))
     return True
 
 
