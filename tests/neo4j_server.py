@@ -62,10 +62,10 @@ def fetch_neo4j(name: str) -> Path:
 
 def find_java(minimum: int) -> Path:
     """The oldest Java on this machine that is new enough."""
-    found = sorted((java_version(home), home) for home in _java_homes() if java_version(home) >= minimum)
+    found = [home for home in _java_homes() if java_version(home) >= minimum]
     if not found:
-        raise Misconfigured(f"There is no Java {minimum} or newer.", remedy="make env")
-    return found[0][1] / "bin" / "java"
+        raise Misconfigured(f"There is no Java {minimum} or newer.", remedy="Install one, or make env brings its own.")
+    return min(found, key=java_version) / "bin" / "java"
 
 
 def java_version(home: Path) -> int:

@@ -24,7 +24,8 @@ KEY_FILE = "root.key"
 MAX_MESSAGE_BYTES = 256 << 20
 
 SETTINGS = {
-    "server.mode": "production",  # "development" answers strangers with the versions of everything
+    "server.mode": "development",  # in "production" an error says no more than that there was one
+    "txWalFlush": "1",  # and here a commit would not be written to its file
     "server.httpIncomingHost": "127.0.0.1",
     "server.httpIncomingPort": "0",
     "server.plugins": "Bolt:com.arcadedb.bolt.BoltProtocolPlugin",
