@@ -336,7 +336,7 @@ class Stream:
 
     def messages(self, *, binary: bool = False) -> list[bytes]:
         """All messages so far; they stay in the slot."""
-        options = "'proto_version', '4', 'publication_names', 'p', 'messages', 'true', 'binary', %s"
+        options = "'proto_version', '1', 'publication_names', 'p', 'messages', 'true', 'binary', %s"
         query = f"select data from pg_logical_slot_peek_binary_changes(%s, null, null, {options})"
         with self.database.connect(options="-c timezone=UTC -c datestyle=ISO -c extra_float_digits=3") as connection:
             rows = connection.execute(query, [self.database.name, str(binary).lower()]).fetchall()  # type: ignore[arg-type]
