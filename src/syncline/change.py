@@ -24,6 +24,7 @@ import xxhash
 from pyarrow import ipc
 
 from syncline.errors import Damaged
+from syncline.shape import Shape
 
 __all__ = [
     "MAX_VERSION",
@@ -63,7 +64,8 @@ class Column(msgspec.Struct, frozen=True):
 
     ``type`` is Syncline's logical type: ``bool int2 int4 int8 float4 float8 numeric(p,s) bytes uuid date time
     timestamp timestamptz json text``; whatever has no exact type of its own is ``text`` (PostgreSQL's own text
-    output). ``source_type`` is the source's name of the type, such as ``numeric(12,2)`` or ``mood``.
+    output). Mappings make three more: ``vector`` (float32s), ``sparse`` (indices and values) and ``texts`` (a list).
+    ``source_type`` is the source's name of the type, such as ``numeric(12,2)`` or ``mood``.
     """
 
     name: str
@@ -72,12 +74,18 @@ class Column(msgspec.Struct, frozen=True):
     key: bool = False
 
 
-class TableSchema(msgspec.Struct, frozen=True, dict=True):
-    """A table as it was when a batch was captured. The key is at least one column, all of the replica identity."""
+class TableSchema(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
+    """A table as it was when a batch was captured. The key is at least one column, all of the replica identity.
+
+    ``shape`` is what a mapping makes of it for one target: see :mod:`syncline.shape`. ``mapping`` is that mapping's
+    fingerprint.
+    """
 
     namespace: str
     name: str
     columns: tuple[Column, ...]
+    shape: Shape | None = None
+    mapping: str = ""
 
     @property
     def qualified(self) -> str:
@@ -101,8 +109,10 @@ class TableSchema(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def outline(self) -> str:
-        """16 hex digits of names, types and key: what decides whether rows of one schema serve in another."""
-        return xxhash.xxh3_64_hexdigest(msgspec.json.encode([(c.name, c.type, c.key) for c in self.columns]))
+        """16 hex digits of names, types, key and mapping: what decides whether rows of one schema serve in another."""
+        columns = [(c.name, c.type, c.key) for c in self.columns]
+        mapped = (self.shape, self.mapping) if self.shape is not None or self.mapping else ()
+        return xxhash.xxh3_64_hexdigest(msgspec.json.encode([*columns, *mapped]))
 
     @cached_property
     def mask_bytes(self) -> int:
@@ -125,6 +135,9 @@ _FIXED_TYPES: dict[str, pa.DataType] = {
     "timestamptz": pa.timestamp("us", "UTC"),
     "json": pa.string(),
     "text": pa.string(),
+    "texts": pa.list_(pa.string()),
+    "vector": pa.list_(pa.float32()),
+    "sparse": pa.struct([("indices", pa.list_(pa.uint32())), ("values", pa.list_(pa.float32()))]),
 }
 
 
