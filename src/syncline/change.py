@@ -261,12 +261,14 @@ class Loaded(msgspec.Struct, frozen=True):
 
     ``shape`` is the source's catalogue in short: once it differs, rows may have changed without a row event.
     ``since``: every change with a version below it is superseded by what was read. ``columns`` is the
-    :attr:`TableSchema.outline` of the rows.
+    :attr:`TableSchema.outline` of the rows at the source, ``mapping`` the digest of what the target makes of them
+    (correctness rule 21; '' where they stay what they are).
     """
 
     shape: str
     since: int = 0
     columns: str = ""
+    mapping: str = ""
 
 
 @dataclass(frozen=True, slots=True)

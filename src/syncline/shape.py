@@ -29,8 +29,9 @@ __all__ = [
 class Rows(msgspec.Struct, frozen=True, tag_field="shape", tag="rows", omit_defaults=True):
     """Rows of the table ``namespace.name`` at the target.
 
-    ``soft_delete`` names a timestamptz column of the target that a deletion sets (to the time of its commit) instead of
-    removing the row; empty: rows are removed.
+    ``soft_delete`` names a timestamptz column of the target, none of the source's, that a deletion or truncation sets
+    (to the time at which it is applied) instead of removing the row; empty: rows are removed. Such a row is no row of
+    the copy any more: ``fetch`` and ``scan`` pass it over, and a tombstone stands for it.
     """
 
     namespace: str

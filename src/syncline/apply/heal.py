@@ -16,9 +16,13 @@ import pyarrow.compute as pc
 
 from syncline.apply.keys import key_bytes
 from syncline.change import TableSchema
-from syncline.stores import Store, TableWork
+from syncline.stores import Folded, Store, TableWork
 
-__all__ = ["Healer", "complete"]
+__all__ = ["Healed", "Healer", "complete", "heal", "with_upserts"]
+
+
+Healed = tuple[list[TableWork], int]
+"""The work, in one or more pieces, and how many of its rows were healed."""
 
 
 class Healer(Protocol):
@@ -28,9 +32,7 @@ class Healer(Protocol):
         """The table's columns of the rows with these keys, seen after all of these transactions."""
 
 
-def complete(
-    work: TableWork, store: Store, healer: Healer, xids: Sequence[int], stale: int = -1
-) -> tuple[TableWork, int]:
+def complete(work: TableWork, store: Store, healer: Healer, xids: Sequence[int], stale: int = -1) -> Healed:
     """The work with every partial row either resting on a row that the store has, or made whole; and how many of those.
 
     While a table is read again, what it held before is no ground to rest on: rows at or below version ``stale`` count
@@ -41,24 +43,39 @@ def complete(
     """
     partials = work.rows.partials
     if partials is None:
-        return work, 0
-    schema = work.schema
-    missing = _absent(schema, partials.column("from_key"), store, stale)
-    count = pc.sum(missing).as_py() or 0
-    if not count:
-        return work, 0
-    broken = partials.filter(missing)
-    keys = broken.select([c.name for c in schema.key])
-    healed = healer(schema, keys, xids)
-    whole = _with_versions(schema, healed, keys, broken.column("version"))
-    rest = partials.filter(pc.invert(missing))
-    upserts = [b for b in (work.rows.upserts, whole) if b is not None and b.num_rows]
-    rows = replace(
-        work.rows,
-        upserts=_joined(upserts) if upserts else None,
-        partials=rest if rest.num_rows else None,
-    )
-    return replace(work, rows=rows), count
+        return [work], 0
+    return heal(work, _absent(work.schema, partials.column("from_key"), store, stale), healer, xids)
+
+
+def heal(work: TableWork, broken: pa.Array, healer: Healer, xids: Sequence[int]) -> Healed:
+    """The work with those partial rows whole that ``broken`` is true of; and how many. Two works where a column came in
+    another form from the source (see :class:`~syncline.change.Batch`) than the whole rows that are there already.
+
+    Raises:
+        Unavailable: the source can't be read just now.
+    """
+    partials, count = work.rows.partials, pc.sum(broken).as_py() or 0
+    if partials is None or not count:
+        return [work], 0
+    rows = partials.filter(broken)
+    keys = rows.select([c.name for c in work.schema.key])
+    whole = _with_versions(work.schema, healer(work.schema, keys, xids), keys, rows.column("version"))
+    rest = partials.filter(pc.invert(broken))
+    left = replace(work, rows=replace(work.rows, partials=rest if rest.num_rows else None))
+    return with_upserts(left, whole), count
+
+
+def with_upserts(work: TableWork, more: pa.RecordBatch) -> list[TableWork]:
+    """The work with more whole rows, of other keys; apart, where they can't be one batch."""
+    there = work.rows.upserts
+    if not more.num_rows:
+        return [work]
+    if there is None or not there.num_rows:
+        return [replace(work, rows=replace(work.rows, upserts=more))]
+    if there.schema != more.schema:
+        return [work, TableWork(work.schema, Folded(more))]
+    joined = pa.Table.from_batches([there, more]).combine_chunks().to_batches()[0]
+    return [replace(work, rows=replace(work.rows, upserts=joined))]
 
 
 def _absent(schema: TableSchema, from_key: pa.StructArray, store: Store, stale: int) -> pa.Array:
@@ -81,9 +98,3 @@ def _with_versions(
     at = pc.index_in(found, value_set=key_bytes(keys.columns))
     names = [*(c.name for c in schema.columns), "version"]
     return pa.RecordBatch.from_arrays([*healed.columns, versions.take(at)], names=names)
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]

@@ -1,18 +1,21 @@
-"""The loop that brings one target up to date: read, fold, complete, apply, advance. Each verb lives elsewhere."""
+"""The loop that brings one target up to date: read, fold, map, apply, advance. Each verb lives elsewhere."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
+from syncline.apply.embed import embed
 from syncline.apply.fold import fold
-from syncline.apply.heal import Healer, complete
+from syncline.apply.heal import Healed, Healer, complete
+from syncline.apply.map import MappedHealer, fill, map_work
 from syncline.apply.parking import Parking
 from syncline.apply.progress import Progress
 from syncline.apply.retry import Backoff, persist
@@ -21,6 +24,7 @@ from syncline.change import MAX_VERSION, Batch, Cursor, Loaded, Marker, Position
 from syncline.config import ApplyConfig
 from syncline.errors import SCHEMA_DRIFT, Gap, Misconfigured, Policy, Rejected, SynclineError, policy
 from syncline.log import Log
+from syncline.mapping import MappedTable
 from syncline.stores import Store, TableWork, Work
 
 __all__ = ["Host", "Surroundings", "Worker"]
@@ -44,6 +48,12 @@ class Host(Scope, Protocol):
 
     def purge_below(self) -> int | None:
         """Tombstones below this version may be forgotten; None while an older change could still come."""
+
+    def mapped(self, schema: TableSchema) -> MappedTable:
+        """What this target makes of a table."""
+
+    def mapping_digest(self, table: str) -> str:
+        """The same in short, for the table as the source has it now."""
 
     def loaded(self, table: str) -> None:
         """A load of the table is durable at this target."""
@@ -179,7 +189,7 @@ class Worker:
         self._migrate(step)
         works = [work for items in step.tables.values() for work in fold(items)]
         works = [self._parking.follow(work, step.incarnation) for work in works]
-        works = [self._complete(work, step) for work in works]
+        works = [made for work in works for made in self._map(work, step)]
         layers = _layers(works)
         for layer in layers[:-1]:
             self._write(layer, self.cursor, step.incarnation)
@@ -199,19 +209,41 @@ class Worker:
                 self.progress.parked += len(rejected.rows)
         self._parking.settle(works)
 
-    def _complete(self, work: TableWork, step: Step) -> TableWork:
-        if work.rows.partials is None:
-            return work
+    def _map(self, work: TableWork, step: Step) -> list[TableWork]:
+        """What the target writes of one table's changes: healed where something is missing, mapped, with vectors."""
+        mapped = self._host.mapped(work.schema)
+        return [
+            self._parked(partial(embed, mapped=mapped, store=self._store), done, step)
+            for filled in self._heal(work, step, lambda xids: fill(work, mapped, self._healer, xids))
+            for done in self._complete(self._parked(partial(map_work, mapped=mapped), filled, step), mapped, step)
+        ]
+
+    def _parked(self, make: Callable[[TableWork], TableWork], work: TableWork, step: Step) -> TableWork:
+        """``make`` of the work, without rows that it refuses; those are parked."""
+        while True:
+            try:
+                return make(work)
+            except Rejected as rejected:
+                (work,) = self._parking.park([work], rejected, step.incarnation)
+                self.progress.parked += len(rejected.rows)
+
+    def _complete(self, work: TableWork, mapped: MappedTable, step: Step) -> list[TableWork]:
+        healer = self._healer if mapped.trivial else MappedHealer(self._healer, mapped)
         stale = self._reading.get(work.schema.qualified, -1)
+        return self._heal(work, step, lambda xids: complete(work, self._store, healer, xids, stale))
+
+    def _heal(self, work: TableWork, step: Step, act: Callable[[Sequence[int]], Healed]) -> list[TableWork]:
+        if work.rows.partials is None:
+            return [work]
         try:
-            done, healed = complete(work, self._store, self._healer, _xids(step, work.schema), stale)
+            done, healed = act(_xids(step, work.schema.qualified))
         except Gap as drift:
             if drift.code != SCHEMA_DRIFT:
                 raise
             # The source has another shape by now, so the whole table is read again, newer than these changes.
             self._forget(work.schema.qualified)
             self._host.schema_changed(work.schema)
-            return replace(work, rows=replace(work.rows, partials=None))
+            return [replace(work, rows=replace(work.rows, partials=None))]
         self.progress.healed += healed
         return done
 
@@ -233,7 +265,7 @@ class Worker:
                 continue
             known = self._let_go(name, schema)
             try:
-                before = self._store.migrate(schema)
+                before = self._store.migrate(self._host.mapped(schema).schema)
             except Misconfigured as error:
                 self._host.refused(name, error)
                 step.drop(name)
@@ -244,8 +276,9 @@ class Worker:
                 self._forget(name)
             if (known is None and not lost) or any(m.kind == "load_started" and m.table == name for m in step.markers):
                 continue
-            if known is not None and before is not None and _only_lost_columns(before, schema):
-                step.kept[name] = msgspec.structs.replace(known, columns=schema.outline)
+            if known is not None and before is not None and self._only_lost_columns(before, schema):
+                digest = self._host.mapped(schema).digest
+                step.kept[name] = msgspec.structs.replace(known, columns=schema.outline, mapping=digest)
             else:
                 self._host.schema_changed(schema)
 
@@ -253,10 +286,18 @@ class Worker:
         """Before a table takes another shape: forget durably that it is loaded, so that no crash can forget the load
         that is due; returns what it was. None if there is nothing to forget."""
         known = self.cursor.loaded.get(table)
-        if known is None or known.columns == schema.outline:
+        if known is None or (known.columns, known.mapping) == (schema.outline, self._host.mapped(schema).digest):
             return None
         self._forget(table)
         return known
+
+    def _only_lost_columns(self, before: TableSchema, schema: TableSchema) -> bool:
+        """Whether the columns that are left are what they were, and are mapped as they were."""
+        after = self._host.mapped(schema).schema
+        if (before.shape, before.mapping) != (after.shape, after.mapping):
+            return False
+        was = {(c.name, c.type, c.key) for c in before.columns}
+        return was > {(c.name, c.type, c.key) for c in after.columns}
 
     def _forget(self, table: str) -> None:
         rest = {t: k for t, k in self.cursor.loaded.items() if t != table}
@@ -282,7 +323,8 @@ class Worker:
         for marker in step.markers:
             known = loaded.pop(marker.table, None)
             if marker.kind == "loaded" and marker.known and self._host.wanted(marker.table):
-                loaded[marker.table] = marker.known
+                digest = self._host.mapping_digest(marker.table)
+                loaded[marker.table] = msgspec.structs.replace(marker.known, mapping=digest)
             elif marker.kind == "reshaped" and known and marker.known:
                 loaded[marker.table] = msgspec.structs.replace(known, shape=marker.known.shape)
         return loaded
@@ -316,12 +358,6 @@ class _Only:
         return False
 
 
-def _only_lost_columns(before: TableSchema, after: TableSchema) -> bool:
-    """Whether the columns that are left are what they were."""
-    was = {(c.name, c.type, c.key) for c in before.columns}
-    return was > {(c.name, c.type, c.key) for c in after.columns}
-
-
 def _layers(works: list[TableWork]) -> list[list[TableWork]]:
     """Works with one part a table each. Nearly always one; a table has several parts where one column came in two forms
     (see :func:`~syncline.apply.fold.fold`), and the first ones then leave the cursor where it is."""
@@ -335,9 +371,9 @@ def _layers(works: list[TableWork]) -> list[list[TableWork]]:
     return layers
 
 
-def _xids(step: Step, schema: TableSchema) -> list[int]:
+def _xids(step: Step, table: str) -> list[int]:
     """The source transactions of the step that changed this table."""
-    batches = [i for i in step.tables[schema.qualified] if isinstance(i, Batch)]
+    batches = [i for i in step.tables[table] if isinstance(i, Batch)]
     return sorted({int(x) for b in batches for x in np.unique(b.ints("xid"))} - {0})
 
 

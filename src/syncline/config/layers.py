@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from syncline.capture.source import SourceConfig
 from syncline.config.document import Layer, Place, Problem, read_secret
-from syncline.config.tree import Config, TargetConfig, settings_of, store_settings
+from syncline.config.tree import Config, TargetConfig, settings_of, store_settings, table_settings
 from syncline.errors import Misconfigured
 from syncline.stores import STORES
 
@@ -123,8 +123,10 @@ def settings_at(values: Mapping[str, Any], place: Place) -> dict[str, FieldInfo]
             return settings_of(SourceConfig)
         case ("targets", _):
             return _target_settings(_at(values, (*place, "type")))
-        case ("sources" | "targets",):
+        case ("sources" | "targets",) | ("targets", _, "tables"):
             return None
+        case ("targets", _, "tables", _, *inner):
+            return _mapping_settings(_at(values, (*place[:2], "type")), inner)
     above = settings_at(values, place[:-1])
     field = (above or {}).get(str(place[-1]))
     model = _model_in(field.annotation) if field else None
@@ -139,6 +141,20 @@ def _target_settings(kind: object) -> dict[str, FieldInfo]:
         return own | settings_of(store_settings(kind))
     except Misconfigured:  # its driver is missing, which validation reports
         return own
+
+
+def _mapping_settings(kind: object, inner: Sequence[str | int]) -> dict[str, FieldInfo] | None:
+    """What may be said of a table at a store of that kind; ``inner`` is the place below the table's name."""
+    if not isinstance(kind, str) or kind not in STORES:
+        return None
+    try:
+        model: type[BaseModel] | None = table_settings(kind)
+    except Misconfigured:
+        return None
+    for part in inner:
+        field = settings_of(model).get(str(part)) if model else None
+        model = _model_in(field.annotation) if field else None
+    return settings_of(model) if model else None
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

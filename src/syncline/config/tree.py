@@ -8,16 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, SerializeAsAny
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    SerializeAsAny,
+    ValidationError,
+)
 from pydantic import model_validator as validates
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import ErrorType
 
 from syncline.capture.source import SourceConfig
 from syncline.errors import Misconfigured
 from syncline.log.embedded import EmbeddedLogConfig
+from syncline.mapping import FORMS, Facts, TableMapping, TargetMapping
 from syncline.stores import STORES
 
 __all__ = [
@@ -30,7 +41,10 @@ __all__ = [
     "settings_of",
     "store_class",
     "store_settings",
+    "table_settings",
 ]
+
+_KNOWN_ERRORS = frozenset(get_args(ErrorType))
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 
@@ -110,6 +124,32 @@ def store_settings(kind: str) -> type[BaseModel]:
     return cast("type[BaseModel]", store_class(kind).config_class)
 
 
+def table_settings(kind: str) -> type[TableMapping]:
+    """What may be said of a table at a store of that kind. Raises as :func:`store_class`."""
+    return FORMS[store_class(kind).form]
+
+
+def _table_settings(model: type[TableMapping], name: str, given: Any) -> Any:
+    """Validated here, so that what is wrong in it is told with its place."""
+    if isinstance(given, BaseModel):
+        return given
+    try:
+        return model.model_validate({} if given is None else given)
+    except ValidationError as error:
+        found = [_placed(e, ("tables", name)) for e in error.errors(include_url=False)]
+        raise ValidationError.from_exception_data(error.title, found) from error
+
+
+def _placed(error: ErrorDetails, place: tuple[str, ...]) -> InitErrorDetails:
+    """One of pydantic's errors, deeper in the tree."""
+    kind = (
+        error["type"]
+        if error["type"] in _KNOWN_ERRORS
+        else PydanticCustomError("said", "{said}", {"said": error["msg"]})
+    )
+    return InitErrorDetails(type=kind, loc=(*place, *error["loc"]), input=error["input"], ctx=error.get("ctx", {}))
+
+
 class TargetConfig(BaseModel):
     """One copy that is kept in step: its type, the sources it follows, and the settings of its store.
 
@@ -119,8 +159,16 @@ class TargetConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: str = Field(description="Kind of store: " + ", ".join(STORES) + ".")
+    tables: dict[str, SerializeAsAny[TableMapping]] | None = Field(
+        None,
+        description="Tables that it takes, by name or pattern, and how they are mapped; null is all, as they are.",
+    )
     sources: tuple[str, ...] | None = Field(None, description="Names of the sources it follows; null is all of them.")
     store: SerializeAsAny[BaseModel] = Field(description="Settings of the store.")
+
+    def mapping(self, facts: Mapping[str, Facts]) -> TargetMapping:
+        """What this target makes of the tables of one source."""
+        return TargetMapping(self.tables, facts, table_settings(self.type))
 
     @validates(mode="before")
     @classmethod
@@ -128,7 +176,7 @@ class TargetConfig(BaseModel):
         """Hand what is not ours to the class that the store declares."""
         if not isinstance(given, Mapping) or isinstance(given.get("store"), BaseModel):
             return given
-        own = {key: value for key, value in given.items() if key in {"type", "sources"}}
+        own = {key: value for key, value in given.items() if key in {"type", "tables", "sources"}}
         kind = own.get("type")
         if kind is None:
             raise PydanticCustomError("no_type", "type is required: one of {known}", {"known": ", ".join(STORES)})
@@ -136,6 +184,17 @@ class TargetConfig(BaseModel):
             raise PydanticCustomError("no_store", "there is no target type of this name")
         rest = {key: value for key, value in given.items() if key not in own}
         return {**own, "store": store_settings(kind).model_validate(rest)}
+
+    @validates(mode="before")
+    @classmethod
+    def _mapped(cls, given: Any) -> Any:
+        """What is said of a table depends on the kind of store."""
+        tables = given.get("tables") if isinstance(given, Mapping) else None
+        kind = given.get("type") if isinstance(given, Mapping) else None
+        if not isinstance(tables, Mapping) or not isinstance(kind, str) or kind not in STORES:
+            return given
+        model = table_settings(kind)
+        return {**given, "tables": {name: _table_settings(model, name, one) for name, one in tables.items()}}
 
 
 class Config(BaseModel):

@@ -105,6 +105,8 @@ class Store(Protocol):
     """
 
     limits: Limits
+    form: str
+    """What mappings make of a table here: rows, graph, points or keys (:data:`syncline.mapping.FORMS`)."""
 
     def open(self, source: str) -> Cursor | None:
         """Connect, prepare the store's own tables, and return the durable cursor of this source, None if none."""

@@ -65,6 +65,7 @@ class MemoryStore:
     """The contract of :class:`syncline.stores.Store` in dictionaries."""
 
     config_class = MemoryConfig
+    form = "rows"
     limits = Limits()
 
     def __init__(self, config: MemoryConfig, name: str) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from syncline.capture.facts import table_facts
 from syncline.capture.preflight import preflight
 from syncline.capture.snapshot import Rewritten, consistent_point
 from syncline.capture.source import connect, translated
@@ -23,6 +24,7 @@ from syncline.capture.tables import TableInfo, matching_tables
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, hint
 from syncline.errors import Gap, Misconfigured
+from syncline.mapping import Facts, TargetMapping
 from syncline.verify.point import Engine, engine_running, reach
 from syncline.verify.report import KINDS, Report, TableReport
 from syncline.verify.table import Copy, Outcome, Point, Progress, Suspects, compare_table
@@ -101,6 +103,15 @@ def _loading(copy: Copy, table: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class _Pair:
+    """A source, a target that follows it, and what that makes of its tables."""
+
+    source: str
+    target: str
+    mapping: TargetMapping
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
     """One call of :func:`verify`."""
 
@@ -118,7 +129,7 @@ class _Run:
             raise Misconfigured(f"There is no target {self.target}.", remedy=hint(self.target, self.config.targets))
         if not self.wanted:
             return
-        known = {info.qualified for source in self.config.sources for info in self._tables(source)}
+        known = {info.qualified for source in self.config.sources for info in self._tables(source)[0]}
         unknown = sorted(set(self.wanted) - known)
         if unknown:
             raise Misconfigured(
@@ -130,10 +141,12 @@ class _Run:
         """Compare everything; on a second look only the tables with suspects."""
         found: dict[_Key, Outcome] = {}
         for source in self.config.sources:
-            infos = self._tables(source)
+            infos, facts = self._tables(source)
             for target in self._targets(source):
-                chosen = [i for i in infos if self._chosen((source, target, i.qualified), suspects)]
-                found.update(self._compare(source, target, chosen, check, suspects or {}))
+                mapping = self.config.targets[target].mapping(facts)
+                taken = [i for i in infos if mapping.takes(i.qualified)]
+                chosen = [i for i in taken if self._chosen((source, target, i.qualified), suspects)]
+                found.update(self._compare(_Pair(source, target, mapping), chosen, check, suspects or {}))
         return found
 
     def settle(
@@ -159,25 +172,26 @@ class _Run:
     def _chosen(self, key: _Key, suspects: dict[_Key, Suspects] | None) -> bool:
         return key in suspects if suspects is not None else not self.wanted or key[2] in self.wanted
 
-    def _tables(self, source: str) -> list[TableInfo]:
-        """The tables that are captured: those that can't be have an alert of their own."""
+    def _tables(self, source: str) -> tuple[list[TableInfo], dict[str, Facts]]:
+        """The tables that are captured, and their facts: those that can't be have an alert of their own."""
         settings = self.config.sources[source]
         dsn = settings.dsn.get_secret_value()
         never = (self.config.control.schema_name,)
         with translated(dsn), connect(dsn, timeout_s=settings.connect_timeout_s) as connection:
             found = matching_tables(connection, settings.monitored_tables, settings.excluded_tables, never)
+            facts = table_facts(connection, found)
         left_out = {f.subject for f in preflight(settings, *never) if f.severity == "error"}
-        return [t for t in found if t.qualified not in left_out]
+        return [t for t in found if t.qualified not in left_out], facts
 
     def _compare(
         self,
-        source: str,
-        target: str,
+        pair: _Pair,
         infos: Sequence[TableInfo],
         check: Callable[[], None],
         suspects: dict[_Key, Suspects],
     ) -> Iterator[tuple[_Key, Outcome]]:
         """Tables of one source at one target, all at one point; those rewritten meanwhile once more, at another."""
+        source, target = pair.source, pair.target
         left = list(infos)
         for _ in range(_ATTEMPTS):
             if not left:
@@ -186,7 +200,7 @@ class _Run:
                 yield from (_not_compared((source, target, i.qualified), "paused") for i in left)
                 return
             rewritten = []
-            for info, outcome in self._at_one_point(source, target, left, check, suspects):
+            for info, outcome in self._at_one_point(pair, left, check, suspects):
                 if outcome is None:
                     self.talk(f"table {info.qualified} was truncated or rewritten while it was read; once more")
                     rewritten.append(info)
@@ -200,18 +214,18 @@ class _Run:
 
     def _at_one_point(
         self,
-        source: str,
-        target: str,
+        pair: _Pair,
         infos: Sequence[TableInfo],
         check: Callable[[], None],
         suspects: dict[_Key, Suspects],
     ) -> Iterator[tuple[TableInfo, Outcome | None]]:
+        source, target = pair.source, pair.target
         settings = self.config.sources[source]
         with consistent_point(settings, "verify", self.talk) as (lsn, snapshot):
             cursor, reader = reach(settings, source, (target, self.config.targets[target]), lsn, check)
             with closing(reader):
                 parked, gaps = self._set_aside(source, target)
-                copy = Copy(source, target, reader, self.config.log, parked, gaps)
+                copy = Copy(source, target, reader, pair.mapping, self.config.log, parked, gaps)
                 point = Point(settings, snapshot, cursor.base + lsn, self.progress)
                 paused = self._paused(source, target)
                 for info in infos:

@@ -6,13 +6,17 @@ A batch carries a whole column as text when one value in it has no exact form in
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
 from syncline.capture.pgtypes import cast_text
 from syncline.change import TableSchema, arrow_type
 
-__all__ = ["exact_rows"]
+__all__ = ["VECTORS", "comparable", "comparable_fields", "exact_rows"]
+
+# Stores normalise and round vectors, so they are compared by what they were made of.
+VECTORS = ("vector", "sparse")
 
 
 def exact_rows(rows: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch:
@@ -38,3 +42,26 @@ def _value_by_value(texts: pa.Array, logical: str) -> tuple[pa.Array, np.ndarray
     found = pa.concat_arrays([*exact, pa.nulls(1, wanted)])
     places = encoded.indices.fill_null(len(values))
     return found.take(places), np.append(bad, False)[places.to_numpy(zero_copy_only=False)]
+
+
+def comparable_fields(schema: TableSchema) -> list[tuple[str, pa.DataType]]:
+    """Names and types of the columns that two sides are compared by."""
+    kept = [c for c in schema.columns if c.type not in VECTORS]
+    return [(c.name, pa.string() if c.type == "texts" else arrow_type(c.type)) for c in kept]
+
+
+def comparable(rows: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch:
+    """The rows (and the one column behind the schema's) without vectors, lists as text."""
+    if all(c.type not in (*VECTORS, "texts") for c in schema.columns):
+        return rows
+    arrays, names = [], []
+    for column, values in zip(schema.columns, rows.columns, strict=False):
+        if column.type not in VECTORS:
+            arrays.append(_lists_as_text(values) if column.type == "texts" else values)
+            names.append(column.name)
+    return pa.RecordBatch.from_arrays([*arrays, rows.columns[-1]], names=[*names, rows.schema.names[-1]])
+
+
+def _lists_as_text(lists: pa.Array) -> pa.Array:
+    encode = msgspec.json.encode
+    return pa.array([None if v is None else encode(v).decode() for v in lists.to_pylist()], pa.string())

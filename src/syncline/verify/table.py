@@ -9,17 +9,20 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from syncline.apply.keys import key_bytes, key_hashes
 from syncline.capture.snapshot import LoadProgress, read_table
 from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo, table_schema
-from syncline.change import TableSchema, arrow_type
+from syncline.change import TableSchema
 from syncline.config import LogConfig
+from syncline.errors import Rejected
 from syncline.log.embedded import EmbeddedLog
+from syncline.mapping import MappedTable, TargetMapping
 from syncline.stores import CopyReader
-from syncline.verify.exact import exact_rows
+from syncline.verify.exact import VECTORS, comparable, comparable_fields, exact_rows
 from syncline.verify.pairing import Bounds, Side, pair
 from syncline.verify.report import EXAMPLES, KINDS, TableReport
 
@@ -46,11 +49,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The target behind the point. ``parked`` are hashes of keys by table, ``gaps`` names of tables ('': all)."""
+    """The target behind the point, and what it makes of tables. ``parked`` are hashes of keys by table, ``gaps`` names
+    of tables ('': all)."""
 
     source: str
     target: str
     reader: CopyReader
+    mapping: TargetMapping
     log: LogConfig
     parked: Mapping[str, frozenset[bytes]]
     gaps: frozenset[str]
@@ -78,7 +83,7 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
     recorded = copy.reader.recorded(info.qualified)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="syncline-verify-")))
-        reading = _Source(folder, info, point, buckets, recorded)
+        reading = _Source(folder, info, point, buckets, recorded, copy.mapping)
         left = stack.enter_context(closing(reading.side()))
         report.rows, schema = left.rows, reading.schema
         columns, report.columns = _shared(schema, recorded or schema)
@@ -86,8 +91,9 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
             return outcome
         right = _side(folder / "target", recorded or schema, "version", [c.name for c in schema.key], buckets)
         stack.enter_context(closing(right))
-        for batch in copy.reader.scan(recorded) if recorded else ():
-            right.add(batch)
+        if recorded is not None:
+            for batch in copy.reader.scan(recorded):
+                right.add(comparable(batch, recorded))
         right.finish()
         bounds = _bounds(copy, schema, recorded, point.version)
         names = [c.name for c in schema.key]
@@ -97,23 +103,34 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
 
 
 class _Source:
-    """Reading the source's side. ``schema`` are the columns that are published, known once a row was read."""
+    """Reading the source's side, as the target's mapping makes it. ``schema`` are the columns that are published, known
+    once a row was read."""
 
-    def __init__(self, folder: Path, info: TableInfo, point: Point, buckets: int, recorded: TableSchema | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        info: TableInfo,
+        point: Point,
+        buckets: int,
+        recorded: TableSchema | None,
+        mapping: TargetMapping,
+    ) -> None:
         self._folder = folder / "source"
         self._info = info
         self._point = point
         self._buckets = buckets
+        self._mapping = mapping
         # What an empty table publishes can't be told apart from what it has: trust what the copy was told.
-        self.schema = recorded or table_schema(info)
+        self.schema = recorded or mapping.table(table_schema(info)).schema
 
     def side(self) -> Side:
         side: Side | None = None
         for batch in read_table(self._point.source, self._info, self._point.snapshot, 0, threading.Event(), self._tell):
+            mapped = self._mapping.table(batch.schema)
             if side is None:
-                self.schema = batch.schema
+                self.schema = mapped.schema
                 side = self._open()
-            side.add(exact_rows(batch.data(), batch.schema))
+            side.add(comparable(exact_rows(_mapped_rows(batch.data(), mapped), mapped.schema), mapped.schema))
         side = side or self._open()
         side.finish()
         return side
@@ -125,18 +142,31 @@ class _Source:
         self._point.progress(loaded.table, loaded.rows, max(self._info.estimated_rows, loaded.rows))
 
 
+def _mapped_rows(rows: pa.RecordBatch, mapped: MappedTable) -> pa.RecordBatch:
+    """What the target should hold of the rows; not those that can't be mapped, which are parked."""
+    if mapped.trivial:
+        return rows
+    while True:
+        try:
+            return mapped.whole(rows).rows
+        except Rejected as refused:
+            keep = np.ones(rows.num_rows, np.bool_)
+            keep[list(refused.rows)] = False
+            rows = rows.filter(pa.array(keep))
+
+
 def _side(folder: Path, schema: TableSchema, last: str, keys: Sequence[str], buckets: int) -> Side:
     """A side that holds the table's columns and one more."""
     folder.mkdir()
-    fields = [(c.name, arrow_type(c.type)) for c in schema.columns]
-    names = [c.name for c in schema.columns]
+    fields = comparable_fields(schema)
+    names = [name for name, _ in fields]
     arrow = pa.schema([*fields, (last, pa.bool_() if last == "inexact" else pa.int64())])
     return Side(folder, arrow, [names.index(k) for k in keys], buckets)
 
 
 def _shared(left: TableSchema, right: TableSchema) -> tuple[list[str], tuple[str, ...]]:
     """Columns that both sides have with one type, and those that they don't."""
-    mine, theirs = ({(c.name, c.type) for c in side.columns} for side in (left, right))
+    mine, theirs = ({(c.name, c.type) for c in side.columns if c.type not in VECTORS} for side in (left, right))
     return [c.name for c in left.columns if (c.name, c.type) in theirs], tuple(sorted({n for n, _ in mine ^ theirs}))
 
 

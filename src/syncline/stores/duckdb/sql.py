@@ -14,6 +14,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from syncline.change import Column, TableSchema, arrow_type
+from syncline.shape import Rows
 
 __all__ = [
     "BOOKKEEPING",
@@ -24,6 +25,7 @@ __all__ = [
     "duckdb_type",
     "literal",
     "quote",
+    "soft_delete",
     "target_name",
 ]
 
@@ -76,7 +78,15 @@ def duckdb_type(logical: str) -> str:
 
 def target_name(schema: TableSchema) -> tuple[str, str]:
     """Schema and table in DuckDB: ``public`` is DuckDB's default ``main``, other namespaces keep their name."""
-    return ("main" if schema.namespace == "public" else schema.namespace, schema.name)
+    namespace, name = schema.namespace, schema.name
+    if isinstance(schema.shape, Rows):
+        namespace, name = schema.shape.namespace, schema.shape.name
+    return ("main" if namespace == "public" else namespace, name)
+
+
+def soft_delete(schema: TableSchema) -> str:
+    """The column that marks deleted rows, '' if they are removed."""
+    return schema.shape.soft_delete if isinstance(schema.shape, Rows) else ""
 
 
 def cast_text(x: str, logical: str) -> str:
@@ -167,6 +177,26 @@ class Statements:
         keys = self._row_keys() if whole else self.key_values()
         return f"delete from {self.target} as t using {view} as i where {self._match('t', keys)}"
 
+    @cached_property
+    def mark(self) -> str:
+        """The column that marks deleted rows, quoted; '' if they are removed."""
+        return quote(soft_delete(self.schema)) if soft_delete(self.schema) else ""
+
+    @cached_property
+    def _present(self) -> str:
+        """A condition on top: rows that are marked as deleted are none of the copy's."""
+        return f" and {{alias}}.{self.mark} is null" if self.mark else ""
+
+    def remove(self, view: str) -> str:
+        """Delete the rows of the view's keys, or mark them."""
+        if not self.mark:
+            return self.delete(view, whole=False)
+        matching = self._match("t", self.key_values())
+        return (
+            f"update {self.target} as t set {self.mark} = now(), {quote(VERSION_COLUMN)} = i.v"
+            f" from (select * from {view}) as i where {matching}{self._present.format(alias='t')}"
+        )
+
     def insert(self, view: str) -> str:
         """Insert the view's rows."""
         values = ", ".join(incoming(i, c, self.given[i]) for i, c in enumerate(self.schema.columns))
@@ -197,7 +227,8 @@ class Statements:
             f" and not exists (select 1 from {self.target} as t where {stored} and {version} > i.v)"
             f" and not exists (select 1 from {self.tombstones} as d where {buried} and d.version > i.v)"
             f" and (i.v >= {guard.horizon} or exists"
-            f" (select 1 from {self.target} as t where {stored} and coalesce({version}, 0) > {guard.sweep}))"
+            f" (select 1 from {self.target} as t where {stored} and coalesce({version}, 0) > {guard.sweep}"
+            f"{self._present.format(alias='t')}))"
         )
 
     def accepted(self, view: str, guard: Guard, *, whole: bool) -> str:
@@ -219,7 +250,8 @@ class Statements:
             conditions.append(f"(({own}) or (coalesce({version}, 0) <= i.v and not exists ({moved})))")
         return (
             f"create or replace temp table {into} as select i.n, {values}, i.v, {version} as base"
-            f" from {view} as i join {self.target} as b on {self._match('b', self.key_values('i.f'))}"
+            f" from {view} as i join {self.target} as b"
+            f" on {self._match('b', self.key_values('i.f'))}{self._present.format(alias='b')}"
             f"{' where ' if conditions else ''}{' and '.join(conditions)}"
         )
 
@@ -259,7 +291,10 @@ class Statements:
     def truncate(self, version: int) -> str:
         """Remove what is at or below the version; a row without one is older than everything."""
         column = quote(VERSION_COLUMN)
-        return f"delete from {self.target} where {column} <= {version} or {column} is null"
+        older = f"({column} <= {version} or {column} is null)"
+        if self.mark:
+            return f"update {self.target} set {self.mark} = now() where {older} and {self.mark} is null"
+        return f"delete from {self.target} where {older}"
 
     def highest(self) -> str:
         """The greatest version of any row or tombstone."""
@@ -275,6 +310,7 @@ class Statements:
             for i, c in enumerate(self.schema.columns)
         ]
         source = f"select {', '.join(shown)}, coalesce(t.{quote(VERSION_COLUMN)}, 0) as v from {self.target} as t"
-        if keys is None:
-            return source
-        return f"{source} where exists (select 1 from {keys} as i where {self._match('t', self.key_values())})"
+        conditions = [f"t.{self.mark} is null"] if self.mark else []
+        if keys is not None:
+            conditions.append(f"exists (select 1 from {keys} as i where {self._match('t', self.key_values())})")
+        return f"{source}{' where ' if conditions else ''}{' and '.join(conditions)}"

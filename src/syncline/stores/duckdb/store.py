@@ -43,6 +43,7 @@ class DuckDBStore:
     """
 
     config_class = DuckDBConfig
+    form = "rows"
     # A row group: DuckDB compresses a transaction of that size straight into the file, instead of writing it to its log
     # and rewriting it in a checkpoint (measured: 160 instead of 430 bytes written for a row of 400).
     limits = Limits(load_rows=122_880, load_bytes=64 * 1024 * 1024)

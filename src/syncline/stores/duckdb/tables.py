@@ -10,7 +10,8 @@ import msgspec
 
 from syncline.change import Column, TableSchema
 from syncline.errors import Misconfigured
-from syncline.stores.duckdb.sql import VERSION_COLUMN, Statements, duckdb_type, quote, target_name
+from syncline.shape import Rows
+from syncline.stores.duckdb.sql import VERSION_COLUMN, Statements, duckdb_type, quote, soft_delete, target_name
 
 __all__ = ["TableState", "migrate_table", "table_state"]
 
@@ -24,6 +25,8 @@ class TableState:
     horizon: int
     highest: int
 
+
+_MARK_TYPE = "TIMESTAMP WITH TIME ZONE"
 
 # Types of an existing column that hold every value of a logical type exactly.
 _WIDER = {
@@ -56,13 +59,19 @@ def migrate_table(
     _check_names(cursor, source, schema)
     recorded = cursor.execute("select body from syncline.tables where name = $1", [schema.qualified]).fetchall()
     former = msgspec.json.decode(recorded[0][0], type=TableSchema) if recorded else None
+    moved = former is not None and target_name(former) != target_name(schema)
+    if former is not None and moved:
+        # What another mapping wrote (correctness rule 21).
+        cursor.execute(f"drop table if exists {Statements(former).target}")
     actual = _actual_columns(cursor, schema)
     if actual is None:
         _create(cursor, schema)
-    elif former is None:
+    elif former is None or moved:
         _adopt(cursor, schema, actual)
     elif former != schema:
         _alter(cursor, schema, former, actual)
+    if actual is not None:
+        _mark_deleted(cursor, schema, former, actual)
     if former is None or former.key != schema.key:
         _create_tombstones(cursor, schema)
     body = msgspec.json.encode(schema).decode()
@@ -77,7 +86,7 @@ def migrate_table(
             [schema.fingerprint, body, schema.qualified],
         )
     # A table that somebody dropped here was not ours any more: what it held has to be read again.
-    return table_state(cursor, schema), None if actual is None else former
+    return table_state(cursor, schema), former if moved or actual is not None else None
 
 
 def table_state(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> TableState:
@@ -106,27 +115,35 @@ def _check_names(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSc
                 f"Columns {other} and {column.name} of table {schema.qualified} have one name in DuckDB.",
                 remedy="Rename one at the source, or exclude the table.",
             )
-    if schema.namespace.lower() in ("syncline", "information_schema", "pg_catalog", "temp", "main"):
+    mark = soft_delete(schema)
+    if mark and mark.lower() in seen:
         raise Misconfigured(
-            f"Namespace {schema.namespace} of table {schema.qualified} is taken in DuckDB.",
+            f"Column {mark} of table {schema.qualified} can't mark deleted rows: the source has it.",
+            remedy="Name another column in soft_delete.",
+        )
+    namespace = schema.shape.namespace if isinstance(schema.shape, Rows) else schema.namespace
+    if namespace.lower() in ("syncline", "information_schema", "pg_catalog", "temp", "main"):
+        raise Misconfigured(
+            f"Namespace {namespace} of table {schema.qualified} is taken in DuckDB.",
             remedy="Rename the schema at the source, or exclude the table.",
         )
     ((catalog,),) = cursor.execute("select current_database()").fetchall()
-    if schema.namespace.lower() == catalog.lower():
+    if namespace.lower() == catalog.lower():
         raise Misconfigured(
-            f"Namespace {schema.namespace} of table {schema.qualified} has the name of the DuckDB file, and DuckDB "
+            f"Namespace {namespace} of table {schema.qualified} has the name of the DuckDB file, and DuckDB "
             "can't tell the two apart.",
             remedy="Give the file another name (the target's path).",
         )
-    rows = cursor.execute(
-        "select name, source from syncline.tables where lower(name) = lower($1)", [schema.qualified]
-    ).fetchall()
-    for name, owner in rows:
+    place = ".".join(target_name(schema)).lower()
+    for name, owner, body in cursor.execute("select name, source, body from syncline.tables").fetchall():
+        other = ".".join(target_name(msgspec.json.decode(body, type=TableSchema))).lower()
         if name != schema.qualified:
-            raise Misconfigured(
-                f"Tables {name} and {schema.qualified} have one name in DuckDB.",
-                remedy="Rename one at the source, or exclude it.",
-            )
+            if other == place or name.lower() == schema.qualified.lower():
+                raise Misconfigured(
+                    f"Tables {name} and {schema.qualified} have one name in DuckDB.",
+                    remedy="Rename one at the source or in its mapping, or exclude it.",
+                )
+            continue
         if owner != source:
             raise Misconfigured(
                 f"Table {name} of source {source} is already filled by source {owner} in this DuckDB file.",
@@ -159,7 +176,32 @@ def _create(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
     statements = Statements(schema)
     columns = [f"{quote(c.name)} {duckdb_type(c.type)}" for c in schema.columns]
     cursor.execute(f"create schema if not exists {quote(target_name(schema)[0])}")
+    if statements.mark:
+        columns.append(f"{statements.mark} {_MARK_TYPE}")
     cursor.execute(f"create table {statements.target} ({', '.join(columns)}, {quote(VERSION_COLUMN)} BIGINT)")
+
+
+def _mark_deleted(
+    cursor: duckdb.DuckDBPyConnection,
+    schema: TableSchema,
+    former: TableSchema | None,
+    actual: dict[str, tuple[str, bool]],
+) -> None:
+    """Make sure of the column that marks deleted rows. Where rows are removed again, the marked ones go with it."""
+    statements, before = Statements(schema), soft_delete(former) if former else ""
+    moved = former is None or target_name(former) != target_name(schema)
+    if before and not moved and before != soft_delete(schema):
+        cursor.execute(f"delete from {statements.target} where {quote(before)} is not null")
+        cursor.execute(f"alter table {statements.target} drop column {quote(before)}")
+    if not statements.mark:
+        return
+    found = actual.get(soft_delete(schema).lower(), (_MARK_TYPE,))[0]
+    if found != _MARK_TYPE:
+        raise Misconfigured(
+            f"Column {soft_delete(schema)} of table {schema.qualified} exists in DuckDB as {found}, not {_MARK_TYPE}.",
+            remedy="Name another column in soft_delete, or change its type.",
+        )
+    cursor.execute(f"alter table {statements.target} add column if not exists {statements.mark} {_MARK_TYPE}")
 
 
 def _create_tombstones(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:

@@ -119,7 +119,7 @@ class _Writer:
             return None
 
         def write() -> None:
-            self.cursor.execute(statements.delete(_DELETES, whole=False))
+            self.cursor.execute(statements.remove(_DELETES))
             self.cursor.execute(statements.bury(_DELETES))
             self._let_go(_DELETES, batch)
 

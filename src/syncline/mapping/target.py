@@ -1,0 +1,61 @@
+"""The mapping of all tables of one target."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+
+from syncline.change import TableSchema
+from syncline.mapping.facts import Facts
+from syncline.mapping.settings import TableMapping
+from syncline.mapping.table import MappedTable
+
+__all__ = ["TargetMapping"]
+
+
+class TargetMapping:
+    """What is said of which table: by name, else by the first pattern that matches; without ``settings`` all tables are
+    taken, in the plainest form of the kind of target.
+
+    ``facts`` are the source's tables; a schema that differs from them (an older one in the log) is mapped with its own
+    columns.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, TableMapping] | None, facts: Mapping[str, Facts], plain: type[TableMapping]
+    ) -> None:
+        self._settings = settings
+        self._facts = dict(facts)
+        self._plain = plain
+        self._mapped: dict[TableSchema, MappedTable] = {}
+        self._chosen = {table: chosen for table in facts if (chosen := self._choose(table)) is not None}
+
+    def _choose(self, table: str) -> TableMapping | None:
+        if self._settings is None:
+            return self._plain()
+        if table in self._settings:
+            return self._settings[table]
+        return next((s for pattern, s in self._settings.items() if fnmatch.fnmatchcase(table, pattern)), None)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that the target takes."""
+        return tuple(self._chosen)
+
+    def takes(self, table: str) -> bool:
+        """Whether the target takes the table."""
+        return table in self._chosen or (table not in self._facts and self._choose(table) is not None)
+
+    def table(self, source: TableSchema) -> MappedTable:
+        """The mapping of one table that is taken, in this schema version.
+
+        Raises:
+            Misconfigured: the settings do not fit the table.
+        """
+        mapped = self._mapped.get(source)
+        if mapped is None:
+            known = self._facts.get(source.qualified)
+            facts = Facts(source, known.foreign_keys if known else ())
+            settings = self._chosen.get(source.qualified) or self._choose(source.qualified) or self._plain()
+            mapped = self._mapped[source] = MappedTable(facts, settings, self._facts, self._chosen)
+        return mapped

@@ -1,0 +1,161 @@
+"""Filters and transforms that users write: DuckDB's SQL over a batch, or a Python callable on a ``pyarrow.Table``.
+
+Both see the source's columns under the source's names, and only whole rows. SQL runs in a DuckDB of its own, in memory,
+that can reach no file and no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from syncline.change import TableSchema, arrow_type
+from syncline.errors import Misconfigured
+
+__all__ = [
+    "Failed",
+    "Filter",
+    "PythonTransform",
+    "SqlTransform",
+    "Transform",
+    "empty_rows",
+    "load_callable",
+    "source_digest",
+]
+
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*\Z")
+_ROW = "_syncline_row"
+
+
+class Failed(Exception):
+    """The user's code failed on a batch; the message names the kind of error and no values (Guarantee 11)."""
+
+
+class _Sql:
+    """Runs a query over one Arrow table at a time. Any thread."""
+
+    def __init__(self) -> None:
+        settings: dict[str, Any] = {"threads": 1, "enable_external_access": False, "python_enable_replacements": False}
+        self._connection = duckdb.connect(":memory:", config=settings)
+        self._connection.execute("set TimeZone = 'UTC'")
+        self._lock = threading.Lock()
+
+    def run(self, query: str, batch: pa.Table) -> pa.Table:
+        with self._lock:
+            self._connection.register("batch", batch)
+            try:
+                return self._connection.sql(query).to_arrow_table()
+            finally:
+                self._connection.unregister("batch")
+
+
+def empty_rows(source: TableSchema) -> pa.Table:
+    """A table without rows that has the source's columns."""
+    return pa.schema([(c.name, arrow_type(c.type)) for c in source.columns]).empty_table()
+
+
+class Filter:
+    """A condition that rows have to meet. NULL is not true.
+
+    Raises:
+        Misconfigured: it is no condition on this table.
+    """
+
+    def __init__(self, source: TableSchema, condition: str) -> None:
+        self._sql = _Sql()
+        self._query = f'select "{_ROW}" from batch where ({condition}\n) order by 1'
+        try:
+            self.positions(empty_rows(source))
+        except Failed as error:
+            raise Misconfigured(
+                f"The condition `where` of table {source.qualified} can't be used: {error.__cause__}.",
+                remedy="It is SQL of DuckDB over the table's columns.",
+            ) from error
+
+    def positions(self, rows: pa.Table) -> pa.Array:
+        """Numbers of the rows that meet it.
+
+        Raises:
+            Failed: it can't be computed for some row.
+        """
+        numbered = rows.append_column(_ROW, pa.array(range(rows.num_rows), pa.int64()))
+        try:
+            return self._sql.run(self._query, numbered).column(0).combine_chunks()
+        except duckdb.Error as error:
+            raise Failed(type(error).__name__) from error
+
+
+class Transform:
+    """``rows`` turns whole rows into others, at most one a key: by SQL or by Python."""
+
+    def rows(self, rows: pa.Table) -> pa.Table:
+        """Raises Failed if the user's code does."""
+        raise NotImplementedError
+
+
+class SqlTransform(Transform):
+    """``select ... from batch``."""
+
+    def __init__(self, query: str) -> None:
+        self._sql = _Sql()
+        self._query = query
+
+    def rows(self, rows: pa.Table) -> pa.Table:
+        try:
+            return self._sql.run(self._query, rows)
+        except duckdb.Error as error:
+            raise Failed(type(error).__name__) from error
+
+
+class PythonTransform(Transform):
+    """``module:function`` from a ``pyarrow.Table`` to a ``pyarrow.Table``."""
+
+    def __init__(self, reference: str) -> None:
+        self._function = load_callable(reference)
+
+    def rows(self, rows: pa.Table) -> pa.Table:
+        try:
+            result = self._function(rows)
+        except Exception as error:
+            raise Failed(type(error).__name__) from error
+        if not isinstance(result, pa.Table):
+            raise Failed(f"it returned a {type(result).__name__}, not a pyarrow.Table")
+        return result
+
+
+def load_callable(reference: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names.
+
+    Raises:
+        Misconfigured: there is none.
+    """
+    module, _, name = reference.partition(":")
+    if not _REFERENCE.fullmatch(reference):
+        raise Misconfigured(f"{reference!r} does not name a function.", remedy="Write module:function.")
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:
+        raise Misconfigured(
+            f"The function {reference} can't be loaded: {type(error).__name__}: {error}.",
+            remedy="Its module must be on Python's path (PYTHONPATH) and importable.",
+        ) from error
+    if not callable(found):
+        raise Misconfigured(f"{reference} is no function.")
+    return found
+
+
+def source_digest(function: Callable[..., Any]) -> str:
+    """A digest of a function's own text, so that a changed one changes the mapping's fingerprint."""
+    try:
+        text = inspect.getsource(function)
+    except (OSError, TypeError):
+        text = getattr(function, "__qualname__", "")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
