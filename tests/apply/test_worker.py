@@ -29,6 +29,7 @@ from syncline.change import (
 from syncline.config import ApplyConfig
 from syncline.errors import Damaged, Gap, SynclineError, Unavailable
 from syncline.log.memory import MemoryLog, Shelf
+from syncline.mapping import MappedTable, RowsMapping, TargetMapping
 from syncline.pipeline.board import Board
 from syncline.stores import TableWork
 from syncline.stores.memory import MemoryConfig, MemoryStore
@@ -45,6 +46,7 @@ class Host(Board):
 
     def __init__(self) -> None:
         super().__init__()
+        self.mapping = TargetMapping(None, {}, RowsMapping)
         self.changed: list[str] = []
         self.done: list[str] = []
         self.retried: list[SynclineError | None] = []
@@ -52,6 +54,12 @@ class Host(Board):
     def passing(self, marker: Marker) -> bool:  # type: ignore[override]
         super().passing(marker)
         return True
+
+    def mapped(self, schema: TableSchema) -> MappedTable:
+        return self.mapping.table(schema)
+
+    def mapping_digest(self, table: str) -> str:
+        return self.mapping.digest(table)
 
     def schema_changed(self, schema: TableSchema) -> None:
         self.changed.append(schema.qualified)

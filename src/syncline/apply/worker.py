@@ -259,45 +259,38 @@ class Worker:
                 self._reading.pop(marker.table, None)
 
     def _migrate(self, step: Step) -> None:
-        """Prepare the step's tables. One that the store can't take drops out, with a gap (Guarantee 8)."""
+        """Prepare the step's tables. One that can't be mapped, or that the store can't take, drops out, with a gap
+        (Guarantee 8)."""
         for name, schema in list(step.schemas.items()):
-            if self._schemas.get(name) == schema:
-                continue
-            known = self._let_go(name, schema)
             try:
-                before = self._store.migrate(self._host.mapped(schema).schema)
+                mapped = self._host.mapped(schema)
+                if self._schemas.get(name) == mapped.schema:
+                    continue
+                known = self._let_go(name, schema, mapped)
+                before = self._store.migrate(mapped.schema)
             except Misconfigured as error:
                 self._host.refused(name, error)
                 step.drop(name)
                 continue
-            self._schemas[name] = schema
+            self._schemas[name] = mapped.schema
             lost = before is None and name in self.cursor.loaded
             if lost:
                 self._forget(name)
             if (known is None and not lost) or any(m.kind == "load_started" and m.table == name for m in step.markers):
                 continue
-            if known is not None and before is not None and self._only_lost_columns(before, schema):
-                digest = self._host.mapped(schema).digest
-                step.kept[name] = msgspec.structs.replace(known, columns=schema.outline, mapping=digest)
+            if known is not None and before is not None and _only_lost_columns(before, mapped.schema):
+                step.kept[name] = msgspec.structs.replace(known, columns=schema.outline, mapping=mapped.digest)
             else:
                 self._host.schema_changed(schema)
 
-    def _let_go(self, table: str, schema: TableSchema) -> Loaded | None:
+    def _let_go(self, table: str, schema: TableSchema, mapped: MappedTable) -> Loaded | None:
         """Before a table takes another shape: forget durably that it is loaded, so that no crash can forget the load
         that is due; returns what it was. None if there is nothing to forget."""
         known = self.cursor.loaded.get(table)
-        if known is None or (known.columns, known.mapping) == (schema.outline, self._host.mapped(schema).digest):
+        if known is None or (known.columns, known.mapping) == (schema.outline, mapped.digest):
             return None
         self._forget(table)
         return known
-
-    def _only_lost_columns(self, before: TableSchema, schema: TableSchema) -> bool:
-        """Whether the columns that are left are what they were, and are mapped as they were."""
-        after = self._host.mapped(schema).schema
-        if (before.shape, before.mapping) != (after.shape, after.mapping):
-            return False
-        was = {(c.name, c.type, c.key) for c in before.columns}
-        return was > {(c.name, c.type, c.key) for c in after.columns}
 
     def _forget(self, table: str) -> None:
         rest = {t: k for t, k in self.cursor.loaded.items() if t != table}
@@ -356,6 +349,14 @@ class _Only:
     def passing(self, marker: Marker) -> bool:
         """Markers were heeded when the cursor passed them."""
         return False
+
+
+def _only_lost_columns(before: TableSchema, after: TableSchema) -> bool:
+    """Whether the columns that are left are what they were, and are mapped as they were."""
+    if (before.shape, before.mapping) != (after.shape, after.mapping):
+        return False
+    was = {(c.name, c.type, c.key) for c in before.columns}
+    return was > {(c.name, c.type, c.key) for c in after.columns}
 
 
 def _layers(works: list[TableWork]) -> list[list[TableWork]]:

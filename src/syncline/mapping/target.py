@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 
 from syncline.change import TableSchema
+from syncline.errors import Misconfigured
 from syncline.mapping.facts import Facts
 from syncline.mapping.settings import TableMapping
 from syncline.mapping.table import MappedTable
@@ -59,3 +60,14 @@ class TargetMapping:
             settings = self._chosen.get(source.qualified) or self._choose(source.qualified) or self._plain()
             mapped = self._mapped[source] = MappedTable(facts, settings, self._facts, self._chosen)
         return mapped
+
+    def digest(self, table: str) -> str:
+        """What the target makes of a table as the source has it now, in short (:attr:`MappedTable.digest`); '' for one
+        that it does not take, and for one that can't be mapped, which shows when it is."""
+        known = self._facts.get(table)
+        if known is None or not self.takes(table):
+            return ""
+        try:
+            return self.table(known.schema).digest
+        except Misconfigured:
+            return ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 
+from syncline.capture.facts import table_facts
 from syncline.capture.slot import ensure_publication, with_publication
 from syncline.capture.source import connect, translated
 from syncline.capture.tables import TableInfo, catalogue_mark, only_lost_columns, reshaped
@@ -49,6 +50,9 @@ class Catalogue:
         added = ensure_publication(connection, publication, tables)
         # Last: what fails before is looked at again, with the tables as they were.
         self.tables = with_publication(connection, publication, tables)
+        facts = table_facts(connection, self.tables)
+        for name, target in self._targets.items():
+            target.mapping = context.config.targets[name].mapping(facts)
         if added:
             context.talk(f"publication {publication}: added {', '.join(added)}")
         return added
@@ -85,6 +89,7 @@ class Catalogue:
 
     def _is_settled(self, table: TableInfo) -> bool:
         """Whether every target has the rows of this very shape: else a newer shape must not be taken for theirs."""
-        workers = [t.worker for t in self._targets.values() if t.worker is not None]
+        takers = [t for t in self._targets.values() if t.mapping.takes(table.qualified)]
+        workers = [t.worker for t in takers if t.worker is not None]
         known = [w.cursor.loaded.get(table.qualified) for w in workers]
         return not self._loads.busy and all(k is not None and k.shape == table.shape for k in known)

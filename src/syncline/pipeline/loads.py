@@ -76,7 +76,8 @@ class Loads:
         running = {n: t.worker.cursor.loaded for n, t in self._targets.items() if t.worker is not None}
         for info in tables:
             old = info.qualified in stale
-            names = tuple(n for n, loaded in running.items() if old or self._is_missing(n, info, loaded))
+            takers = {n: loaded for n, loaded in running.items() if self._targets[n].mapping.takes(info.qualified)}
+            names = tuple(n for n, loaded in takers.items() if old or self._is_missing(n, info, loaded))
             if names:
                 wanted.setdefault(names, []).append(info)
         for names, infos in wanted.items():
@@ -84,18 +85,20 @@ class Loads:
 
     def _is_missing(self, target: str, info: TableInfo, loaded: dict[str, Loaded]) -> bool:
         """Whether a target needs the table read: it never was, or its rows may have changed without a row event."""
-        known = loaded.get(info.qualified)
+        known, mapping = loaded.get(info.qualified), self._targets[target].mapping
         if known is None:
             waits = info.qualified in self._targets[target].board.gaps and not self._context.resyncs
             return not waits
-        return reshaped(known.shape, info.shape)
+        # A changed mapping is a gap of the table at this target (correctness rule 21).
+        return reshaped(known.shape, info.shape) or known.mapping != mapping.digest(info.qualified)
 
     def start_due(self, tables: Sequence[TableInfo], incarnation: Incarnation) -> None:
         """Begin to read what was requested, as these tables are now, in a thread of its own."""
         wanted: Wanted = {}
         with self._lock:
             for info in tables:
-                names = tuple(n for n in self._targets if n in self._due.get(info.qualified, ()))
+                due = self._due.get(info.qualified, ())
+                names = tuple(n for n, t in self._targets.items() if n in due and t.mapping.takes(info.qualified))
                 if names:
                     wanted.setdefault(names, []).append(info)
             self._due.clear()

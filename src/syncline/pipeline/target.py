@@ -13,6 +13,7 @@ from syncline.change import Cursor, Marker, TableSchema
 from syncline.config import ApplyConfig
 from syncline.errors import Gap, SynclineError, defect
 from syncline.log import Log
+from syncline.mapping import MappedTable, TargetMapping
 from syncline.pipeline.board import Board
 from syncline.stores import Store
 
@@ -38,11 +39,13 @@ class TargetEvents:
 
 
 class Target:
-    """Runs a :class:`~syncline.apply.worker.Worker` in a thread. ``board`` decides which tables it takes."""
+    """Runs a :class:`~syncline.apply.worker.Worker` in a thread. ``mapping`` says which tables it takes and what becomes
+    of them, ``board`` which of them it takes just now."""
 
-    def __init__(self, name: str, store: Store, events: TargetEvents) -> None:
+    def __init__(self, name: str, store: Store, mapping: TargetMapping, events: TargetEvents) -> None:
         self.name = name
         self.store = store
+        self.mapping = mapping
         self.board = Board()
         self.error: SynclineError | None = None
         self._events = events
@@ -101,7 +104,13 @@ class Target:
         return self.board.paused()
 
     def wanted(self, table: str) -> bool:
-        return self.board.wanted(table)
+        return self.mapping.takes(table) and self.board.wanted(table)
+
+    def mapped(self, schema: TableSchema) -> MappedTable:
+        return self.mapping.table(schema)
+
+    def mapping_digest(self, table: str) -> str:
+        return self.mapping.digest(table)
 
     def since(self, table: str) -> int:
         return self.board.since(table)

@@ -68,7 +68,8 @@ class Targets:
             refused=self._refused,
             loaded=self._loaded,
         )
-        self.by_name = {name: Target(name, store, events) for name, store in stores.items()}
+        mappings = {name: context.config.targets[name].mapping({}) for name in stores}
+        self.by_name = {name: Target(name, store, mappings[name], events) for name, store in stores.items()}
         self._starting = threading.Lock()  # the capture's thread starts targets, and housekeeping does
         self._cursors: dict[str, Cursor | None] = {}
         self._renewing: set[str] = set()
@@ -94,7 +95,8 @@ class Targets:
         if target.worker is None or not target.running:
             return []
         waiting = target.board.gaps | set(target.board.held())
-        return sorted({t.qualified for t in self._owner.tables} - set(target.worker.cursor.loaded) - waiting)
+        taken = {t.qualified for t in self._owner.tables if target.mapping.takes(t.qualified)}
+        return sorted(taken - set(target.worker.cursor.loaded) - waiting)
 
     # ----------------------------------------------------------------------------------------------- open and start
 
@@ -154,7 +156,7 @@ class Targets:
         cursor = self._beginning(target, incarnation)
         if cursor is None:
             return
-        monitored = {t.qualified for t in self._owner.tables}
+        monitored = {t.qualified for t in self._owner.tables if target.mapping.takes(t.qualified)}
         cursor = msgspec.structs.replace(
             cursor,
             loaded={t: known for t, known in cursor.loaded.items() if t in monitored},
