@@ -51,6 +51,7 @@ def template(kind: str) -> str:
 
 def _target(kind: str) -> Iterator[str]:
     yield from _setting("type", TargetConfig.model_fields["type"], kind)
+    yield from _setting("tables", TargetConfig.model_fields["tables"], None)
     yield from _setting("sources", TargetConfig.model_fields["sources"], None)
 
 

@@ -39,8 +39,8 @@ class TargetEvents:
 
 
 class Target:
-    """Runs a :class:`~syncline.apply.worker.Worker` in a thread. ``mapping`` says which tables it takes and what becomes
-    of them, ``board`` which of them it takes just now."""
+    """Runs a :class:`~syncline.apply.worker.Worker` in a thread. ``mapping`` says which tables it takes, and what
+    becomes of them, ``board`` which of them it takes just now."""
 
     def __init__(self, name: str, store: Store, mapping: TargetMapping, events: TargetEvents) -> None:
         self.name = name

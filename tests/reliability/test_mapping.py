@@ -1,0 +1,104 @@
+"""Mapped tables on the whole way: what a target makes of them, also when that changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Rig
+
+from servers import Database, eventually
+from syncline.config import load_config
+from syncline.pipeline import SyncService
+from syncline.verify import verify
+
+
+@pytest.fixture
+def rig(database: Database, tmp_path: Path) -> Rig:
+    database.execute("create table item (id int primary key, name text, lang text, body text, price numeric(8,2))")
+    database.execute("create table other (id int primary key)")
+    database.execute("alter table item alter body set storage external")
+    database.execute(
+        "insert into item select g, 'n' || g, case g % 2 when 0 then 'en' else 'de' end,"
+        " repeat('x', 4000), g from generate_series(1, 20) g"
+    )
+    return Rig(database, tmp_path, target={"door": True})
+
+
+def map_tables(rig: Rig, **tables: Any) -> None:
+    rig.settings["targets"]["main"]["tables"] = {f"public.{name}": given for name, given in tables.items()}
+    rig.write()
+
+
+def rows(rig: Rig, query: str) -> list[tuple[Any, ...]]:
+    return rig.rows(query)
+
+
+def unequal(rig: Rig) -> int:
+    return verify(load_config(rig.config), talk=lambda _: None, engine=SyncService).differences
+
+
+def test_a_target_takes_the_tables_that_it_names_with_their_columns_and_rows(rig: Rig, database: Database) -> None:
+    map_tables(rig, item={"columns": {"name": "title", "lang": None}, "where": "lang = 'en'", "table": "shop.things"})
+    database.execute("drop table other")
+    with rig.running() as engine:
+        database.execute("update item set lang = 'de' where id = 2")  # leaves
+        database.execute("update item set lang = 'en' where id = 1")  # enters; body is unchanged TOAST
+        database.execute("update item set name = 'new' where id = 4")
+        database.execute("delete from item where id = 6")
+        database.execute("update item set id = 100 where id = 8")
+        engine.settle()
+    found = rows(rig, "select id, title, lang from shop.things order by id")
+    assert found == [
+        (1, "n1", "en"),
+        (4, "new", "en"),
+        *((n, f"n{n}", "en") for n in range(10, 21, 2)),
+        (100, "n8", "en"),
+    ]
+    assert unequal(rig) == 0
+
+
+def test_rows_that_sql_makes_follow_their_source(rig: Rig, database: Database) -> None:
+    query = "select id, upper(name) as loud, length(body) as size, price * 2 as twice from batch"
+    map_tables(rig, item={"transform": query})
+    database.execute("drop table other")
+    with rig.running() as engine:
+        database.execute("update item set name = 'x' where id = 1")  # its body is not in the change, and SQL needs it
+        engine.settle()
+    assert rows(rig, "select loud, size from item where id <= 2 order by id") == [("X", 4000), ("N2", 4000)]
+    assert unequal(rig) == 0
+
+
+def test_a_changed_mapping_has_its_table_read_again_and_removes_what_the_old_one_wrote(
+    rig: Rig, database: Database
+) -> None:
+    """Correctness rule 21."""
+    database.execute("drop table other")
+    map_tables(rig, item={"columns": ["name"], "table": "public.before"})
+    rig.sync()
+    assert rows(rig, "select count(*) from before") == [(20,)]
+    map_tables(rig, item={"columns": ["name"], "constants": {"origin": "shop"}, "where": "id <= 3"})
+    rig.sync()
+    assert rows(rig, "select id, name, origin from item order by id") == [(n, f"n{n}", "shop") for n in (1, 2, 3)]
+    assert rows(rig, "select count(*) from duckdb_tables() where table_name = 'before'") == [(0,)]
+    assert unequal(rig) == 0
+
+
+def test_a_row_that_cannot_be_mapped_is_parked_and_stops_no_other(rig: Rig, database: Database) -> None:
+    database.execute("drop table other")
+    map_tables(rig, item={"transform": "select id, cast(name as integer) as number from batch"})
+    database.execute("update item set name = id where id <> 7")
+    with rig.running() as engine:
+        engine.settle()
+    assert rows(rig, "select count(*), sum(number) from item") == [(19, 203)]
+    assert len(rig.letters()) == 1
+    assert unequal(rig) == 0
+
+
+def test_a_mapping_that_does_not_fit_is_a_gap_of_its_table_alone(rig: Rig, database: Database) -> None:
+    map_tables(rig, item={"columns": ["nothing"]}, other={})
+    database.execute("insert into other values (1)")
+    with rig.running(until_loaded=False) as engine:
+        eventually(lambda: rig.gaps() == ["SL-CONFIG"])
+        eventually(lambda: engine.query("select id from other") == [(1,)])
