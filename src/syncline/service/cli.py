@@ -21,7 +21,7 @@ import typer
 
 from syncline import __version__
 from syncline.errors import Misconfigured, SynclineError, Unavailable
-from syncline.service import control, doctor, extras, query, run, setup, status, verify
+from syncline.service import control, doctor, extras, mapping, query, run, setup, status, verify
 from syncline.service.session import Session, as_message, exit_code, talk
 
 __all__ = ["app", "exit_code", "main"]
@@ -96,6 +96,7 @@ app.command("resume")(control.resume)
 app.command("resync")(control.resync)
 app.command("verify")(verify.verify)
 app.command("query")(query.query)
+app.add_typer(mapping.app, name="mapping")
 app.command("demo")(extras.demo)
 app.command("bench", context_settings=extras.PASS_ON, add_help_option=False)(extras.bench)
 

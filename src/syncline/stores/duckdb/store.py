@@ -70,6 +70,13 @@ class DuckDBStore:
 
         return check(config)
 
+    @staticmethod
+    def statements(schema: TableSchema) -> list[str]:
+        """What a changed row of the table becomes, to be shown to people."""
+        types = tuple(arrow_type(c.type) for c in schema.columns)
+        told = Statements(schema, types, tuple(arrow_type(c.type) for c in schema.key))
+        return [told.delete("changes", whole=True), told.insert("changes"), told.remove("deletions")]
+
     # ------------------------------------------------------------------------------------------ open and close
 
     def open(self, source: str) -> Cursor | None:

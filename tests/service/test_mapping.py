@@ -1,0 +1,59 @@
+"""`syncline mapping show` says what a table becomes before anything is written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from commands import MINIMAL, Command, Shell
+
+from servers import Database
+
+MAPPED = (
+    MINIMAL
+    + """\
+  tables:
+    public.item:
+      columns: {name: title}
+      where: name <> ''
+"""
+)
+
+
+@pytest.fixture
+def shop(shell: Shell, database: Database) -> Shell:
+    database.execute("create table item (id int primary key, name text, secret text)")
+    database.execute("create table other (id int primary key)")
+    shell.variables["DATABASE_URL"] = database.dsn
+    shell.write(MAPPED)
+    return shell
+
+
+def test_columns_and_statements_of_a_table_are_shown(shop: Shell, command: Command) -> None:
+    shown = command("mapping", "show", "public.item")
+    assert shown.returncode == 0
+    assert "title" in shown.stdout
+    assert "secret" not in shown.stdout
+    assert 'insert into "main"."item" ("id", "title"' in shown.stdout
+
+
+def test_json_names_each_target(shop: Shell, command: Command) -> None:
+    told = json.loads(command("mapping", "show", "item", "--json").stdout)
+    assert told["table"] == "public.item"
+    assert [c["name"] for c in told["targets"]["main"]["columns"]] == ["id", "title"]
+
+
+def test_a_table_that_a_target_does_not_take_is_said_to_be_none_of_its(shop: Shell, command: Command) -> None:
+    shown = command("mapping", "show", "other")
+    assert (shown.returncode, shown.stdout) == (0, "")
+    assert "does not take table public.other" in shown.stderr
+
+
+def test_unknown_names_and_settings_that_do_not_fit_are_refused(shop: Shell, command: Command) -> None:
+    unknown = command("mapping", "show", "itme")
+    assert unknown.returncode == 2
+    assert "public.item" in unknown.stderr
+    shop.write(MAPPED.replace("name: title", "nane: title"))
+    wrong = command("mapping", "show", "item")
+    assert wrong.returncode == 2
+    assert "no column nane" in wrong.stderr
