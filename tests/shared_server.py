@@ -119,7 +119,7 @@ def keep(kind: str, folder: Path, reading: int) -> None:
             with locked(folder.parent / f"{kind}.lock"):
                 if _nobody(reading):
                     server.stop()
-                    shutil.rmtree(folder)
+                    shutil.rmtree(folder, ignore_errors=True)  # the run may be removing it, too
                     return
 
 

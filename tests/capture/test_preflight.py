@@ -98,17 +98,20 @@ def test_limits_that_lose_slots_or_fill_disks_are_warned_of(pg_server: EmbeddedP
     assert (unlimited.severity, "unlimited" in unlimited.message) == ("warning", True)
     with psycopg.connect(pg_server.dsn(), autocommit=True) as connection:
         connection.execute("alter system set max_slot_wal_keep_size = '1GB'")
-        connection.execute("alter system set idle_replication_slot_timeout = '90s'")
+        ends_idle_slots = pg_server.version >= 18  # older ones have no such limit
+        if ends_idle_slots:
+            connection.execute("alter system set idle_replication_slot_timeout = '90s'")
         connection.execute("select pg_reload_conf()")
 
-    def limits() -> list[Finding]:
+    def limits(*codes: str) -> list[tuple[str, str]]:
         findings = preflight(SourceConfig(dsn=pg_server.dsn()))
-        return found(findings, "SL-WAL-LIMIT") + found(findings, "SL-IDLE-LIMIT")
+        return [(f.severity, f.message) for code in codes for f in found(findings, code)]
 
-    eventually(lambda: len(limits()) == 2)
-    limited, idle = limits()
-    assert (limited.severity, limited.message) == ("ok", "A slot may keep 1 GB of WAL.")
-    assert (idle.severity, "unused for 90 s" in idle.message) == ("warning", True)
+    eventually(lambda: limits("SL-WAL-LIMIT") == [("ok", "A slot may keep 1 GB of WAL.")])
+    idle = limits("SL-IDLE-LIMIT")
+    assert [(severity, "unused for 90 s" in message) for severity, message in idle] == [
+        ("warning", True)
+    ] * ends_idle_slots
 
 
 # ------------------------------------------------------------------------------------------------------------ role
@@ -419,7 +422,8 @@ def test_a_lost_slot_is_an_error(pg_server: EmbeddedPostgres) -> None:
             return [f for f in found(findings, "SL-SLOT-LOST") if f.severity == "error"]
 
         (finding,) = eventually(lost)
-    assert "It is lost (wal_removed)" in finding.message
+    reason = "wal_removed" if pg_server.version >= 17 else "the WAL it needed was removed"  # older ones don't say
+    assert f"It is lost ({reason})" in finding.message
     assert finding.remedy.startswith("SELECT pg_drop_replication_slot('syncline');")
 
 
