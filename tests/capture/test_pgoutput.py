@@ -32,9 +32,9 @@ from syncline.capture.pgoutput import (
     parse_truncate,
     parse_type,
 )
-from syncline.capture.pgtypes import logical_type
 from syncline.change import Batch, Column, Op, TableSchema
 from syncline.errors import Damaged
+from syncline.pgvalues.pgtypes import logical_type
 
 # ------------------------------------------------------------------------------------------------ control messages
 

@@ -17,9 +17,9 @@ from wire import NULL, UNCHANGED, Table, Value, binary, content, copy_row, delet
 
 from syncline.capture import pgoutput, rowwise
 from syncline.capture.pgoutput import Run, decode, decode_copy
-from syncline.capture.values import text_of_binary
 from syncline.change import Op
 from syncline.errors import Damaged
+from syncline.pgvalues.values import text_of_binary
 
 # SYNCLINE_FUZZ_EXAMPLES raises it for a long run.
 EXAMPLES = int(os.environ.get("SYNCLINE_FUZZ_EXAMPLES", "250"))

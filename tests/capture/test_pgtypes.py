@@ -16,9 +16,9 @@ from wire import plain
 
 from servers import Database
 from syncline.capture.pgoutput import decode_copy
-from syncline.capture.pgtypes import BINARY_EXACT, binary_exact, cast_binary, cast_text, logical_type
 from syncline.capture.source import connect
 from syncline.change import Column, TableSchema, arrow_type
+from syncline.pgvalues.pgtypes import BINARY_EXACT, binary_exact, cast_binary, cast_text, logical_type
 
 INFINITE_DAY, INFINITE_TIME = 2**31 - 1, 2**63 - 1
 DAY = 86_400_000_000

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from syncline.capture.pgoutput import Relation, RelationColumn, Run
-from syncline.capture.pgtypes import logical_type
 from syncline.change import Batch, Column, TableSchema
+from syncline.pgvalues.pgtypes import logical_type
 
 OID = 16_400
 

@@ -11,10 +11,10 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from syncline.capture.pgtypes import cast_text
 from syncline.capture.source import SourceConfig, connect, printed, translated
 from syncline.change import TableSchema, arrow_type
 from syncline.errors import SCHEMA_DRIFT, Gap, Unavailable
+from syncline.pgvalues.pgtypes import cast_text
 
 __all__ = ["read_rows"]
 

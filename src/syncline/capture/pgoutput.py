@@ -37,8 +37,9 @@ from syncline.capture.messages import (
     parse_truncate,
     parse_type,
 )
-from syncline.capture.pgtypes import binary_cells, binary_exact, text_cells
-from syncline.capture.tuples import (
+from syncline.change import Batch, Op, TableSchema, make_batch
+from syncline.pgvalues.pgtypes import binary_cells, binary_exact, text_cells
+from syncline.pgvalues.tuples import (
     BINARY,
     MISSING,
     NULL,
@@ -52,7 +53,6 @@ from syncline.capture.tuples import (
     walk,
     walk_copy,
 )
-from syncline.change import Batch, Op, TableSchema, make_batch
 
 __all__ = [
     "Begin",

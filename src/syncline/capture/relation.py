@@ -12,10 +12,10 @@ from typing import Any
 import psycopg
 
 from syncline.capture.pgoutput import Relation
-from syncline.capture.pgtypes import logical_type
 from syncline.capture.tables import key_columns, table_info
 from syncline.change import Column, TableSchema
 from syncline.errors import Gap, Misconfigured
+from syncline.pgvalues.pgtypes import logical_type
 
 __all__ = ["relation_schema"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from syncline.capture.messages import Relation, Run, damaged
-from syncline.capture.pgtypes import binary_exact
-from syncline.capture.values import Inexact, from_binary, from_text, text_of_binary
 from syncline.change import Batch, Column, Op, TableSchema, arrow_type, make_batch
 from syncline.errors import Damaged
+from syncline.pgvalues.pgtypes import binary_exact
+from syncline.pgvalues.values import Inexact, from_binary, from_text, text_of_binary
 
 __all__ = ["decode", "decode_copy"]
 

@@ -18,9 +18,9 @@ import msgspec
 import psycopg
 import xxhash
 
-from syncline.capture.pgtypes import logical_type
 from syncline.change import Column, TableSchema
 from syncline.errors import SCHEMA_DRIFT, Gap, Misconfigured
+from syncline.pgvalues.pgtypes import logical_type
 
 __all__ = [
     "CatalogColumn",

@@ -16,13 +16,13 @@ import psycopg
 
 from syncline.capture.assemble import Chunk, Group, Truncation
 from syncline.capture.pgoutput import Relation, Run, decode
-from syncline.capture.pgtypes import binary_exact
 from syncline.capture.receive import Mailbox, Receiver
 from syncline.capture.relation import relation_schema
 from syncline.capture.source import SourceConfig, connect, connect_replication, describe, translated
 from syncline.capture.tables import TableInfo
 from syncline.change import MAX_VERSION, Batch, Entry, Item, Marker, Part, TableSchema, Truncate
 from syncline.errors import Damaged, Gap, Misconfigured, SynclineError, Unavailable
+from syncline.pgvalues.pgtypes import binary_exact
 
 __all__ = ["Heartbeat", "WalCapture", "emit_progress"]
 

@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from syncline.capture.pgtypes import cast_text
 from syncline.change import TableSchema, arrow_type
+from syncline.pgvalues.pgtypes import cast_text
 
 __all__ = ["VECTORS", "comparable", "comparable_fields", "exact_rows"]
 

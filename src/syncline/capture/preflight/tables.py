@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from syncline.capture.pgtypes import logical_type
 from syncline.capture.preflight.look import Look, name
 from syncline.capture.tables import CatalogColumn, TableInfo, identity_problem, parse_pattern
 from syncline.finding import Finding, size
+from syncline.pgvalues.pgtypes import logical_type
 
 __all__ = ["check_tables"]
 

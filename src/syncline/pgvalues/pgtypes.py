@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syncline.capture.decimals import decimals
-from syncline.capture.tuples import Bools, Cells, Malformed, Words
-from syncline.capture.values import (
+from syncline.change import arrow_type
+from syncline.pgvalues.decimals import decimals
+from syncline.pgvalues.tuples import Bools, Cells, Malformed, Words
+from syncline.pgvalues.values import (
     EPOCH_DAYS,
     EPOCH_US,
     INFINITY_DATE,
@@ -29,7 +30,6 @@ from syncline.capture.values import (
     precision_scale,
     text_of_binary,
 )
-from syncline.change import arrow_type
 
 __all__ = ["BINARY_EXACT", "binary_exact", "cast_binary", "cast_text", "logical_type"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from syncline.capture.tuples import Cells, Malformed
+from syncline.pgvalues.tuples import Cells, Malformed
 
 __all__ = ["decimals"]
 
