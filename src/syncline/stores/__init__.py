@@ -21,6 +21,7 @@ __all__ = ["STORES", "CopyReader", "Folded", "Limits", "Store", "TableWork", "Wo
 STORES: dict[str, str] = {
     "memory": "syncline.stores.memory:MemoryStore",
     "duckdb": "syncline.stores.duckdb:DuckDBStore",
+    "postgres": "syncline.stores.postgres:PostgresStore",
 }
 
 

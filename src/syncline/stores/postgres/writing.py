@@ -1,0 +1,209 @@
+"""Writing one table's part of a work: complete, sweep, delete, put. Each step is one statement for the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from syncline.change import Column, TableSchema
+from syncline.stores import Folded, TableWork
+from syncline.stores.postgres.server import Connection
+from syncline.stores.postgres.sql import Guard, Incoming, Statements
+from syncline.stores.postgres.tables import TableState
+from syncline.stores.postgres.wire import Wire, array_of, is_text, sent_as
+
+__all__ = ["TableWriter", "incoming_keys", "inexact_rows", "refused_positions", "subset"]
+
+_VERSION = ("v", "int8")
+
+
+def incoming_keys(state: TableState, keys: pa.RecordBatch) -> tuple[Incoming, list[Wire]]:
+    """Keys alone, with what stands behind them: a version, and perhaps the time of the commit."""
+    schema, at = state.target.schema, state.target.schema.key_positions
+    bases = [state.target.bases[i] for i in at]
+    names = [(f"c{n}", sent_as(c, keys.column(n).type)) for n, c in enumerate(schema.key)]
+    wires = [array_of(keys.column(n), c, b) for n, (c, b) in enumerate(zip(schema.key, bases, strict=True))]
+    for n, (name, column) in enumerate((("v", _INT8), ("at", _TIME)), len(schema.key)):
+        if keys.num_columns > n:
+            names.append((name, column.type))
+            wires.append(array_of(keys.column(n), column, column.type))
+    return Incoming(tuple(names)), wires
+
+
+_INT8, _TIME = Column("version", "int8", "bigint"), Column("commit_time", "timestamptz", "timestamptz")
+
+
+def _incoming_rows(state: TableState, rows: pa.RecordBatch) -> tuple[Incoming, list[Wire]]:
+    columns, n = state.target.schema.columns, len(state.target.schema.columns)
+    names = [(f"c{i}", sent_as(c, rows.column(i).type)) for i, c in enumerate(columns)]
+    wires = [array_of(rows.column(i), c, state.target.bases[i]) for i, c in enumerate(columns)]
+    return Incoming((*names, _VERSION)), [*wires, array_of(rows.column(n), _INT8, "int8")]
+
+
+def _incoming_partials(state: TableState, rows: pa.RecordBatch) -> tuple[Incoming, list[Wire], bool]:
+    """Partial rows; and whether some of them come from another key's row."""
+    schema, n = state.target.schema, len(state.target.schema.columns)
+    given, wires = _incoming_rows(state, rows)
+    origins = rows.column(n + 2).flatten()
+    at = schema.key_positions
+    names = [(f"f{k}", sent_as(c, a.type)) for k, (c, a) in enumerate(zip(schema.key, origins, strict=True))]
+    wires += [array_of(a, schema.columns[i], state.target.bases[i]) for i, a in zip(at, origins, strict=True)]
+    wires.append(array_of(rows.column(n + 1), Column("mask", "bytes", "bytea"), "bytea"))
+    moves = not all(a.equals(rows.column(i)) for i, a in zip(at, origins, strict=True))
+    return Incoming((*given.columns, *names, ("m", "bytea"))), wires, moves
+
+
+def inexact_rows(schema: TableSchema, rows: Folded) -> list[int]:
+    """Positions (upserts, then partials) of decimals with more places than their column: PostgreSQL would round them
+    without a word. Everything else that does not fit it refuses by itself."""
+    bad: list[int] = []
+    offset = 0
+    for batch in (rows.upserts, rows.partials):
+        if batch is None:
+            continue
+        found = np.zeros(batch.num_rows, np.bool_)
+        for values, column in zip(batch.columns, schema.columns, strict=False):
+            if column.type.startswith("numeric(") and is_text(column, values.type):
+                scale = column.type[:-1].partition(",")[2]
+                longer = pc.match_substring_regex(values, rf"\.\d{{{scale}}}\d*[1-9]|[eE]")
+                found |= longer.fill_null(False).to_numpy(zero_copy_only=False)
+        bad += (np.flatnonzero(found) + offset).tolist()
+        offset += batch.num_rows
+    return bad
+
+
+@dataclass
+class TableWriter:
+    """The steps of one table, inside the caller's transaction. ``lift``: some unique value moves from row to row, so
+    the rows that give one up leave the table first. ``acting``: foreign keys act."""
+
+    connection: Connection
+    work: TableWork
+    state: TableState
+    lift: bool = False
+    acting: bool = False
+    _waiting: list[tuple[str, list[Wire]]] = field(default_factory=list)
+    _kept: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._statements = Statements(self.state.target)
+        rows, swept = self.work.rows, self.work.truncated
+        lowest, buried = _span(self.work.schema, rows)
+        truncated = max(self.state.truncated, -1 if swept is None else swept)
+        # Guarantee 5, without asking where the answer can only be yes: no tombstone, truncation or horizon is newer
+        # than the oldest incoming change. (What a row itself says is looked at by the write, at no cost.)
+        self._guard: Guard | None = None
+        if lowest < max(truncated, self.state.horizon, self.state.buried):
+            self._guard = Guard(truncated, self.state.horizon, -1 if swept is None else swept)
+        self.behind = replace(self.state, truncated=truncated, buried=max(self.state.buried, buried))
+
+    def look(self) -> None:
+        """Complete the partial rows while everything is as it was before the work.
+
+        They are written at once if nothing else of the work can come in between; else they are kept until then.
+        """
+        batch = self.work.rows.partials
+        if batch is None or not batch.num_rows:
+            return
+        given, wires, moves = _incoming_partials(self.state, batch)
+        relation = self._statements.completed(given, self._guard, moves=moves)
+        if moves or self.work.truncated is not None or self.state.target.unique or self.lift:
+            relation, wires = self._keep(relation, wires), []
+        if moves:
+            self.connection.execute(self._statements.record_moves(relation))
+        self._waiting.append((relation, wires))
+
+    def sweep(self) -> None:
+        """Truncate."""
+        if self.work.truncated is not None:
+            self.connection.execute(self._statements.sweep(self.work.truncated))
+
+    def delete(self) -> None:
+        """Remove keys, and leave tombstones."""
+        batch = self.work.rows.deletes
+        if batch is not None and batch.num_rows:
+            given, wires = incoming_keys(self.state, batch)
+            self.connection.execute(self._statements.delete(given, self.behind.truncated), wires)
+
+    def put(self) -> None:
+        """Write the partial rows and the whole ones."""
+        batch = self.work.rows.upserts
+        if batch is not None and batch.num_rows:
+            given, wires = _incoming_rows(self.state, batch)
+            relation = self._statements.whole(given, self._guard)
+            if self.lift:
+                relation, wires = self._keep(relation, wires), []
+            self._waiting.append((relation, wires))
+        if self.lift and self.state.target.unique:
+            self._exchange([relation for relation, _ in self._waiting])
+        for relation, wires in self._waiting:
+            self.connection.execute(self._statements.put(relation), wires or None)
+
+    def record(self) -> None:
+        """Note what the next work needs to know, and let go of what was kept."""
+        own, state, behind = self.state.target.own, self.state, self.behind
+        if (behind.truncated, behind.buried) != (state.truncated, state.buried):
+            self.connection.execute(
+                f"update {own}.tables set truncated = $1, buried = $2 where name = $3",
+                [behind.truncated, behind.buried, state.target.schema.qualified],
+            )
+        if self._kept:
+            self.connection.execute(f"drop table {', '.join(self._kept)}")
+
+    def _keep(self, relation: str, wires: list[Wire]) -> str:
+        name = f"pg_temp.syncline_{len(self._kept)}"
+        self.connection.execute(self._statements.keep(name, relation), wires or None)
+        self._kept.append(name)
+        return name
+
+    def _exchange(self, relations: Sequence[str]) -> None:
+        """All rows that give up a unique value leave before one comes back with another."""
+        pairs = [(r, self._keep(self._statements.movers(r, acting=self.acting), [])) for r in relations]
+        for _, movers in pairs:
+            self.connection.execute(self._statements.lift(movers))
+        for relation, movers in pairs:
+            self.connection.execute(self._statements.settle(relation, movers))
+
+
+def _span(schema: TableSchema, rows: Folded) -> tuple[int, int]:
+    """The smallest version of all, and the greatest of a delete."""
+    lowest, buried = 2**63 - 1, 0
+    n, deletes = len(schema.columns), rows.deletes
+    for batch, place in ((rows.upserts, n), (rows.partials, n), (deletes, len(schema.key))):
+        if batch is not None and batch.num_rows:  # by position: a column of the table may have any name
+            lowest = min(lowest, pc.min(batch.column(place)).as_py())
+    if deletes is not None and deletes.num_rows:
+        buried = pc.max(deletes.column(len(schema.key))).as_py()
+    return lowest, buried
+
+
+# ------------------------------------------------------------------------------------------------------------ blame
+
+
+def refused_positions(work: TableWork, refuses: Callable[[TableWork], bool]) -> list[int]:
+    """Positions of the upserts, then the partials, then the deletes, that are refused, found by halving."""
+
+    def bad(positions: list[int]) -> list[int]:
+        if not positions or not refuses(subset(work, positions)):
+            return []
+        if len(positions) == 1:
+            return positions
+        middle = len(positions) // 2
+        return bad(positions[:middle]) + bad(positions[middle:])
+
+    return bad(list(range(len(work.rows))))
+
+
+def subset(work: TableWork, positions: Sequence[int]) -> TableWork:
+    """The work with these positions alone."""
+    chosen, parts, offset = np.asarray(positions, dtype=np.int64), [], 0
+    for batch in (work.rows.upserts, work.rows.partials, work.rows.deletes):
+        count = 0 if batch is None else batch.num_rows
+        mine = chosen[(chosen >= offset) & (chosen < offset + count)] - offset
+        parts.append(batch.take(pa.array(mine)) if batch is not None and len(mine) else None)
+        offset += count
+    return TableWork(work.schema, Folded(*parts), work.truncated)
