@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncline.verify.pairing import Bounds, Side, pair, same
+from syncline.verify.pairing import VERSION, Bounds, Side, pair, same
 
 POINT, GREATEST = 100, 200
 KEYS = st.integers(0, 12)
@@ -65,7 +65,7 @@ def test_pairs_are_what_a_row_by_row_comparison_finds(
         {
             "id": pa.array([r[0] for r in right], pa.int64()),
             "x": pa.array([r[1] for r in right], pa.float64()),
-            "version": pa.array([r[2] for r in right], pa.int64()),
+            VERSION: pa.array([r[2] for r in right], pa.int64()),
         }
     )
     bounds = Bounds(POINT, GREATEST, pa.array([key(k) for k in buried], pa.binary()), emptied)

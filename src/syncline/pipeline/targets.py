@@ -153,6 +153,8 @@ class Targets:
         target = self.by_name[name]
         if target.worker is not None or target.error is not None or name not in self._cursors:
             return
+        if not self._introduced(target, identity):
+            return
         cursor = self._beginning(target, incarnation)
         if cursor is None:
             return
@@ -168,6 +170,22 @@ class Targets:
         parking = Parking(self._context.control, self._context.name, name)
         target.start(self._owner.log, cursor, self._context.config.apply, parking, self._heal)
         self._renewing.discard(name)
+
+    def _introduced(self, target: Target, identity: Identity) -> bool:
+        """Whether the target knows its source, if its store asks for that: it must never copy a table onto itself."""
+        introduce = getattr(target.store, "source_is", None)
+        try:
+            if introduce is not None:
+                introduce(identity.system_identifier, identity.timeline, identity.database)
+        except Unavailable as error:
+            del self._cursors[target.name]  # opened again with the next start_late
+            self._retrying(target.name, error)
+            return False
+        except SynclineError as error:
+            if not self._failed(target.name, error):
+                target.error = error
+            return False
+        return True
 
     def _beginning(self, target: Target, incarnation: Incarnation) -> Cursor | None:
         """Where a target begins: at its own cursor, or at the end of the log with nothing loaded. None: it is in a gap,

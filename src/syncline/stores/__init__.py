@@ -92,6 +92,9 @@ class Store(Protocol):
     ``reader(config) -> CopyReader``, and ``check(config) -> Iterator[Finding]``, which looks at what the configuration
     names for `syncline doctor`, changes nothing, raises nothing, and leaves the subject of its findings empty.
 
+    Optional, for a store that can be where a source is: ``source_is(system_identifier, timeline, database)``, called
+    once the target is open and before the first ``migrate``. It must never copy a table onto itself.
+
     One thread applies; ``fetch`` and ``scan`` may run in other threads at the same time and see only whole works.
 
     The guard (Guarantee 5): a row is written only if ``stored version <= incoming version`` for its key, where a

@@ -9,39 +9,53 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from syncline.change import TableSchema, arrow_type
 from syncline.pgvalues.pgtypes import cast_text
 
-__all__ = ["VECTORS", "comparable", "comparable_fields", "exact_rows"]
+__all__ = ["INEXACT", "VECTORS", "comparable", "comparable_fields", "exact_rows"]
+
+INEXACT = "inexact\0"  # no column of PostgreSQL can have such a name
 
 # Stores normalise and round vectors, so they are compared by what they were made of.
 VECTORS = ("vector", "sparse")
 
 
 def exact_rows(rows: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch:
-    """The table's columns in their types, then ``inexact``: true where a value of the row has no exact form."""
-    inexact = np.zeros(rows.num_rows, np.bool_)
-    arrays = []
-    for column, values in zip(schema.columns, rows.columns, strict=True):
-        if values.type != arrow_type(column.type):
-            values, bad = _value_by_value(values, column.type)
-            inexact |= bad
-        arrays.append(values)
-    names = [c.name for c in schema.columns]
-    return pa.RecordBatch.from_arrays([*arrays, pa.array(inexact)], names=[*names, "inexact"])
+    """The table's columns in their types, what stands behind them, then :data:`INEXACT`: PostgreSQL's text of a row's
+    values that have no exact form (NULL in their columns), null where all have one."""
+    n = len(schema.columns)
+    arrays, inexact = list(rows.columns[:n]), pa.nulls(rows.num_rows, pa.string())
+    for i, column in enumerate(schema.columns):
+        if arrays[i].type != arrow_type(column.type):
+            arrays[i], texts = _value_by_value(arrays[i], column.type)
+            named = pc.binary_join_element_wise(str(i), texts, "=")
+            inexact = pc.binary_join_element_wise(inexact, named, "\0", null_handling="skip")
+            inexact = pc.if_else(pc.equal(inexact, ""), pa.scalar(None, pa.string()), inexact)
+    names = [*(c.name for c in schema.columns), *rows.schema.names[n:], INEXACT]
+    return pa.RecordBatch.from_arrays([*arrays, *rows.columns[n:], inexact], names=names)
 
 
-def _value_by_value(texts: pa.Array, logical: str) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    """Each distinct text on its own; so rare a case that it may be slow."""
+def _value_by_value(texts: pa.Array, logical: str) -> tuple[pa.Array, pa.Array]:
+    """Each distinct text on its own: its value, and the text where it has none. So rare a case that it may be slow."""
     wanted = arrow_type(logical)
     encoded = texts.dictionary_encode()
-    values = [cast_text(encoded.dictionary.slice(i, 1), logical) for i in range(len(encoded.dictionary))]
+    values = [_cast(encoded.dictionary.slice(i, 1), logical) for i in range(len(encoded.dictionary))]
     exact = [v if v.type == wanted else pa.nulls(1, wanted) for v in values]
     bad = np.array([v.type != wanted for v in values], np.bool_)
     found = pa.concat_arrays([*exact, pa.nulls(1, wanted)])
     places = encoded.indices.fill_null(len(values))
-    return found.take(places), np.append(bad, False)[places.to_numpy(zero_copy_only=False)]
+    inexact = pa.array(np.append(bad, False)[places.to_numpy(zero_copy_only=False)])
+    return found.take(places), pc.if_else(inexact, texts, pa.scalar(None, pa.string()))
+
+
+def _cast(text: pa.Array, logical: str) -> pa.Array:
+    """One value; still text where it has no exact form, also for more digits than the source's type has."""
+    try:
+        return cast_text(text, logical)
+    except (ValueError, pa.ArrowInvalid):
+        return text
 
 
 def comparable_fields(schema: TableSchema) -> list[tuple[str, pa.DataType]]:
@@ -51,7 +65,7 @@ def comparable_fields(schema: TableSchema) -> list[tuple[str, pa.DataType]]:
 
 
 def comparable(rows: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch:
-    """The rows (and the one column behind the schema's) without vectors, lists as text."""
+    """The rows (and what stands behind the schema's columns) without vectors, lists as text."""
     if all(c.type not in (*VECTORS, "texts") for c in schema.columns):
         return rows
     arrays, names = [], []
@@ -59,7 +73,8 @@ def comparable(rows: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch:
         if column.type not in VECTORS:
             arrays.append(_lists_as_text(values) if column.type == "texts" else values)
             names.append(column.name)
-    return pa.RecordBatch.from_arrays([*arrays, rows.columns[-1]], names=[*names, rows.schema.names[-1]])
+    n = len(schema.columns)
+    return pa.RecordBatch.from_arrays([*arrays, *rows.columns[n:]], names=[*names, *rows.schema.names[n:]])
 
 
 def _lists_as_text(lists: pa.Array) -> pa.Array:

@@ -18,8 +18,11 @@ import pyarrow.compute as pc
 from pyarrow import ipc
 
 from syncline.apply.keys import key_bytes
+from syncline.verify.exact import INEXACT
 
-__all__ = ["Bounds", "Side", "pair"]
+__all__ = ["VERSION", "Bounds", "Side", "pair"]
+
+VERSION = "version\0"  # no column of PostgreSQL can have such a name
 
 _Bools = np.ndarray[Any, np.dtype[np.bool_]]
 _Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -109,11 +112,12 @@ class Bounds:
 def pair(
     left: pa.Table, right: pa.Table, keys: Sequence[str], columns: Sequence[str], bounds: Bounds
 ) -> tuple[int, dict[str, pa.Table]]:
-    """Compare one bucket: ``left`` of the source, unique by key, with ``right`` of the target (Guarantee 9).
+    """Compare one bucket: ``left`` of the source, unique by key, with ``right`` of the target, with :data:`VERSION`
+    (Guarantee 9).
 
     Returns how many keys are in flight, and the key columns of rows that are ``missing``, ``different`` or ``extra``.
 
-    ``left`` may have a column ``inexact``, true where a value has no form in its column's type: such a row equals none.
+    Both may have a column :data:`~syncline.verify.exact.INEXACT`, which is compared like the others.
     """
     left, right = left.combine_chunks(), right.combine_chunks()
     codes, found = _codes(_key_column(left, keys), _key_column(right, keys))
@@ -122,7 +126,7 @@ def pair(
     at_left[lcode] = np.arange(left.num_rows)
     copies = np.bincount(rcode, minlength=len(found))
     newest = np.full(len(found), -1, np.int64)
-    np.maximum.at(newest, rcode, right.column("version").to_numpy())
+    np.maximum.at(newest, rcode, right.column(VERSION).to_numpy())
     future = newest > bounds.greatest
     flying = (newest >= bounds.point) & ~future
 
@@ -182,9 +186,7 @@ def _equal_rows(left: pa.Table, right: pa.Table, lrows: _Ints, rrows: _Ints, col
     """For each pair of rows whether all columns hold the same."""
     equal = np.ones(len(lrows), np.bool_)
     lat, rat = pa.array(lrows), pa.array(rrows)
-    if "inexact" in left.schema.names:
-        equal &= ~_flat(left.column("inexact")).take(lat).to_numpy(zero_copy_only=False)
-    for name in columns:
+    for name in (*columns, *([INEXACT] if INEXACT in left.schema.names else [])):
         equal &= same(_flat(left.column(name)).take(lat), _flat(right.column(name)).take(rat))
     return equal
 

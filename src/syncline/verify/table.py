@@ -22,8 +22,8 @@ from syncline.errors import Rejected
 from syncline.log.embedded import EmbeddedLog
 from syncline.mapping import MappedTable, TargetMapping
 from syncline.stores import CopyReader
-from syncline.verify.exact import VECTORS, comparable, comparable_fields, exact_rows
-from syncline.verify.pairing import Bounds, Side, pair
+from syncline.verify.exact import INEXACT, VECTORS, comparable, comparable_fields, exact_rows
+from syncline.verify.pairing import VERSION, Bounds, Side, pair
 from syncline.verify.report import EXAMPLES, KINDS, TableReport
 
 __all__ = ["Copy", "Outcome", "Point", "Progress", "Suspects", "compare_table"]
@@ -87,16 +87,16 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
         left = stack.enter_context(closing(reading.side()))
         report.rows, schema = left.rows, reading.schema
         columns, report.columns = _shared(schema, recorded or schema)
-        if not {c.name for c in schema.key} <= set(columns):
+        names = [c.name for c in schema.key]
+        if not set(names) <= set(columns):
             return outcome
-        right = _side(folder / "target", recorded or schema, "version", [c.name for c in schema.key], buckets)
+        right = _side(folder / "target", recorded or schema, names, buckets, (VERSION, pa.int64()))
         stack.enter_context(closing(right))
         if recorded is not None:
             for batch in copy.reader.scan(recorded):
-                right.add(comparable(batch, recorded))
+                right.add(comparable(exact_rows(_versioned(batch), recorded), recorded))
         right.finish()
         bounds = _bounds(copy, schema, recorded, point.version)
-        names = [c.name for c in schema.key]
         for mine, theirs in zip(left.tables(), right.tables(), strict=True):
             _count(outcome, pair(mine, theirs, names, columns, bounds), suspects, copy.parked.get(info.qualified))
     return outcome
@@ -136,7 +136,7 @@ class _Source:
         return side
 
     def _open(self) -> Side:
-        return _side(self._folder, self.schema, "inexact", [c.name for c in self.schema.key], self._buckets)
+        return _side(self._folder, self.schema, [c.name for c in self.schema.key], self._buckets)
 
     def _tell(self, loaded: LoadProgress) -> None:
         self._point.progress(loaded.table, loaded.rows, max(self._info.estimated_rows, loaded.rows))
@@ -155,12 +155,17 @@ def _mapped_rows(rows: pa.RecordBatch, mapped: MappedTable) -> pa.RecordBatch:
             rows = rows.filter(pa.array(keep))
 
 
-def _side(folder: Path, schema: TableSchema, last: str, keys: Sequence[str], buckets: int) -> Side:
-    """A side that holds the table's columns and one more."""
+def _versioned(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """A copy's rows, their version under a name that no column can have."""
+    return rows.rename_columns([*rows.schema.names[:-1], VERSION])
+
+
+def _side(folder: Path, schema: TableSchema, keys: Sequence[str], buckets: int, *more: tuple[str, pa.DataType]) -> Side:
+    """A side that holds the table's columns, ``more``, and what has no exact form."""
     folder.mkdir()
     fields = comparable_fields(schema)
     names = [name for name, _ in fields]
-    arrow = pa.schema([*fields, (last, pa.bool_() if last == "inexact" else pa.int64())])
+    arrow = pa.schema([*fields, *more, (INEXACT, pa.string())])
     return Side(folder, arrow, [names.index(k) for k in keys], buckets)
 
 

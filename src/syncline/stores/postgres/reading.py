@@ -10,7 +10,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syncline.change import Column, TableSchema, arrow_type
+from syncline.change import Column, arrow_type
 from syncline.pgvalues.pgtypes import binary_cells, binary_exact, logical_type, text_cells
 from syncline.pgvalues.tuples import Cells, Joined, Malformed, walk_copy
 from syncline.stores.postgres.columns import Kind
@@ -148,8 +148,3 @@ def _vectors(texts: pa.Array) -> pa.Array:
     empty = pc.is_in(texts, pa.array(["{}", "[]"]))
     lists = pc.if_else(empty, pa.scalar([], pa.list_(pa.float32())), lists)
     return pc.if_else(texts.is_valid(), lists, pa.scalar(None, pa.list_(pa.float32())))
-
-
-def key_schema(schema: TableSchema) -> TableSchema:
-    """The table's key alone."""
-    return TableSchema(schema.namespace, schema.name, schema.key)

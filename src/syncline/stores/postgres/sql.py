@@ -288,25 +288,24 @@ class Statements:
     # ------------------------------------------------------------------------------------------ deletes, truncation
 
     def delete(self, given: Incoming, truncated: int) -> str:
-        """Remove rows that are not newer, and leave tombstones. ``at``, if it comes, is the time of a soft deletion."""
+        """Remove rows that are not newer, and leave tombstones."""
         keys = self.lone_keys(given)
         older = f"{self.match(keys)} and (t.{self._version} is null or t.{self._version} <= i.v)"
         newer = f"select 1 from {self.table} as t where {self.match(keys)} and t.{self._version} > i.v"
         names = ", ".join(f"k{n}" for n in range(len(keys)))
         return (
             f"with i as materialized (select * from {given.relation} where i.v >= {truncated}),"
-            f" gone as ({self._remove(given, older)})"
+            f" gone as ({self._remove(older)})"
             f" insert into {self.tombstones} as d ({names}, version) select {', '.join(keys)}, i.v from i"
             f" where not exists ({newer}) on conflict ({names}) do update set version = excluded.version"
             " where d.version < excluded.version"
         )
 
-    def _remove(self, given: Incoming, where: str) -> str:
+    def _remove(self, where: str) -> str:
         if not self.soft:
             return f"delete from {self.table} as t using i where {where}"
-        at = "i.at" if "at" in dict(given.columns) else "now()"
         # A replay must not move the time of a deletion that is there.
-        kept = f"coalesce(case when t.{self._version} = i.v then t.{self.soft} end, {at})"
+        kept = f"coalesce(case when t.{self._version} = i.v then t.{self.soft} end, now())"
         return f"update {self.table} as t set {self.soft} = {kept}, {self._version} = i.v from i where {where}"
 
     def sweep(self, version: int, span: str = "") -> str:

@@ -45,6 +45,11 @@ __all__ = ["PostgresStore"]
 _LARGE_BLOCKS = 8192
 _BLOCK_BYTES = 8192
 _SETUP_LOCK = 0x53594E43
+_IDENTITY = """
+select (select system_identifier::text from pg_control_system()),
+  ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int, datname || ':' || oid
+from pg_database where datname = current_database()
+"""
 # What may be refused for the order of the rows, and not for what they hold.
 _ORDER = (
     psycopg.errors.UniqueViolation,
@@ -62,6 +67,7 @@ class PostgresStore:
     """
 
     config_class = PostgresConfig
+    form = "rows"
     limits = Limits()
 
     def __init__(self, config: PostgresConfig, name: str) -> None:
@@ -140,11 +146,7 @@ class PostgresStore:
             Unavailable, Misconfigured: as for ``open``.
         """
         with self._session() as connection:
-            row = connection.execute(
-                "select s.system_identifier::text, c.timeline_id, d.datname || ':' || d.oid"
-                " from pg_control_system() s, pg_control_checkpoint() c, pg_database d"
-                " where d.datname = current_database()"
-            ).fetchone()
+            row = connection.execute(_IDENTITY).fetchone()
         self._at_home = row is not None and tuple(row) == (system_identifier, timeline, database)
 
     def close(self) -> None:

@@ -18,23 +18,20 @@ from syncline.stores.postgres.wire import Wire, array_of, is_text, sent_as
 
 __all__ = ["TableWriter", "incoming_keys", "inexact_rows", "refused_positions", "subset"]
 
-_VERSION = ("v", "int8")
+_VERSION, _INT8 = ("v", "int8"), Column("version", "int8", "bigint")
 
 
 def incoming_keys(state: TableState, keys: pa.RecordBatch) -> tuple[Incoming, list[Wire]]:
-    """Keys alone, with what stands behind them: a version, and perhaps the time of the commit."""
-    schema, at = state.target.schema, state.target.schema.key_positions
-    bases = [state.target.bases[i] for i in at]
-    names = [(f"c{n}", sent_as(c, keys.column(n).type)) for n, c in enumerate(schema.key)]
-    wires = [array_of(keys.column(n), c, b) for n, (c, b) in enumerate(zip(schema.key, bases, strict=True))]
-    for n, (name, column) in enumerate((("v", _INT8), ("at", _TIME)), len(schema.key)):
-        if keys.num_columns > n:
-            names.append((name, column.type))
-            wires.append(array_of(keys.column(n), column, column.type))
+    """Keys alone, with their version if they have one."""
+    schema = state.target.schema
+    n, names, wires = len(schema.key), [], []
+    for k, (column, at) in enumerate(zip(schema.key, schema.key_positions, strict=True)):
+        names.append((f"c{k}", sent_as(column, keys.column(k).type)))
+        wires.append(array_of(keys.column(k), column, state.target.bases[at]))
+    if keys.num_columns > n:
+        names.append(_VERSION)
+        wires.append(array_of(keys.column(n), _INT8, "int8"))
     return Incoming(tuple(names)), wires
-
-
-_INT8, _TIME = Column("version", "int8", "bigint"), Column("commit_time", "timestamptz", "timestamptz")
 
 
 def _incoming_rows(state: TableState, rows: pa.RecordBatch) -> tuple[Incoming, list[Wire]]:
