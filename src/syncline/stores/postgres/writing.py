@@ -152,7 +152,7 @@ class TableWriter:
             self.connection.execute(f"drop table {', '.join(self._kept)}")
 
     def _keep(self, relation: str, wires: list[Wire]) -> str:
-        name = f"pg_temp.syncline_{len(self._kept)}"
+        name = f"pg_temp.syncline_{self.state.target.number}_{len(self._kept)}"
         self.connection.execute(self._statements.keep(name, relation), wires or None)
         self._kept.append(name)
         return name
