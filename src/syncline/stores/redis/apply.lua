@@ -1,0 +1,275 @@
+-- Applies one work: the version guard, the rows and the cursor, all or nothing.
+--
+-- ARGV[1] is the head, ARGV[2..] the chunks, in MessagePack; writing.py builds both. A chunk holds columns: ids, entries
+-- (or versions), then for each thing that a row writes its keys and values. Everything that can be refused is looked at
+-- before the first write, because a script is never rolled back.
+local head = cmsgpack.unpack(ARGV[1])
+local call, pcall_ = redis.call, redis.pcall
+
+-- Is this the data that we left behind? After FLUSHALL, a restart without the data or a failover to an older copy it is
+-- not, and rows without those before them would be a gap that nobody sees.
+if call('HGET', head.store, 'id') ~= head.id then
+  return {'lost', 0}
+end
+local cursor = call('HGET', head.cursors, head.source) or ''
+local known = false
+for _, expected in ipairs(head.expected) do
+  known = known or expected == cursor
+end
+if not known then
+  return {'moved', cursor}
+end
+
+local tables = head.tables
+for _, t in ipairs(tables) do
+  local state = call('HMGET', t.table, 'fingerprint', 'highest', 'truncated', 'horizon')
+  if state[1] ~= t.fingerprint then
+    return {'unprepared', t.name}
+  end
+  t.highest = tonumber(state[2])
+  t.truncated = math.max(tonumber(state[3]), t.truncate)
+  t.horizon = tonumber(state[4])
+  -- Guarantee 5, without asking the guard where it can only say yes: nothing that was ever here is newer.
+  t.guarded = t.lowest < math.max(t.highest, t.truncated)
+end
+
+local function version(entry)
+  return entry and (tonumber(entry) or tonumber(string.match(entry, '^%d+')))
+end
+
+local function tail(entry)
+  local place = entry and string.find(entry, ' ', 1, true)
+  return place and cmsgpack.unpack(string.sub(entry, place + 1)) or {}
+end
+
+local function wins(t, incoming, stored, buried)
+  if incoming < t.truncated or incoming < (buried or 0) then
+    return false
+  end
+  if stored and stored > t.truncate then
+    return stored <= incoming
+  end
+  return incoming >= t.horizon
+end
+
+-- The key's length, 0 if it is not there, nil if it is of another type: somebody else's, and never touched.
+local function length(command, key)
+  local found = pcall_(command, key)
+  if type(found) == 'number' then
+    return found
+  end
+  return nil
+end
+
+local LENGTH = {hash = 'HLEN', document = 'STRLEN', members = 'ZCARD'}
+
+-- ------------------------------------------------------------------------------------------------------------- look
+
+local refused, chunks, sets = {}, {}, {}
+for number, plan in ipairs(head.chunks) do
+  local t = tables[plan.table]
+  local c = {plan = plan, t = t, data = cmsgpack.unpack(ARGV[number + 1]), win = {}, size = {}}
+  chunks[number] = c
+  local ids, entries = c.data[1], c.data[2]
+  local stored, buried
+  if t.guarded or t.wandering or plan.kind == 'patch' or plan.kind == 'remove' then
+    stored = call('HMGET', t.rows, unpack(ids))
+    c.stored = stored
+  end
+  if t.guarded and plan.kind ~= 'remove' then
+    buried = call('HMGET', t.dead, unpack(ids))
+  end
+  for i = 1, #ids do
+    if plan.kind == 'remove' then
+      c.win[i] = stored[i] and version(stored[i]) <= t.truncate
+    elseif plan.kind == 'patch' and not stored[i] then
+      c.win[i] = false
+    else
+      c.win[i] = not t.guarded
+        or wins(t, version(entries[i]), stored[i] and version(stored[i]), buried[i] and tonumber(buried[i]))
+    end
+  end
+  if plan.kind == 'upsert' or plan.kind == 'patch' then
+    local at = 3
+    for w, write in ipairs(t.writes) do
+      local keys, command = c.data[at], LENGTH[write.kind]
+      c.size[w] = {}
+      for i = 1, #ids do
+        local key = keys[i]
+        if c.win[i] and key then
+          local size = write.kind == 'members' and sets[key]
+          if not size then
+            size = length(command, key)
+            if size and write.kind == 'members' then
+              sets[key] = size
+            end
+          end
+          if not size then
+            refused[#refused + 1] = {number, i, w}
+          elseif size == 0 and plan.kind == 'patch' then
+            return {'expired', t.name}
+          end
+          c.size[w][i] = size
+        end
+      end
+      at = at + write.width
+    end
+  end
+end
+if #refused > 0 then
+  return {'refused', refused}
+end
+
+-- ------------------------------------------------------------------------------------------------------------ write
+
+local function live(key, ttl)
+  if ttl > 0 and call('PTTL', key) == -1 then
+    call('EXPIRE', key, ttl)
+  end
+end
+
+local function put_hash(c, w, write, at)
+  local keys, fields, gone = c.data[at], write.fields, write.gone
+  for i = 1, #keys do
+    if c.win[i] then
+      local arguments, n, nulls = {}, 0, {}
+      for f = 1, #fields do
+        local value = c.data[at + f][i]
+        if value then
+          arguments[n + 1], arguments[n + 2] = fields[f], value
+          n = n + 2
+        elseif value == nil then
+          nulls[#nulls + 1] = fields[f]
+        end
+      end
+      if n > 0 then
+        call('HSET', keys[i], unpack(arguments, 1, n))
+      end
+      if c.size[w][i] > 0 and #nulls + #gone > 0 then
+        for _, name in ipairs(gone) do
+          nulls[#nulls + 1] = name
+        end
+        call('HDEL', keys[i], unpack(nulls))
+      end
+      live(keys[i], write.ttl)
+    end
+  end
+end
+
+local function put_document(c, w, write, at)
+  local keys, values = c.data[at], c.data[at + 1]
+  for i = 1, #keys do
+    if c.win[i] then
+      call('SET', keys[i], values[i], 'KEEPTTL')
+      live(keys[i], write.ttl)
+    end
+  end
+end
+
+local function place_before(c, w, write, i, fixed)
+  if write.wanders then
+    return tail(c.stored[i])[w]
+  end
+  return fixed
+end
+
+local function put_members(c, w, write, at)
+  local keys, members, scores = c.data[at], c.data[at + 1], c.data[at + 2]
+  for i = 1, #members do
+    if c.win[i] then
+      local before, now = place_before(c, w, write, i, keys[i]), scores[i] and keys[i]
+      if before and before ~= now then
+        pcall_('ZREM', before, members[i])
+      end
+      if now then
+        call('ZADD', now, scores[i], members[i])
+      end
+    end
+  end
+end
+
+local PUT = {hash = put_hash, document = put_document, members = put_members}
+
+local function take_away(c, i)
+  local at = 3
+  for w, write in ipairs(c.t.writes) do
+    if write.kind == 'members' then
+      local place = place_before(c, w, write, i, c.data[at][i])
+      if place then
+        pcall_('ZREM', place, c.data[at + 1][i])
+      end
+      at = at + 2
+    else
+      local key = c.data[at][i]
+      if (length(LENGTH[write.kind], key) or 0) > 0 then
+        call('UNLINK', key)
+      end
+      at = at + 1
+    end
+  end
+end
+
+local function each(command, key, arguments)
+  for first = 1, #arguments, 4000 do
+    call(command, key, unpack(arguments, first, math.min(first + 3999, #arguments)))
+  end
+end
+
+local function bury(c)
+  local ids, versions, tombstones, gone = c.data[1], c.data[2], {}, {}
+  for i = 1, #ids do
+    if c.win[i] then
+      take_away(c, i)
+      gone[#gone + 1] = ids[i]
+      tombstones[#tombstones + 1] = ids[i]
+      tombstones[#tombstones + 1] = versions[i]
+    end
+  end
+  each('HDEL', c.t.rows, gone)
+  if c.plan.kind == 'delete' then
+    each('HSET', c.t.dead, tombstones)
+  end
+end
+
+local function put(c)
+  local at = 3
+  for w, write in ipairs(c.t.writes) do
+    PUT[write.kind](c, w, write, at)
+    at = at + write.width
+  end
+  local ids, entries, written, ours, moved = c.data[1], c.data[2], {}, {}, {}
+  for i = 1, #ids do
+    if c.win[i] then
+      ours[#ours + 1] = ids[i]
+      written[#written + 1] = ids[i]
+      written[#written + 1] = entries[i]
+      local move = c.plan.moves and c.data[at][i]
+      if move then
+        moved[#moved + 1] = move
+        moved[#moved + 1] = version(entries[i])
+      end
+    end
+  end
+  each('HSET', c.t.rows, written)
+  each('HSET', c.t.moved, moved)
+  if call('EXISTS', c.t.dead) == 1 then
+    each('HDEL', c.t.dead, ours)
+  end
+end
+
+for _, c in ipairs(chunks) do
+  if c.plan.kind == 'remove' or c.plan.kind == 'delete' then
+    bury(c)
+  else
+    put(c)
+  end
+end
+for _, t in ipairs(tables) do
+  local highest = math.max(t.highest, t.greatest, t.truncated)
+  call('HSET', t.table, 'highest', string.format('%.0f', highest), 'truncated', string.format('%.0f', t.truncated))
+  call('HINCRBY', t.table, 'works', 1)
+end
+if head.cursor then
+  call('HSET', head.cursors, head.source, head.cursor)
+end
+return {'done', 0}

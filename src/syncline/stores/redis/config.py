@@ -1,0 +1,55 @@
+"""The settings of a Redis or Valkey target."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic_core import PydanticCustomError
+
+__all__ = ["RedisConfig", "shown"]
+
+
+class RedisConfig(BaseModel):
+    """Keys in a Redis or Valkey server (one server, not a cluster)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: SecretStr = Field(
+        description="redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or unix:///path.",
+        examples=["${REDIS_URL}"],
+    )
+    mode: Literal["store", "cache"] = Field(
+        "store", description="store: a missing key is a difference. cache: keys may be evicted or expire."
+    )
+    durability: Literal["disk", "memory"] = Field(
+        "disk",
+        description="disk: wait until the server's append-only file, if it has one, is synced. memory: do not wait.",
+    )
+    prefix: str = Field(
+        "syncline",
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="Syncline's own keys begin with this and a colon; give targets that share a database their own.",
+    )
+    adopt: bool = Field(
+        True, description="Take over keys that were there before, when a table is new here; false leaves them alone."
+    )
+    connect_timeout_s: float = Field(10.0, gt=0, le=300, description="Longest wait for a connection.")
+    timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest wait for an answer.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url(cls, url: SecretStr) -> SecretStr:
+        if urlsplit(url.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
+            raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
+        return url
+
+
+def shown(url: SecretStr) -> str:
+    """The server without user, password and parameters, for messages (Guarantee 11)."""
+    parts = urlsplit(url.get_secret_value())
+    if parts.scheme == "unix":
+        return parts.path
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.hostname or 'localhost'}{port}{parts.path if parts.path != '/' else ''}"
