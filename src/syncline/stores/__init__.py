@@ -22,6 +22,7 @@ STORES: dict[str, str] = {
     "memory": "syncline.stores.memory:MemoryStore",
     "duckdb": "syncline.stores.duckdb:DuckDBStore",
     "postgres": "syncline.stores.postgres:PostgresStore",
+    "redis": "syncline.stores.redis:RedisStore",
 }
 
 

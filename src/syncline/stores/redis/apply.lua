@@ -30,7 +30,7 @@ for _, t in ipairs(tables) do
   t.truncated = math.max(tonumber(state[3]), t.truncate)
   t.horizon = tonumber(state[4])
   -- Guarantee 5, without asking the guard where it can only say yes: nothing that was ever here is newer.
-  t.guarded = t.lowest < math.max(t.highest, t.truncated)
+  t.guarded = t.lowest < math.max(t.highest, t.truncated, t.horizon)
 end
 
 local function version(entry)
@@ -81,7 +81,7 @@ for number, plan in ipairs(head.chunks) do
   end
   for i = 1, #ids do
     if plan.kind == 'remove' then
-      c.win[i] = stored[i] and version(stored[i]) <= t.truncate
+      c.win[i] = stored[i] and version(stored[i]) <= tonumber(entries[i])
     elseif plan.kind == 'patch' and not stored[i] then
       c.win[i] = false
     else
@@ -122,9 +122,13 @@ end
 
 -- ------------------------------------------------------------------------------------------------------------ write
 
-local function live(key, ttl)
-  if ttl > 0 and call('PTTL', key) == -1 then
-    call('EXPIRE', key, ttl)
+-- A key that has a time to live keeps it; one without gets the mapping's.
+local function live(key, write)
+  if write.anew then
+    call('PERSIST', key)
+  end
+  if write.ttl > 0 and call('PTTL', key) == -1 then
+    call('EXPIRE', key, write.ttl)
   end
 end
 
@@ -151,7 +155,7 @@ local function put_hash(c, w, write, at)
         end
         call('HDEL', keys[i], unpack(nulls))
       end
-      live(keys[i], write.ttl)
+      live(keys[i], write)
     end
   end
 end
@@ -161,7 +165,7 @@ local function put_document(c, w, write, at)
   for i = 1, #keys do
     if c.win[i] then
       call('SET', keys[i], values[i], 'KEEPTTL')
-      live(keys[i], write.ttl)
+      live(keys[i], write)
     end
   end
 end

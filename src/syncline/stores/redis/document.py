@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from syncline.change import Column
 from syncline.stores.redis.text import Bools, none_of
 
-__all__ = ["documents", "embedded_json", "members"]
+__all__ = ["documents", "embedded_json", "members", "unreadable"]
 
 _BARE = ("bool", "int2", "int4")
 _FLOATS = ("float4", "float8")
@@ -26,27 +26,31 @@ _EMBEDDED = ("json", "texts", "sparse")
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def documents(columns: Sequence[Column], texts: Sequence[pa.Array], rows: int) -> tuple[pa.Array, Bools]:
-    """One JSON object a row (binary) of these columns' texts; and which rows can't be one that is read back exactly."""
+def documents(columns: Sequence[Column], texts: Sequence[pa.Array], rows: int) -> pa.Array:
+    """One JSON object a row (binary) of these columns' texts."""
     if not rows:
-        return pa.array([], pa.binary()), none_of(0)
+        return pa.array([], pa.binary())
     pieces = []
     for column, values in zip(columns, texts, strict=True):
         name = b"," + msgspec.json.encode(column.name) + b":"
         shown = pc.binary_join_element_wise(pa.scalar(name), _value(values, column.type), pa.scalar(b""))
         pieces.append(pc.fill_null(shown, b""))
     joined = pc.binary_join_element_wise(*pieces, pa.scalar(b"")) if pieces else pa.repeat(b"", rows)
-    objects = pc.binary_join_element_wise(pc.binary_replace_slice(joined, 0, 1, b"{"), pa.scalar(b"}"), pa.scalar(b""))
-    return objects, _unreadable(columns, texts, objects)
+    return pc.binary_join_element_wise(pc.binary_replace_slice(joined, 0, 1, b"{"), pa.scalar(b"}"), pa.scalar(b""))
 
 
-def _unreadable(columns: Sequence[Column], texts: Sequence[pa.Array], objects: pa.Array) -> Bools:
-    """Rows whose embedded values are not read back as they are: no JSON, nested too deep, half a surrogate pair."""
+def unreadable(columns: Sequence[Column], texts: Sequence[pa.Array], rows: int) -> Bools:
+    """Rows whose embedded values would not be read back as they are: no JSON, nested too deep, half a surrogate pair,
+    or a vector with a value that is no number."""
     embedded = [i for i, c in enumerate(columns) if c.type in _EMBEDDED]
-    bad = none_of(len(objects))
+    bad = none_of(rows)
+    for column, values in zip(columns, texts, strict=True):
+        if column.type == "vector":
+            bad |= np.fromiter((v is not None and not _finite(v) for v in values.to_pylist()), bool, rows)
     if embedded:
+        objects = documents([columns[i] for i in embedded], [texts[i] for i in embedded], rows)
         found, whole = members([columns[i] for i in embedded], objects.to_pylist())
-        bad = ~whole
+        bad |= ~whole
         for i, back in zip(embedded, found, strict=True):
             same = pc.equal(back, embedded_json(texts[i])).fill_null(False)
             neither = pc.and_(back.is_null(), texts[i].is_null())
@@ -77,6 +81,10 @@ def _escaped(strings: pa.Array) -> pa.Array:
         for code in range(32):
             strings = pc.replace_substring(strings, chr(code), f"\\u{code:04x}")
     return strings
+
+
+def _finite(text: bytes) -> bool:
+    return bool(np.isfinite(np.frombuffer(text, "<f4")).all())
 
 
 def _floats(text: bytes) -> bytes:
