@@ -132,28 +132,29 @@ local function live(key, write)
   end
 end
 
+local arguments = {}  -- one table for all rows: growing a new one for each costs more than the rest
+
 local function put_hash(c, w, write, at)
-  local keys, fields, gone = c.data[at], write.fields, write.gone
+  local keys, fields, gone, size = c.data[at], write.fields, write.gone, c.size[w]
+  local columns = {unpack(c.data, at + 1, at + #fields)}
   for i = 1, #keys do
     if c.win[i] then
-      local arguments, n, nulls = {}, 0, {}
+      local n, nulls = 0, nil
       for f = 1, #fields do
-        local value = c.data[at + f][i]
+        local value = columns[f][i]
         if value then
           arguments[n + 1], arguments[n + 2] = fields[f], value
           n = n + 2
-        elseif value == nil then
+        elseif value == nil and size[i] > 0 then
+          nulls = nulls or {unpack(gone)}
           nulls[#nulls + 1] = fields[f]
         end
       end
       if n > 0 then
         call('HSET', keys[i], unpack(arguments, 1, n))
       end
-      if c.size[w][i] > 0 and #nulls + #gone > 0 then
-        for _, name in ipairs(gone) do
-          nulls[#nulls + 1] = name
-        end
-        call('HDEL', keys[i], unpack(nulls))
+      if nulls or (#gone > 0 and size[i] > 0) then
+        call('HDEL', keys[i], unpack(nulls or gone))
       end
       live(keys[i], write)
     end

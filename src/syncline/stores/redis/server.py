@@ -18,7 +18,7 @@ from redis.retry import Retry
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.stores.redis.config import RedisConfig, shown
 
-__all__ = ["Connection", "Facts", "translate"]
+__all__ = ["Connection", "Facts", "syncs", "translate", "unfit"]
 
 # First words of errors that pass by themselves: the server starts, is busy with a script, hands over to a replica, or
 # has no room on its disk, in its memory, or no replica at hand.
@@ -47,6 +47,43 @@ class Facts:
         return self.memory_limit > 0 and self.eviction.startswith("allkeys")
 
 
+def unfit(facts: Facts, config: RedisConfig) -> Iterator[Misconfigured]:
+    """Why a server can't keep what it is given."""
+    server = shown(config.url)
+    if facts.clustered:
+        yield Misconfigured(
+            f"Redis at {server} is a cluster, where no script reaches all keys of a work.",
+            remedy="Use a server without cluster mode (with replicas, if you like).",
+            code="SL-REDIS-CLUSTER",
+        )
+    if facts.replica:
+        yield Misconfigured(
+            f"Redis at {server} is a replica, which takes no writes.",
+            remedy="Point the target's url at the primary.",
+            code="SL-REDIS-REPLICA",
+        )
+    if facts.evicts_anything:
+        yield Misconfigured(
+            f"Redis at {server} evicts any key when its memory is full (maxmemory-policy {facts.eviction}), the cursor"
+            " among them.",
+            remedy="Set maxmemory-policy to a volatile one, such as volatile-lru, and give the mapping a ttl_s; or to"
+            " noeviction.",
+            code="SL-REDIS-EVICTION",
+        )
+    if facts.commands < (6, 2):
+        yield Misconfigured(
+            f"{facts.kind} {facts.version} at {server} is older than Redis 6.2.",
+            remedy="Use a newer server.",
+            code="SL-REDIS-VERSION",
+        )
+
+
+def syncs(connection: Connection, facts: Facts) -> bool:
+    """Whether a write can be waited for until it is in the append-only file: WAITAOF came with Redis 7.2, and never
+    returns where the file is left to the operating system."""
+    return facts.aof and facts.commands >= (7, 2) and connection.setting("appendfsync") != "no"
+
+
 @cache
 def _script(name: str) -> tuple[bytes, str]:
     text = files(__package__).joinpath(f"{name}.lua").read_bytes()
@@ -64,11 +101,11 @@ class Connection:
                 config.url.get_secret_value(),
                 socket_connect_timeout=config.connect_timeout_s,
                 socket_timeout=config.timeout_s,
-                retry=Retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]
+                retry=Retry(NoBackoff(), 0),
                 protocol=2,
                 client_name="syncline",
             )
-            self._connection = pool.make_connection()
+            self._connection: Any = pool.make_connection()  # its methods have no types
             self._connection.connect()
 
     def call(self, *command: Any) -> Any:
@@ -117,7 +154,7 @@ class Connection:
     def facts(self) -> Facts:
         """What the server says of itself."""
         with _translated(self._config):
-            self._connection.send_command("INFO", "everything")
+            self._connection.send_command("INFO")
             text = self._connection.read_response()
         return _facts(text.decode(errors="replace"))
 
