@@ -1,4 +1,4 @@
-"""What stands in the way of a Redis target, or can lose its data: the contract's optional ``check``. Changes nothing."""
+"""What stands in the way of a Redis target, or can lose its data: the contract's optional ``check``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from syncline.errors import SynclineError
 from syncline.finding import Finding, Severity, size
 from syncline.stores.redis.config import RedisConfig, shown
-from syncline.stores.redis.server import Connection, Facts, unfit
+from syncline.stores.redis.server import Connection, Facts, syncs, unfit
 
 __all__ = ["check"]
 
@@ -58,20 +58,14 @@ def _eviction(facts: Facts, config: RedisConfig) -> Iterator[Finding]:
 
 
 def _durability(connection: Connection, facts: Facts, config: RedisConfig) -> Iterator[Finding]:
-    fsync = connection.setting("appendfsync") if facts.aof else None
-    waits = config.durability == "disk" and facts.commands >= (7, 2) and fsync != "no"
-    if facts.aof and waits:
+    if facts.aof and config.durability == "disk" and syncs(connection, facts):
         yield _found("SL-REDIS-DURABLE", "ok", "Each step waits until the append-only file is synced.")
     elif facts.aof:
-        why = {True: f"appendfsync is {fsync}", False: "the target's durability is memory"}[fsync == "no"]
-        if facts.commands < (7, 2):
-            why = f"{facts.kind} {facts.version} has no WAITAOF"
         yield _found(
             "SL-REDIS-DURABLE",
             "info",
-            f"A crash of the server may lose what came last ({why}); it is noticed, and applied again from the log.",
-            "For each step to be on disk when it is told to be, set appendfsync to everysec or always, and durability to"
-            " disk, on Redis 7.2 or newer.",
+            "No step waits for the append-only file: a crash of the server may lose what came last, and that is noticed.",
+            "To wait, set durability to disk and the server's appendfsync to everysec or always, on Redis 7.2 or newer.",
         )
     elif config.mode == "store":
         yield _found(

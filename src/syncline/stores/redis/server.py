@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -105,7 +105,7 @@ class Connection:
                 protocol=2,
                 client_name="syncline",
             )
-            self._connection: Any = pool.make_connection()  # its methods have no types
+            self._connection = cast(Any, pool.make_connection())  # its methods have no types
             self._connection.connect()
 
     def call(self, *command: Any) -> Any:
