@@ -92,8 +92,6 @@ class Applier:
         cursor = msgspec.json.encode(work.cursor).decode()
         for _ in range(_ATTEMPTS):
             parts, watched = self._read_bases(connection, ready)
-            # From here on the cursor may be there, whether or not an answer comes.
-            self._expected = tuple(dict.fromkeys((*self._expected, cursor)))
             if self.call(connection, parts, cursor, watched=watched):
                 return
         raise Unavailable(f"Somebody else writes to Syncline's keys in Redis at {shown(self._config.url)}.")
@@ -174,6 +172,8 @@ class Applier:
         }
         if cursor is not None:
             head["cursor"] = cursor
+            # From here on it may be there, whether or not an answer comes.
+            self._expected = tuple(dict.fromkeys((*self._expected, cursor)))
         arguments = (msgspec.msgpack.encode(head), *(c.data for _, c in chunks))
         answer = (connection.run_unless_changed if watched else connection.run)("apply", *arguments)
         if answer is None:
@@ -210,7 +210,7 @@ class Applier:
 
     def _is_ahead(self, found: bytes) -> bool:
         """Whether the cursor that is there is one that we have not reached yet."""
-        last = self._expected[-1]
+        last = self._expected[0]
         there = msgspec.json.decode(found, type=Cursor)
         ours = msgspec.json.decode(last, type=Cursor) if last else None
         return ours is None or (there.position.log == ours.position.log and there.position.n > ours.position.n)

@@ -64,8 +64,8 @@ def _durability(connection: Connection, facts: Facts, config: RedisConfig) -> It
         yield _found(
             "SL-REDIS-DURABLE",
             "info",
-            "No step waits for the append-only file: a crash of the server may lose what came last, and that is noticed.",
-            "To wait, set durability to disk and the server's appendfsync to everysec or always, on Redis 7.2 or newer.",
+            "No step waits for the append-only file: a crash of the server may lose what came last, which is noticed.",
+            "To wait, set durability to disk and the server's appendfsync to everysec or always (Redis 7.2 or newer).",
         )
     elif config.mode == "store":
         yield _found(

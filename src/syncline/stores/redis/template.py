@@ -72,7 +72,10 @@ class Template:
             if pieces and isinstance(pieces[-1], int):
                 raise _wrong(schema, what, text, "has two placeholders with nothing between them")
             pieces.append(positions[found[1]])
-        return Template(tuple(pieces))
+        template = Template(tuple(pieces))
+        if b"%" in template._stops():
+            raise _wrong(schema, what, text, "has a % behind a placeholder, which could be part of a value")
+        return template
 
     @property
     def columns(self) -> frozenset[int]:
@@ -113,7 +116,7 @@ class Template:
             return []
         places = [i for i, p in enumerate(self.pieces) if isinstance(p, int)]
         between = self.pieces[places[0] : places[-1]]
-        return sorted({p[:1] for p in between if isinstance(p, bytes)} - {b"%"})
+        return sorted({p[:1] for p in between if isinstance(p, bytes)})
 
     def _encoded(self, texts: pa.Array) -> pa.Array:
         stops = self._stops()
