@@ -154,6 +154,13 @@ def test_a_store_goes_on_by_itself_when_its_server_comes_back(start: Callable[..
     store.close()
 
 
+def _received(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(1 << 20)
+    except OSError:
+        return b""
+
+
 class _Cutter:
     """A proxy that passes requests on, and cuts the connection instead of passing on what answers ``swallow``."""
 
@@ -173,14 +180,24 @@ class _Cutter:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
+        cut = threading.Event()
         with client, socket.create_connection(("127.0.0.1", self._target)) as server:
-            while request := client.recv(1 << 20):
-                server.sendall(request)
-                answer = server.recv(1 << 20)
+            back = threading.Thread(target=self._answer, args=(server, client, cut), daemon=True)
+            back.start()
+            while request := _received(client):
                 if self.cut_answers_to is not None and self.cut_answers_to in request:
                     self.cut_answers_to = None
-                    return
-                client.sendall(answer)
+                    cut.set()
+                server.sendall(request)
+            server.close()
+            back.join()
+
+    def _answer(self, server: socket.socket, client: socket.socket, cut: threading.Event) -> None:
+        while answer := _received(server):
+            if cut.is_set():
+                client.shutdown(socket.SHUT_RDWR)
+                return
+            client.sendall(answer)
 
     def close(self) -> None:
         self._listener.close()
@@ -290,16 +307,19 @@ def test_a_replica_that_was_promoted_too_early_is_a_gap(start: Callable[..., Ser
             assert time.monotonic() < deadline
             time.sleep(0.02)
         client.replicaof("no", "one")
+        client.save()
     store.apply(work(Rows().upsert(110, 2, "two", None), n=2))
     primary.stop()
     replica.stop()
-    replica.port = primary.port
-    replica.settings["dbfilename"] = "dump.rdb"
+    replica.valkey.port = primary.port
     with pytest.raises(Unavailable):
         store.apply(work(Rows().upsert(120, 3, "three", None), n=3))
     replica.start()
     with pytest.raises(Gap):
         store.apply(work(Rows().upsert(120, 3, "three", None), n=3))
+    cursor = store.open("orders")
+    assert cursor is not None
+    assert cursor.position.n == 1
     store.close()
 
 

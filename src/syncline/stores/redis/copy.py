@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema, arrow_type
 from syncline.stores.redis.config import RedisConfig
-from syncline.stores.redis.layout import layout_of
-from syncline.stores.redis.reading import Keyspace, key_texts
-from syncline.stores.redis.scan import rows_of
+from syncline.stores.redis.layout import Layout, layout_of
+from syncline.stores.redis.reading import Keyspace, key_texts, read
+from syncline.stores.redis.scan import companion, rows_of
 from syncline.stores.redis.server import Connection
 from syncline.stores.redis.tables import recorded
 from syncline.stores.redis.text import from_text
@@ -44,20 +44,35 @@ class RedisCopy:
         yield from rows_of(self._connection, self._keys, layout_of(schema, self._config.prefix))
 
     def buried(self, schema: TableSchema, since: int) -> pa.Table:
+        """Tombstones; of a cache also the rows that were evicted or have expired, which are no differences."""
         layout = layout_of(schema, self._config.prefix)
+        gone = [*self._tombstones(layout, since)]
+        if self._config.mode == "cache":
+            gone += self._expired(layout, since)
         fields = [*((c.name, arrow_type(c.type)) for c in schema.key), ("version", pa.int64())]
         batches = []
-        place = b"0"
-        while True:
-            place, found = self._connection.call("HSCAN", self._keys.dead(schema.qualified), place, "COUNT", 1_000)
-            versions = np.array([int(v) for v in found[1::2]], np.int64)
-            ids = pa.array(found[::2], pa.binary()).filter(pa.array(versions >= since))
+        for ids, versions in gone:
             texts = key_texts(layout, ids)
             keys = [from_text(texts[p], schema.columns[p].type)[0] for p in schema.key_positions]
-            arrays = [*keys, pa.array(versions[versions >= since])]
-            batches.append(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)))
+            batches.append(pa.RecordBatch.from_arrays([*keys, versions], schema=pa.schema(fields)))
+        return pa.Table.from_batches(batches, pa.schema(fields))
+
+    def _tombstones(self, layout: Layout, since: int) -> Iterator[tuple[pa.Array, pa.Array]]:
+        place = b"0"
+        while True:
+            dead = self._keys.dead(layout.schema.qualified)
+            place, found = self._connection.call("HSCAN", dead, place, "COUNT", 1_000)
+            versions = np.array([int(v) for v in found[1::2]], np.int64)
+            chosen = pa.array(versions >= since)
+            yield pa.array(found[::2], pa.binary()).filter(chosen), pa.array(versions).filter(chosen)
             if place == b"0":
-                return pa.Table.from_batches(batches)
+                return
+
+    def _expired(self, layout: Layout, since: int) -> Iterator[tuple[pa.Array, pa.Array]]:
+        for ids, _ in companion(self._connection, self._keys, layout.schema.qualified, 1_000):
+            stored = read(self._connection, self._keys, layout, pa.array(ids, pa.binary()))
+            chosen = pa.array(stored.expired)
+            yield stored.ids.filter(chosen), pa.array(stored.versions.clip(min=since)).filter(chosen)
 
     def swept(self, table: str) -> tuple[int, int]:
         found = recorded(self._connection, self._keys, table)

@@ -16,7 +16,7 @@ from syncline.stores import stored_columns
 from syncline.stores.redis.document import embedded_json, members
 from syncline.stores.redis.layout import DocumentWrite, HashWrite, Layout, MembersWrite, Write
 from syncline.stores.redis.packing import entry_tail, head_of, pack
-from syncline.stores.redis.text import Bools, from_text
+from syncline.stores.redis.text import Bools, from_text, none_of
 
 __all__ = ["Keyspace", "Stored", "as_rows", "key_texts", "read"]
 
@@ -67,13 +67,15 @@ class Keyspace:
 class Stored:
     """Rows in the order in which they were asked for.
 
-    ``there``: the companion knows the row; ``whole``: everything that the row writes is there too and agrees.
+    ``there``: the companion knows the row; ``whole``: everything that the row writes is there too and agrees;
+    ``expired``: a hash or document of it is not.
     ``texts`` are its columns. ``works`` counts the works that the table has seen.
     """
 
     ids: pa.Array
     there: Bools
     whole: Bools
+    expired: Bools
     versions: np.ndarray[Any, np.dtype[np.int64]]
     texts: list[pa.Array]
     works: int
@@ -124,19 +126,20 @@ def _put_together(
     there = np.fromiter((e is not None for e in entries), bool, rows)
     versions = np.fromiter((int(e.partition(b" ")[0]) if e else 0 for e in entries), np.int64, rows)
     tails = [entry_tail(e) if e else {} for e in entries] if layout.tailed else []
-    whole = there.copy()
+    whole, expired = there.copy(), none_of(rows)
     texts: dict[int, pa.Array] = dict(keys)
     for index, (write, answer) in enumerate(zip(layout.writes, found, strict=True), 1):
         answer = _padded(answer, rows)
         if isinstance(write, HashWrite):
+            blank = np.fromiter((a is None or not any(v is not None for v in a) for a in answer), bool, rows)
+            empty = np.fromiter((index in t for t in tails), bool, rows) if write.bare else none_of(rows)
             _take(texts, write.fields, _hash_columns(write, answer), whole)
-            if write.bare:
-                empty = np.fromiter((index in t for t in tails), bool, rows)
-                blank = np.fromiter((a is None or not any(v is not None for v in a) for a in answer), bool, rows)
-                whole &= empty == blank
+            whole &= blank == empty
+            expired |= there & blank & ~empty
         elif isinstance(write, DocumentWrite):
             held, readable = members([layout.schema.columns[f] for f in write.fields], answer)
             whole &= readable
+            expired |= there & np.fromiter((a is None for a in answer), bool, rows)
             _take(texts, write.fields, held, whole, embedded=layout.schema)
     for position in layout.kept:
         named = layout.schema.columns[position].name
@@ -146,7 +149,7 @@ def _put_together(
     for write, answer in zip(layout.writes, found, strict=True):
         if isinstance(write, MembersWrite):
             whole &= _is_member(write, texts, _padded(answer, rows))
-    return Stored(ids, there, whole, versions, [texts[i] for i in range(len(layout.schema.columns))], works)
+    return Stored(ids, there, whole, expired, versions, [texts[i] for i in range(len(layout.schema.columns))], works)
 
 
 def _hash_columns(write: HashWrite, answer: list[list[bytes | None] | None]) -> list[pa.Array]:
