@@ -20,6 +20,7 @@ from syncline.capture.source import SourceConfig
 from syncline.config import Config, TargetConfig, load_config
 from syncline.config.settings import settings as listed
 from syncline.config.template import template
+from syncline.config.tree import settings_of, store_settings
 from syncline.errors import Misconfigured
 from syncline.stores import STORES
 from syncline.stores.memory import MemoryConfig
@@ -484,10 +485,13 @@ def uncommented(text: str) -> str:
 @pytest.mark.parametrize("kind", STORES)
 def test_the_new_file_holds_the_defaults_commented_or_not(load: Load, kind: str) -> None:
     text = template(kind)
-    target = {"type": kind, **({"path": "analytics.duckdb"} if "path: analytics" in text else {})}
+    given = {"COPY_URL": "postgresql://localhost/copy", "REDIS_URL": "redis://localhost/0"}
+    required = {n: f for n, f in settings_of(store_settings(kind)).items() if f.is_required()}
+    examples = {n: str((f.examples or ["analytics.duckdb"])[0]) for n, f in required.items()}
+    target = {"type": kind, **{n: given.get(e.strip("${}"), e) for n, e in examples.items()}}
     expected = Config.model_validate({"source": {"dsn": DSN}, "target": target})
-    assert load(text).model_dump() == expected.model_dump()
-    assert load(uncommented(text)).model_dump() == expected.model_dump()
+    assert load(text, env=given).model_dump() == expected.model_dump()
+    assert load(uncommented(text), env=given).model_dump() == expected.model_dump()
 
 
 def test_the_new_file_describes_every_setting(load: Load) -> None:

@@ -293,13 +293,14 @@ def test_a_rate_that_is_no_number_is_unknown(control: ControlSchema) -> None:
 def test_a_request_is_given_to_one_taker_and_again_only_after_a_restart(control: ControlSchema) -> None:
     first = control.request_resync("shop", ["public.a", 'odd."x"'])
     second = control.request_resync("shop")
-    control.request_resync("other")
+    control.request_resync("other", target="copy")
     asked = [Request(first, "resync", "shop", ("public.a", 'odd."x"')), Request(second, "resync", "shop", None)]
     assert control.take_requests("shop") == asked
     assert control.take_requests("shop") == []
     assert control.take_requests("shop", again=True) == asked
     control.finish_request(first, "read 3 rows again")
     assert control.take_requests("shop", again=True) == asked[1:]
+    assert [r.target for r in control.take_requests("other")] == ["copy"]
 
 
 # ------------------------------------------------------------------------------------------------------ the server

@@ -15,7 +15,11 @@ from reliability.harness import Rig
 from reliability.test_server import faulty
 from reliability.workload import SCHEMA
 from servers import eventually
+from syncline.capture.slot import Identity
+from syncline.log import Incarnation
 from syncline.pipeline import service
+from syncline.pipeline.source import SourcePipeline
+from syncline.pipeline.targets import Targets
 from syncline.testing.faulty import Fault
 
 # `syncline run` whose target never ends its first step.
@@ -75,6 +79,31 @@ def test_stopping_that_is_quick_says_nothing_of_waiting(rig: Rig) -> None:
     with rig.running() as engine:
         engine.service.stop()
         assert not [line for line in engine.talk if "waits" in line or "not ended" in line]
+
+
+def test_targets_that_are_started_while_it_is_asked_to_stop_end_too(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.database.execute(SCHEMA)
+    rig.sync()
+    reached, asked = threading.Event(), threading.Event()
+    original = Targets.start
+
+    def start(self: Targets, incarnation: Incarnation, identity: Identity) -> None:
+        reached.set()
+        asked.wait()
+        original(self, incarnation, identity)
+
+    monkeypatch.setattr(Targets, "start", start)
+    ask = SourcePipeline.ask_to_stop
+
+    def ask_to_stop(self: SourcePipeline) -> None:
+        ask(self)
+        asked.set()
+
+    monkeypatch.setattr(SourcePipeline, "ask_to_stop", ask_to_stop)
+    with rig.running(until_loaded=False) as engine:
+        assert reached.wait(30)
+        engine.service.stop()
+        assert not [line for line in engine.talk if line.startswith("not ended")]
 
 
 def test_a_second_sigterm_ends_a_run_that_can_not_stop_and_nothing_is_lost(rig: Rig) -> None:

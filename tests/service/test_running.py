@@ -237,6 +237,17 @@ def test_status_with_a_wrong_login_ends_with_2(shell: Shell, command: Command, d
     assert "control.dsn" in asked.stderr
 
 
+def test_a_resync_of_one_target_is_recorded_with_its_name(command: Command, database: Database) -> None:
+    assert command("migrate").returncode == 0
+    asked = command("resync", "--target", "main")
+    assert asked.returncode == 0
+    assert "all tables for target main will be read again" in asked.stderr
+    assert database.execute("select target, tables from syncline.sync_requests") == [("main", None)]
+    unknown = command("resync", "--target", "nobody")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert database.value("select count(*) from syncline.sync_requests") == 1
+
+
 def test_a_database_that_does_not_exist_is_misconfigured(shell: Shell, command: Command) -> None:
     shell.variables["DATABASE_URL"] = shell.variables["DATABASE_URL"].replace("/test_", "/no_such_test_")
     refused = command("run")

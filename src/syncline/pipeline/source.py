@@ -85,7 +85,9 @@ class SourcePipeline:
         self._targets.ask_to_stop()
 
     def working(self) -> list[str]:
-        """What has not come to an end yet, in words."""
+        """After :meth:`ask_to_stop`: what has not come to an end yet, in words. A session that was just beginning may
+        have started targets since, so they are asked again."""
+        self._targets.ask_to_stop()
         parts = {
             f"the capture of source {self.name}": self._thread.is_alive(),
             f"a load of source {self.name}": self.loads.running,

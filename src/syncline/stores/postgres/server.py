@@ -61,7 +61,10 @@ class PostgresConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 
-    dsn: SecretStr = Field(description="Connection to the target: a URL or a libpq keyword string.")
+    dsn: SecretStr = Field(
+        description="Connection to the target: a URL or a libpq keyword string.",
+        examples=["${COPY_URL}"],
+    )
     schema_name: str = Field(
         "syncline_target",
         alias="schema",
