@@ -9,17 +9,16 @@ import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
+from crash_works import expected, nth_work
 
 from syncline.change import Column, Cursor, Position
 from syncline.stores import Work
 from syncline.stores.duckdb import DuckDBConfig, DuckDBStore
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents
 
-_KEYS = 40
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["syncline.stores.duckdb", "syncline.testing.store_suite"])
 
@@ -27,39 +26,6 @@ _context.set_forkserver_preload(["syncline.stores.duckdb", "syncline.testing.sto
 def _config(path: Path) -> DuckDBConfig:
     # A tiny log, so that many of the kills fall into checkpoints.
     return DuckDBConfig(path=path, wal_autocheckpoint="64KB", threads=2, checkpoint_idle_s=0, door=False)
-
-
-def _work(n: int) -> Work:
-    """The n-th work: updates, inserts, a delete, a moved row, and now and then a truncation; two tables alike."""
-    if n % 50 == 0:
-        return _cursor(n, Rows().upsert(n, 1, f"behind {n}", None), truncated=n - 1)
-    rows = Rows()
-    for i in range(12):
-        rows.upsert(n, (n * 7 + i) % _KEYS, f"work {n}", None)
-    rows.delete(n, (n * 7 + 20) % _KEYS)
-    rows.partial(n, (n * 7 + 21) % _KEYS, None, None, unchanged=["name"], origin=((n * 7 + 22) % _KEYS,))
-    return _cursor(n, rows)
-
-
-def _cursor(n: int, rows: Rows, truncated: int | None = None) -> Work:
-    other = Rows(PAIR).upsert(n, "north", n, n.to_bytes(16, "big"), "x")
-    return Work((rows.table(truncated=truncated), other.table()), Cursor("orders", Position("log", n)))
-
-
-def _expected(n: int) -> dict[int, tuple[Any, ...]]:
-    """What the works 1 to n leave, by the simplest means."""
-    state: dict[int, tuple[Any, ...]] = {}
-    for k in range(1, n + 1):
-        if k % 50 == 0:
-            state = {1: (f"behind {k}", None, k)}
-            continue
-        base = state.get((k * 7 + 22) % _KEYS)
-        for i in range(12):
-            state[(k * 7 + i) % _KEYS] = (f"work {k}", None, k)
-        state.pop((k * 7 + 20) % _KEYS, None)
-        if base is not None:
-            state[(k * 7 + 21) % _KEYS] = (base[0], None, k)
-    return state
 
 
 def _apply_for_ever(path: Path, told: Connection) -> None:
@@ -71,7 +37,7 @@ def _apply_for_ever(path: Path, told: Connection) -> None:
     n = cursor.position.n if cursor else 0
     while True:
         n += 1
-        store.apply(_work(n))
+        store.apply(nth_work(n))
         told.send(n)
 
 
@@ -144,7 +110,7 @@ def test_forty_kills_leave_data_and_cursor_in_step(tmp_path: Path) -> None:
         assert cursor is not None
         n = cursor.position.n
         assert n >= reached, "a work that was told to be durable is gone"
-        assert contents(store) == _expected(n)
+        assert contents(store) == expected(n)
         assert len(contents(store, PAIR)) == n
         store.close()
     assert reached > 40

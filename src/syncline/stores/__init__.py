@@ -23,6 +23,7 @@ STORES: dict[str, str] = {
     "duckdb": "syncline.stores.duckdb:DuckDBStore",
     "postgres": "syncline.stores.postgres:PostgresStore",
     "redis": "syncline.stores.redis:RedisStore",
+    "qdrant": "syncline.stores.qdrant:QdrantStore",
 }
 
 
@@ -30,7 +31,8 @@ STORES: dict[str, str] = {
 class Limits:
     """What a store can take, declared as data.
 
-    ``transactional``: the cursor commits in the same transaction as the data (else the engine keeps it elsewhere).
+    ``transactional``: a work and its cursor commit in one transaction. Else the store writes the cursor last, readers
+    may see a part of a work while it is applied, and what failed may be there in part until it is applied again.
     ``max_rows`` and ``max_bytes`` bound one :class:`Work`; ``load_rows`` and ``load_bytes`` are the size that it should
     have while a table is loaded, when nobody waits for a single change.
     """
