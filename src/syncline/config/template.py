@@ -72,9 +72,9 @@ def _setting(name: str, field: FieldInfo, value: Any) -> Iterator[str]:
 
 
 def _examples(store: type[BaseModel], kind: str) -> dict[str, Any]:
-    """Something to begin with, where a store has no default."""
-    required = {name: field for name, field in settings_of(store).items() if field.is_required()}
-    return {name: (field.examples or [f"analytics.{kind}"])[0] for name, field in required.items()}
+    """Something to begin with, where a store has no default, or where it wants one of several settings."""
+    fields = {name: field for name, field in settings_of(store).items() if field.is_required() or field.examples}
+    return {name: (field.examples or [f"analytics.{kind}"])[0] for name, field in fields.items()}
 
 
 def _comment(text: str, indent: str) -> list[str]:

@@ -47,7 +47,11 @@ class QdrantConfig(BaseModel):
     grpc: bool = Field(False, description="Speak gRPC instead of REST for points.")
     grpc_port: int = Field(6334, ge=1, le=65535, description="Port of the server's gRPC.")
     timeout_s: int = Field(60, ge=1, le=3600, description="Seconds after which the server counts as away.")
-    path: Path | None = Field(None, description="Folder of an embedded Qdrant (Qdrant Edge), created if missing.")
+    path: Path | None = Field(
+        None,
+        description="Folder of an embedded Qdrant (Qdrant Edge), created if missing.",
+        examples=["analytics.qdrant"],
+    )
     batch_bytes: int = Field(
         8 * 1024 * 1024, ge=65536, description="About how much is sent in one request; servers take 32 MiB by default."
     )
