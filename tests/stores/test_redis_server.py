@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import re
 import shutil
 import socket
 import threading
@@ -423,6 +424,26 @@ def test_a_user_with_few_rights_is_told_so(start: Callable[..., Server]) -> None
     with pytest.raises(Misconfigured, match="NOPERM"):
         RedisStore(weak, "main").open("orders")
     assert "SL-REDIS-RIGHTS" in [f.code for f in RedisStore.check(weak)]
+
+
+def test_the_rights_that_the_page_names_suffice(start: Callable[..., Server]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "stores" / "redis.md"
+    line = re.search(r"^ACL SETUSER .*$", page.read_text(), re.MULTILINE)
+    assert line is not None
+    server = start(**_AOF)
+    with server.client() as client:
+        client.execute_command(*line[0].split())
+    config = RedisConfig(url=SecretStr(f"redis://syncline:password@127.0.0.1:{server.port}/3"))
+    assert {f.severity for f in RedisStore.check(config)} == {"ok"}
+    store = RedisStore(config, "main")
+    store.open("orders")
+    store.migrate(ITEM)
+    store.apply(work(Rows().upsert(100, 1, "one", None).upsert(100, 2, "two", None).delete(100, 3), n=1))
+    store.apply(work(Rows().partial(110, 9, None, None, unchanged=["name"], origin=(1,)).delete(110, 1), n=2))
+    store.apply(work(Rows(), truncated=105, n=3))
+    assert store.purge("orders", 200) == 2
+    assert contents(store) == {9: ("one", None, 110)}
+    store.close()
 
 
 def test_a_server_that_is_away_is_unavailable() -> None:

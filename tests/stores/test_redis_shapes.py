@@ -211,6 +211,15 @@ def test_lists_and_vectors_come_back(store: RedisStore, client: redis.Redis) -> 
     assert refused.value.rows == (1,)
 
 
+def test_what_a_row_becomes_is_shown_as_commands() -> None:
+    schema = shaped(HASH, Document("player:{id}:json", ("name",), ttl_s=60), BOARD)
+    assert RedisStore.statements(schema) == [
+        "HSET player:{id} id {id} name {name} region {region}",
+        "SET player:{id}:json {json of name} KEEPTTL; EXPIRE player:{id}:json 60 NX",
+        "ZADD board:{region} {points} {id}",
+    ]
+
+
 # ------------------------------------------------------------------------------------------------- times to live
 
 

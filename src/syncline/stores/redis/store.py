@@ -22,6 +22,7 @@ from syncline.stores.redis.packing import head_of, pack
 from syncline.stores.redis.reading import Keyspace, as_rows, read
 from syncline.stores.redis.scan import rows_of
 from syncline.stores.redis.server import Connection, syncs, unfit
+from syncline.stores.redis.statements import commands
 from syncline.stores.redis.tables import migrate_table, recorded
 from syncline.stores.redis.writing import ids_of
 
@@ -62,6 +63,11 @@ class RedisStore:
     def check(config: RedisConfig) -> Iterator[Finding]:
         """What `syncline doctor` should tell of the server. Raises nothing."""
         return check(config)
+
+    @staticmethod
+    def statements(schema: TableSchema) -> list[str]:
+        """What a row of the table becomes, to be shown to people. Raises ``Misconfigured`` as ``migrate``."""
+        return list(commands(schema, layout_of(schema, RedisConfig.model_fields["prefix"].default).writes))
 
     # ------------------------------------------------------------------------------------------ open and close
 
