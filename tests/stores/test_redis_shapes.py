@@ -548,6 +548,16 @@ def test_a_value_of_fifty_megabytes_is_a_value_like_any_other(store: RedisStore,
     assert found == {2: ("two", None, 100)}
 
 
+def test_a_row_too_large_for_the_protocol_is_refused_and_its_neighbour_applies(store: RedisStore) -> None:
+    schema = TableSchema("public", "blob", (Column("id", "int4", "int4", key=True), Column("data", "bytes", "bytea")))
+    store.migrate(schema)
+    with pytest.raises(Rejected, match="larger than Redis takes") as refused:
+        store.apply(work(Rows(schema).upsert(100, 1, b"small").upsert(100, 2, b"x" * (257 << 20))))
+    assert refused.value.rows == (1,)
+    store.apply(work(Rows(schema).upsert(100, 1, b"small")))
+    assert contents(store, schema) == {1: (b"small", 100)}
+
+
 def test_versions_up_to_the_greatest_are_compared_exactly(store: RedisStore) -> None:
     store.migrate(ITEM)
     top = MAX_VERSION - 1

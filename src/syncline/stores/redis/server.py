@@ -102,9 +102,9 @@ class Connection:
                 socket_connect_timeout=config.connect_timeout_s,
                 socket_timeout=config.timeout_s,
                 retry=Retry(NoBackoff(), 0),
-                protocol=2,
                 client_name="syncline",
             )
+            pool.connection_kwargs |= {"protocol": 2, "decode_responses": False}  # whatever the url asks for
             self._connection = cast(Any, pool.make_connection())  # its methods have no types
             self._connection.connect()
 

@@ -148,7 +148,10 @@ class RedisStore:
         except BaseException:
             connection.close()
             raise
-        self._readers.append(connection)
+        if self._applier is None:  # closed meanwhile
+            connection.close()
+        else:
+            self._readers.append(connection)
 
     # ------------------------------------------------------------------------------------------ migrate and apply
 

@@ -40,6 +40,8 @@ _INEXACT = "a value has no exact form in its column's type"
 _NULL_KEY = "a column of its key is NULL"
 _NO_JSON = "a value can't stand in a JSON document and be read back exactly"
 _NO_SCORE = "a score is not a number"
+_TOO_LARGE = "it is larger than Redis takes in one piece"
+_MOST_BYTES = 256 * 1024 * 1024  # half of what a server's proto-max-bulk-len allows, for a row may be written twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,19 +171,9 @@ def _rows(layout: Layout, batch: pa.RecordBatch | None, offset: int, bad: dict[s
     schema = layout.schema
     n = len(schema.columns)
     texts, inexact = _texts(schema.columns, batch.columns[:n])
-    _note(bad, _INEXACT, inexact, offset)
-    keyless = none_of(batch.num_rows)
-    for position in schema.key_positions:
-        keyless |= texts[position].is_null().to_numpy(zero_copy_only=False)
-    _note(bad, _NULL_KEY, keyless & ~inexact, offset)
-    for write in layout.writes:
-        if isinstance(write, MembersWrite):
-            nan = pc.fill_null(pc.equal(texts[write.score], pa.scalar(b"NaN")), False)
-            _note(bad, _NO_SCORE, nan.to_numpy(zero_copy_only=False), offset)
-        elif isinstance(write, DocumentWrite):
-            fields = [schema.columns[f] for f in write.fields]
-            unfit = unreadable(fields, [texts[f] for f in write.fields], batch.num_rows)
-            _note(bad, _NO_JSON, unfit, offset)
+    for reason, found in (_INEXACT, inexact), *_unfit(layout, texts, batch.num_rows):
+        if found.any():
+            bad.setdefault(reason, []).extend((np.flatnonzero(found) + offset).tolist())
     positions = np.arange(offset, offset + batch.num_rows)
     if batch.num_columns == n + 1:
         return Rows(texts, batch.column(n), positions)
@@ -191,9 +183,21 @@ def _rows(layout: Layout, batch: pa.RecordBatch | None, offset: int, bad: dict[s
     return Rows(texts, batch.column(n), positions, unchanged, layout.id.render(at_key, batch.num_rows))
 
 
-def _note(bad: dict[str, list[int]], reason: str, found: Bools, offset: int) -> None:
-    if found.any():
-        bad.setdefault(reason, []).extend((np.flatnonzero(found) + offset).tolist())
+def _unfit(layout: Layout, texts: Sequence[pa.Array], rows: int) -> Iterator[tuple[str, Bools]]:
+    """Rows that this layout can't write, by reason."""
+    schema = layout.schema
+    null = [texts[p].is_null().to_numpy(zero_copy_only=False) for p in schema.key_positions]
+    yield _NULL_KEY, np.logical_or.reduce(null)
+    if sum(t.nbytes for t in texts) > _MOST_BYTES:
+        sizes = [pc.fill_null(pc.binary_length(t), 0).to_numpy(zero_copy_only=False).astype(np.int64) for t in texts]
+        yield _TOO_LARGE, np.sum(sizes, axis=0) > _MOST_BYTES
+    for write in layout.writes:
+        if isinstance(write, MembersWrite):
+            nan = pc.fill_null(pc.equal(texts[write.score], pa.scalar(b"NaN")), False)
+            yield _NO_SCORE, nan.to_numpy(zero_copy_only=False)
+        elif isinstance(write, DocumentWrite):
+            fields = [schema.columns[f] for f in write.fields]
+            yield _NO_JSON, unreadable(fields, [texts[f] for f in write.fields], rows)
 
 
 def _unchanged(masks: pa.Array, schema: TableSchema) -> list[Bools]:
