@@ -39,7 +39,6 @@ def test_an_engine_that_was_overtaken_writes_nothing_any_more(database: Database
                 with pytest.raises(Misconfigured, match="opened by another engine") as fenced:
                     act()
                 assert fenced.value.code == "SL-POSTGRES-FENCED"
-            new.migrate(ITEM)
             eventually(lambda: _applied(new, work(Rows().upsert(7, 3, "new", None), n=3)))
             assert contents(new) == {1: ("old", None, 5), 3: ("new", None, 7)}
 
@@ -310,3 +309,26 @@ def test_psycopg_errors_of_every_kind_are_told_without_a_traceback_of_the_driver
         assert isinstance(refused.value.__cause__, psycopg.Error)
     with opened(database) as store, pytest.raises(Misconfigured, match="name"):
         store.fetch(ITEM, Rows().delete(1, 1).folded().deletes)  # type: ignore[arg-type]
+
+
+def test_closing_does_not_wait_for_a_work_that_hangs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("syncline.stores.postgres.store._PATIENCE_S", 0.1)
+    failed: list[BaseException] = []
+    with opened(database, ITEM) as store, database.connect(autocommit=False) as other:
+        other.execute("lock table item in access exclusive mode")
+
+        def apply() -> None:
+            try:
+                store.apply(work(Rows().upsert(5, 1, "one", None), n=1))
+            except Unavailable as error:
+                failed.append(error)
+
+        applying = threading.Thread(target=apply)
+        applying.start()
+        waiting = (
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        )
+        eventually(lambda: database.value(waiting) == 1)
+        store.close()
+        applying.join(10)
+        assert len(failed) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any, Literal
 
 import psycopg
@@ -19,6 +21,7 @@ __all__ = [
     "describe",
     "evict",
     "failed",
+    "hang_up",
     "mark",
     "origin_name",
     "refuses_values",
@@ -180,6 +183,17 @@ def mark(connection: Connection, config: PostgresConfig, source: str) -> None:
             ) from error
 
 
+def hang_up(connection: Connection | None) -> None:
+    """Cut the line of a session that another thread waits on: it gets a lost connection, and goes on from there."""
+    if connection is None or connection.closed:
+        return
+    try:
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+    except (OSError, psycopg.Error):
+        return  # it was gone already
+
+
 def evict(connection: Connection) -> None:
     """End other sessions that write for the same source: of an engine that is gone, or that hangs."""
     connection.execute(
@@ -204,10 +218,10 @@ def failed(error: psycopg.Error, config: PostgresConfig) -> SynclineError:
     text = type(error).__name__ if state[:2] in _REFUSED or not lines else lines[0].rstrip(".")
     if isinstance(error, psycopg.ProgrammingError) and not state:  # libpq quotes the part that it can't read
         return Misconfigured("The connection string of a PostgreSQL target can't be read.", remedy="Correct its dsn.")
-    if state in ("28P01", "28000") or any(sign in text for sign in _NO_LOGIN):
+    if state in ("28P01", "28000") or any(sign in text for sign in _NO_LOGIN) or _names_unknown(text, "role"):
         remedy = "Correct user and password in the target's dsn, or pg_hba.conf."
         return Misconfigured(f"{where} refused the login: {text}.", remedy=remedy)
-    if state == "3D000" or ('database "' in text and "does not exist" in text):
+    if state == "3D000" or _names_unknown(text, "database"):
         return Misconfigured(f"{where}: {text}.", remedy="Correct the database in the target's dsn, or create it.")
     if state == "42501":
         return Misconfigured(f"{where}: {text}.", remedy="`syncline doctor` names the missing right.")
@@ -221,3 +235,8 @@ def failed(error: psycopg.Error, config: PostgresConfig) -> SynclineError:
     if lost or state[:2] == "08" or state in _AWAY:
         return Unavailable(f"{where} is away: {text}.", remedy="Check that it runs and that the target's dsn is right.")
     return Misconfigured(f"{where}: {text} ({state or type(error).__name__}).")
+
+
+def _names_unknown(text: str, what: str) -> bool:
+    """Whether a connection failed because there is no such role or database; libpq tells no SQLSTATE then."""
+    return f'{what} "' in text and "does not exist" in text

@@ -26,6 +26,7 @@ __all__ = [
     "literal",
     "place_of",
     "quote",
+    "shown",
     "soft_delete_of",
 ]
 
@@ -314,3 +315,12 @@ class Statements:
         if self.soft:
             return f"update {self.table} as t set {self.soft} = now() where t.{self.soft} is null and {older}"
         return f"delete from {self.table} as t where {older}"
+
+
+def shown(schema: TableSchema) -> list[str]:
+    """The statements of a table as it would be made, to be shown to people."""
+    bases = tuple(c.source_type or c.type for c in schema.columns)
+    told = Statements(Target('"syncline_target"', 0, schema, bases))
+    keys = tuple((f"c{n}", base) for n, base in enumerate(told.key_bases))
+    deletes = Incoming((*keys, ("v", "int8")))
+    return [told.put("changes"), told.delete(deletes, 0)]

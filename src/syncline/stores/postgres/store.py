@@ -28,10 +28,11 @@ from syncline.stores.postgres.server import (
     describe,
     evict,
     failed,
+    hang_up,
     mark,
     refuses_values,
 )
-from syncline.stores.postgres.sql import FORMAT, Statements, bookkeeping, quote
+from syncline.stores.postgres.sql import FORMAT, Statements, bookkeeping, quote, shown
 from syncline.stores.postgres.tables import Setting, TableState, migrate_table, table_state
 from syncline.stores.postgres.writing import TableWriter, incoming_keys, inexact_rows, refused_positions, subset
 
@@ -44,6 +45,8 @@ __all__ = ["PostgresStore"]
 # A truncation of more than this is done in pieces before the work itself (correctness rule 19).
 _LARGE_BLOCKS = 8192
 _BLOCK_BYTES = 8192
+_PATIENCE_S = 2.0
+_FENCED = "SL-POSTGRES-FENCED"
 _SETUP_LOCK = 0x53594E43
 _IDENTITY = """
 select (select system_identifier::text from pg_control_system()),
@@ -89,6 +92,11 @@ class PostgresStore:
         from syncline.stores.postgres.check import check
 
         return check(config)
+
+    @staticmethod
+    def statements(schema: TableSchema) -> list[str]:
+        """What changed rows of the table become, to be shown to people."""
+        return shown(schema)
 
     @staticmethod
     def reader(config: PostgresConfig) -> PostgresCopy:
@@ -150,9 +158,14 @@ class PostgresStore:
         self._at_home = row is not None and tuple(row) == (system_identifier, timeline, database)
 
     def close(self) -> None:
-        """End the session. Idempotent."""
-        with self._lock:
+        """End the session. Idempotent; a work that hangs in another thread is given up."""
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            hang_up(self._connection)
+            self._lock.acquire()
+        try:
             self._let_go()
+        finally:
+            self._lock.release()
 
     def _let_go(self) -> None:
         """Close the session, which rolls back, and forget what is known of the tables."""
@@ -178,7 +191,9 @@ class PostgresStore:
                 if not refuses_values(error):
                     self._let_go()  # a commit that failed may or may not have happened
                 raise failed(error, self.config) from error
-            except SynclineError:
+            except SynclineError as error:
+                if error.code == _FENCED:
+                    self._let_go()  # and with it of the replication origin
                 raise
             except BaseException:
                 self._let_go()
@@ -210,7 +225,7 @@ class PostgresStore:
             raise Misconfigured(
                 f"Target {self.name} was opened by another engine (or its database was restored) meanwhile.",
                 remedy="Run one engine for a source and a target; restart this one if it is the one.",
-                code="SL-POSTGRES-FENCED",
+                code=_FENCED,
             )
 
     def _mark(self, connection: Connection) -> None:

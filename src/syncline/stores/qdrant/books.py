@@ -2,9 +2,9 @@
 
 The collection ``syncline`` holds a point for the cursor of each source and one for each table. What has to fit a
 table's rows is in its own collection, marked like a tombstone so that no reader meets it: its *marker*, which says how
-far the collection is, and the moves. A cursor names the stamp that each marker must have; a collection put back from an
-older snapshot, or that lost its last writes with the machine, has an older one, and :func:`read_cursor` goes
-back to that.
+far the collection is, and the moves. A cursor names the stamp that each marker must have; a collection that was put
+back from an older snapshot, or that lost its last writes with the machine, has an older one, and :func:`read_cursor`
+goes back to that.
 """
 
 from __future__ import annotations

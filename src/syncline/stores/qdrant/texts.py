@@ -1,16 +1,13 @@
-"""PostgreSQL's text as exact values, one by one: for columns that came as text because of one value in them. Pure."""
+"""Values as text: columns that came as PostgreSQL's, and the forms of dates and times in payloads. Pure."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from syncline.change import arrow_type
+from syncline.pgvalues.pgtypes import cast_text
 
 __all__ = ["date_text", "moment", "moment_text", "storage_of", "typed"]
 
@@ -18,7 +15,6 @@ _MOMENT = re.compile(
     r"(?P<year>\d{4,7})-(?P<month>\d\d)-(?P<day>\d\d)"
     r"(?:[ T](?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)(?:\.(?P<part>\d{1,6}))?)?(?:\+00|Z)?(?P<era> BC)?"
 )
-_TIME = re.compile(r"(\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?")
 _DAY_US = 86_400_000_000
 
 
@@ -31,51 +27,23 @@ def storage_of(logical: str) -> pa.DataType | None:
 
 
 def typed(texts: pa.Array, logical: str) -> tuple[pa.Array, list[int]]:
-    """The column in its own type, and the rows whose value has no exact form there (NULL in what is returned)."""
-    wanted, storage = arrow_type(logical), storage_of(logical)
+    """A column that came as PostgreSQL's text, in its own type, and the rows whose value has no exact form there (NULL
+    in what is returned). Each distinct text on its own: so rare a case that it may be slow."""
+    wanted = arrow_type(logical)
     encoded = texts.dictionary_encode()
-    values = [_exact(text, logical) for text in encoded.dictionary.to_pylist()]
-    array = pa.array([*values, None], storage or wanted)
-    array = array.view(wanted) if storage else array
+    values = [_cast(encoded.dictionary.slice(i, 1), logical) for i in range(len(encoded.dictionary))]
+    exact = [v if v.type == wanted else pa.nulls(1, wanted) for v in values]
     places = encoded.indices.fill_null(len(values)).to_pylist()
-    bad = [row for row, place in enumerate(places) if place < len(values) and values[place] is None]
-    return array.take(pa.array(places, pa.int64())), bad
+    bad = [row for row, place in enumerate(places) if place < len(values) and values[place].type != wanted]
+    return pa.concat_arrays([*exact, pa.nulls(1, wanted)]).take(pa.array(places, pa.int64())), bad
 
 
-def _exact(text: str, logical: str) -> Any:
-    """The value, None where there is no exact one."""
-    read = _READERS.get(logical)
-    if read is not None:
-        return read(text)
+def _cast(text: pa.Array, logical: str) -> pa.Array:
+    """One value; still text where it has no exact form, also for more digits than the source's type has."""
     try:
-        if not re.fullmatch(r"-?\d+(\.\d+)?", text):
-            return None
-        return pa.array([text]).cast(arrow_type(logical))[0].as_py()
-    except pa.ArrowInvalid:
-        return None
-
-
-def _float(text: str, kind: type[np.floating[Any]]) -> float | None:
-    value = float(kind(text)) if re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?|NaN|-?Infinity", text) else None
-    return None if value is None or (math.isinf(value) and "Infinity" not in text) else value
-
-
-def _bytes(text: str) -> bytes | None:
-    return bytes.fromhex(text[2:]) if re.fullmatch(r"\\x([0-9a-f]{2})*", text) else None
-
-
-def _uuid(text: str) -> bytes | None:
-    digits = text.replace("-", "")
-    return bytes.fromhex(digits) if re.fullmatch(r"[0-9a-f]{32}", digits) else None
-
-
-def _time(text: str) -> int | None:
-    found = _TIME.fullmatch(text)
-    if not found:
-        return None
-    hour, minute, second = (int(found[i]) for i in (1, 2, 3))
-    value = (hour * 3600 + minute * 60 + second) * 1_000_000 + int((found[4] or "").ljust(6, "0"))
-    return value if value <= _DAY_US else None
+        return cast_text(text, logical)
+    except (ValueError, pa.ArrowInvalid):
+        return text
 
 
 def moment(text: str, unit: int, bits: int) -> int | None:
@@ -131,18 +99,3 @@ def _civil(days: int) -> tuple[str, str]:
     year += era * 400 + (month <= 2)
     shown, suffix = (year, "") if year > 0 else (1 - year, " BC")
     return f"{shown:04}-{month:02}-{of_year - (153 * part + 2) // 5 + 1:02}", suffix
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "bool": {"t": True, "true": True, "f": False, "false": False}.get,
-    "float4": lambda text: _float(text, np.float32),
-    "float8": lambda text: _float(text, np.float64),
-    "bytes": _bytes,
-    "uuid": _uuid,
-    "date": lambda text: moment(text, 1, 32),
-    "time": _time,
-    "timestamp": lambda text: moment(text, _DAY_US, 64),
-    "timestamptz": lambda text: moment(text, _DAY_US, 64),
-    "text": lambda text: text,
-    "json": lambda text: text,
-}
