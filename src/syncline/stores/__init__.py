@@ -24,6 +24,7 @@ STORES: dict[str, str] = {
     "postgres": "syncline.stores.postgres:PostgresStore",
     "redis": "syncline.stores.redis:RedisStore",
     "qdrant": "syncline.stores.qdrant:QdrantStore",
+    "neo4j": "syncline.stores.neo4j:Neo4jStore",
 }
 
 

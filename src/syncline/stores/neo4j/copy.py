@@ -1,0 +1,69 @@
+"""Reading a Neo4j copy for verification, from any process: the contract's optional ``CopyReader``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pyarrow as pa
+
+from syncline.change import Cursor, TableSchema
+from syncline.stores.neo4j.cypher import CURSOR, TABLE, TOMBSTONE, slot
+from syncline.stores.neo4j.database import Database, Neo4jConfig
+from syncline.stores.neo4j.layout import layout_of
+from syncline.stores.neo4j.reading import contract_schema, read_all
+from syncline.stores.neo4j.tables import recorded
+from syncline.stores.neo4j.values import read_values, shown
+
+__all__ = ["Neo4jCopy"]
+
+
+class Neo4jCopy:
+    """A :class:`syncline.stores.CopyReader` that holds nobody up.
+
+    Neo4j reads what is committed at the moment, so a scan beside a writer shows each row as it was when it was read.
+    Verification needs no more: a row that changed meanwhile has a version that says so, and what a relationship was
+    caught in the middle of is looked at a second time.
+
+    Raises:
+        Misconfigured, Unavailable: as ``Neo4jStore.open``.
+    """
+
+    def __init__(self, config: Neo4jConfig) -> None:
+        self._database = Database(config)
+        try:
+            self._database.greet()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def cursor(self, source: str) -> Cursor | None:
+        found = self._database.run(f"MATCH (c:{CURSOR} {{source: $source}}) RETURN c.body", source=source)
+        return msgspec.json.decode(found[0][0], type=Cursor) if found else None
+
+    def recorded(self, table: str) -> TableSchema | None:
+        found = recorded(self._database).get(table)
+        return found[1] if found else None
+
+    def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
+        with self._database.transaction(keep=False) as tx:
+            yield from read_all(tx, layout_of(schema))
+
+    def buried(self, schema: TableSchema, since: int) -> pa.Table:
+        columns = ", ".join(shown(f"t.{slot(j)}", c) for j, c in enumerate(schema.key))
+        rows = self._database.run(
+            f"MATCH (t:{TOMBSTONE}) WHERE t.table = $table AND t.version >= $since RETURN {columns}, t.version",
+            table=schema.qualified,
+            since=since,
+        )
+        keys = TableSchema(schema.namespace, schema.name, schema.key)
+        arrays = [read_values([row[j] for row in rows], c)[0] for j, c in enumerate(schema.key)]
+        arrays.append(pa.array([row[-1] for row in rows], pa.int64()))
+        return pa.Table.from_arrays(arrays, schema=contract_schema(keys))
+
+    def swept(self, table: str) -> tuple[int, int]:
+        found = self._database.run(f"MATCH (t:{TABLE} {{name: $table}}) RETURN t.truncated, t.horizon", table=table)
+        return (int(found[0][0]), int(found[0][1])) if found else (0, 0)
+
+    def close(self) -> None:
+        self._database.close()
