@@ -1,7 +1,7 @@
 """Cypher of the Neo4j store: names, quoting, and parameters by column. Pure text; nothing here runs.
 
 Rows travel as columns: a statement begins with ``UNWIND range(0, $n - 1) AS i`` and reads ``$c0[i]``, ``$c1[i]``, ...
-That spares a list or a map a row on both sides of the wire (decision record 0011).
+That spares a list or a map a row on both sides of the wire (decision record 0015).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -54,17 +54,21 @@ class Refused(Misconfigured):
 
 @dataclass(frozen=True)
 class Constraint:
-    """A uniqueness constraint on nodes with a label, or on relationships of a type."""
+    """A uniqueness constraint on nodes with a label, or on relationships of a type; or an index that is none."""
 
     kind: str
     properties: tuple[str, ...]
     relationship: bool = False
+    unique: bool = True
 
     @property
     def create(self) -> str:
+        """The statement that makes it."""
         target = f"()-[x:{quote(self.kind)}]-()" if self.relationship else f"(x:{quote(self.kind)})"
         keys = ", ".join(f"x.{quote(p)}" for p in self.properties)
-        return f"CREATE CONSTRAINT IF NOT EXISTS FOR {target} REQUIRE ({keys}) IS UNIQUE"
+        if self.unique:
+            return f"CREATE CONSTRAINT IF NOT EXISTS FOR {target} REQUIRE ({keys}) IS UNIQUE"
+        return f"CREATE INDEX IF NOT EXISTS FOR {target} ON ({keys})"
 
     def __str__(self) -> str:
         return f"{self.kind}({', '.join(self.properties)})"
@@ -138,6 +142,11 @@ class Database:
                 remedy="Upgrade Neo4j.",
             )
 
+    @property
+    def compatible(self) -> bool:
+        """Whether it only speaks as Neo4j does."""
+        return "compatible" in self.server
+
     def _session(self) -> neo4j.Session:
         return self._driver.session(database=self.config.database)
 
@@ -178,12 +187,21 @@ class Database:
         Raises:
             Misconfigured: nodes that are there already stand in the way, or an index of somebody else's.
         """
-        there = self._shown("CONSTRAINTS", "type")
-        for constraint in wanted:
-            if not any(constraint.kind == kind and p == constraint.properties for kind, p, _ in there):
+        constraints, indexes = ({(k, p) for k, p, _ in self._shown(w, "type")} for w in ("CONSTRAINTS", "INDEXES"))
+        for constraint in dict.fromkeys(wanted):
+            if (constraint.kind, constraint.properties) not in (constraints if constraint.unique else indexes):
                 self._create(constraint)
-        for constraint in wanted:
-            self._await_online(constraint)
+        deadline = time.monotonic() + _ONLINE_S
+        while late := self._not_online(wanted):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"The constraint on {late[0]} is not online yet.", remedy="It is waited for.")
+            time.sleep(0.05)
+
+    def _not_online(self, wanted: Sequence[Constraint]) -> list[Constraint]:
+        online = {
+            (kind, properties) for kind, properties, state in self._shown("INDEXES", "state") if state == "ONLINE"
+        }
+        return [c for c in wanted if (c.kind, c.properties) not in online]
 
     def _create(self, constraint: Constraint) -> None:
         try:
@@ -203,26 +221,10 @@ class Database:
             if kinds == [constraint.kind] and tuple(properties) == constraint.properties:
                 self.run(f"DROP CONSTRAINT {quote(name)} IF EXISTS")
 
-    def _await_online(self, constraint: Constraint) -> None:
-        deadline = time.monotonic() + _ONLINE_S
-        while True:
-            states = [
-                s for k, p, s in self._shown("INDEXES", "state") if (k, p) == (constraint.kind, constraint.properties)
-            ]
-            if states and all(state == "ONLINE" for state in states):
-                return
-            if time.monotonic() > deadline:
-                raise Unavailable(f"The constraint on {constraint} is not online yet.", remedy="It is waited for.")
-            time.sleep(0.05)
-
     def _shown(self, what: str, more: str) -> list[tuple[str, tuple[str, ...], str]]:
         """Label or type, properties, and one thing more of each constraint or index."""
         rows = self.run(f"SHOW {what} YIELD labelsOrTypes, properties, {more} RETURN labelsOrTypes, properties, {more}")
         return [(kinds[0], tuple(properties), state) for kinds, properties, state in rows if kinds and properties]
-
-    def index(self, name: str, on: str) -> None:
-        """A plain index of ours. ``on`` is the pattern and the property, in Cypher."""
-        self.run(f"CREATE INDEX {quote(name)} IF NOT EXISTS FOR {on}")
 
     def close(self) -> None:
         """Close all connections. Idempotent."""

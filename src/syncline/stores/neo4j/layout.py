@@ -61,7 +61,13 @@ class NodeLayout:
 
     @property
     def label(self) -> str:
+        """The label under which the key is unique."""
         return self.labels[0]
+
+    @cached_property
+    def identifying(self) -> frozenset[int]:
+        """Columns that are part of a key, of this node or of another one."""
+        return frozenset(self.schema.key_positions).union(*(link.to.positions for link in self.links))
 
     @cached_property
     def key(self) -> Endpoint:
@@ -79,6 +85,11 @@ class EdgeLayout:
     types: tuple[str, ...]
     type_position: int | None
     properties: tuple[int, ...]
+
+    @cached_property
+    def identifying(self) -> frozenset[int]:
+        """Columns that are part of a key, of the row or of its ends."""
+        return frozenset((*self.schema.key_positions, *self.start.positions, *self.end.positions))
 
 
 Layout = NodeLayout | EdgeLayout

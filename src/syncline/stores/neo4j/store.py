@@ -24,6 +24,7 @@ from syncline.stores.neo4j.waiting import forget_orphans
 from syncline.stores.neo4j.writing import Prepared, TableWriter, prepare
 
 if TYPE_CHECKING:
+    from syncline.finding import Finding
     from syncline.stores.neo4j.copy import Neo4jCopy
 
 __all__ = ["Neo4jConfig", "Neo4jStore"]
@@ -40,6 +41,7 @@ class Neo4jStore:
     """
 
     config_class = Neo4jConfig
+    form = "graph"
     limits = Limits(max_rows=50_000, max_bytes=32 * 1024 * 1024, load_rows=20_000, load_bytes=16 * 1024 * 1024)
 
     def __init__(self, config: Neo4jConfig, name: str) -> None:
@@ -54,6 +56,13 @@ class Neo4jStore:
         from syncline.stores.neo4j.copy import Neo4jCopy
 
         return Neo4jCopy(config)
+
+    @staticmethod
+    def check(config: Neo4jConfig) -> Iterator[Finding]:
+        """What stands in the way of the database, for `syncline doctor`. Changes nothing."""
+        from syncline.stores.neo4j.check import check
+
+        return check(config)
 
     # ------------------------------------------------------------------------------------------ open and close
 

@@ -26,19 +26,21 @@ from syncline.stores.neo4j.layout import Endpoint, Layout, Link, NodeLayout, lay
 from syncline.stores.neo4j.nodes import link_condition
 from syncline.stores.neo4j.sweeping import wipe
 
-__all__ = ["FORMAT", "migrate_table", "prepare_database", "recorded"]
+__all__ = ["BOOKKEEPING", "FORMAT", "STORE", "migrate_table", "prepare_database", "recorded", "written_format"]
 
 FORMAT = 1
-_STORE = "_SynclineStore"
+STORE = "_SynclineStore"
 _STEP = 10_000
 
-_BOOKKEEPING = (
-    Constraint(_STORE, ("id",)),
+BOOKKEEPING = (
+    Constraint(STORE, ("id",)),
     Constraint(CURSOR, ("source",)),
     Constraint(TABLE, ("name",)),
     Constraint(TOMBSTONE, (REF,)),
     Constraint(STUB, (REF,)),
     Constraint(MOVED, (REF,)),
+    Constraint(STUB, (LABEL,), unique=False),
+    Constraint(WAITING, (KEY,), relationship=True, unique=False),
 )
 
 
@@ -48,18 +50,22 @@ def prepare_database(database: Database) -> None:
     Raises:
         Misconfigured: a newer Syncline wrote it.
     """
-    database.constrain(*_BOOKKEEPING)
-    database.index("_syncline_stub_label", f"(s:{STUB}) ON (s.{LABEL})")
-    database.index("_syncline_waiting_key", f"()-[w:{WAITING}]-() ON (w.{KEY})")
+    database.constrain(*BOOKKEEPING)
     with database.transaction() as tx:
         ((written,),) = tx.read(
-            f"MERGE (s:{_STORE} {{id: 1}}) ON CREATE SET s.format = $format RETURN s.format", format=FORMAT
+            f"MERGE (s:{STORE} {{id: 1}}) ON CREATE SET s.format = $format RETURN s.format", format=FORMAT
         )
     if written > FORMAT:
         raise Misconfigured(
             f"The database was written by a newer Syncline (format {written}, this one knows {FORMAT}).",
             remedy="Upgrade Syncline.",
         )
+
+
+def written_format(database: Database) -> int | None:
+    """The format of what is here, None if nothing is ours yet."""
+    found = database.run(f"MATCH (s:{STORE} {{id: 1}}) RETURN s.format")
+    return int(found[0][0]) if found else None
 
 
 def recorded(database: Database) -> dict[str, tuple[str, TableSchema]]:
@@ -145,7 +151,7 @@ def _reshape(database: Database, former: Layout, layout: Layout) -> None:
     for pattern in _patterns(former):
         for name in _lost(former, layout):
             variable = f"x.{quote(name)}"
-            _repeat(database, f"{pattern} WHERE {variable} IS NOT NULL WITH x LIMIT {_STEP} REMOVE {variable}", {})
+            _repeat(database, f"{pattern} WHERE {variable} IS NOT NULL WITH x LIMIT {_STEP} SET {variable} = null", {})
     if isinstance(former, NodeLayout) and isinstance(layout, NodeLayout):
         for link in set(_by_names(former)) - set(_by_names(layout)):
             _drop_link(database, former, _by_names(former)[link])

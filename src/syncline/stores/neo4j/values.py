@@ -139,9 +139,10 @@ def refused(array: pa.Array, column: Column) -> _Bools | None:
     return np.array(inside) if any(inside) else None
 
 
-def store(array: pa.Array, column: Column) -> Values:
-    """An exact column (see :func:`exact`) in its stored form."""
-    logical = column.type
+def store(array: pa.Array, column: Column, *, key: bool | None = None) -> Values:
+    """An exact column (see :func:`exact`) in its stored form. ``key``: it is part of a key, here or where it refers to;
+    by default if it is one here."""
+    logical, key = column.type, column.key if key is None else key
     if logical in _PARSE:
         return _temporal(array, logical)
     if logical.startswith("numeric("):
@@ -149,7 +150,9 @@ def store(array: pa.Array, column: Column) -> Values:
     if logical == "uuid":
         return Values(_uuids(array))
     if logical in ("float4", "float8"):
-        return _floats(array, key=column.key)
+        return _floats(array, key=key)
+    if logical == "bytes" and key:  # ArcadeDB finds no byte array again by its index
+        return Values(pa.array([None if v is None else "\\x" + v.hex() for v in array.to_pylist()], pa.string()))
     if logical == "vector":
         return Values(array.cast(pa.list_(pa.float64())))
     if logical == "sparse":
@@ -225,6 +228,9 @@ def _odd(number: int, logical: str) -> str:
     if abs(number) == greatest:
         return "infinity" if number > 0 else "-infinity"
     text = str(np.datetime64(number, "D" if logical == "date" else "us"))
+    if text.startswith("-"):  # NumPy counts the sign among the four digits of a year
+        year, _, rest = text[1:].partition("-")
+        text = f"-{year:0>4}-{rest}"
     return text + "Z" if logical == "timestamptz" else text
 
 
@@ -250,8 +256,10 @@ def read_values(values: Sequence[Any], column: Column) -> tuple[pa.Array, _Bools
         return _read_texts(values, wanted, _uuid)
     if logical == "sparse":
         return _read_texts(values, wanted, _sparse)
-    if logical in ("float4", "float8") and column.key:
+    if logical in ("float4", "float8"):
         values = [float("nan") if v == "NaN" else v for v in values]
+    if logical == "bytes":
+        values = [_bytes(v) if isinstance(v, str) else v for v in values]
     kinds = _KINDS[logical]
     bad = None
     if not {type(v) for v in values} <= kinds:
@@ -372,6 +380,14 @@ def _uuid(text: str) -> bytes | None:
     except ValueError:
         return None
     return value if len(value) == 16 else None
+
+
+def _bytes(text: str) -> bytes | str:
+    """The bytes of a key, or the text if it is none."""
+    try:
+        return bytes.fromhex(text.removeprefix("\\x")) if text.startswith("\\x") else text
+    except ValueError:
+        return text
 
 
 def _sparse(text: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Relationships whose other end is not there: stubs, and the way to and from them (decision record 0012).
+"""Relationships whose other end is not there: stubs, and the way to and from them (decision record 0014).
 
 A relationship of ours with a missing end waits at a *stub*, a node that carries an internal label only, under an
 internal type that holds the real one and all properties. So queries for labels and types never see it (correctness

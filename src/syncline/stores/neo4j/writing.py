@@ -200,7 +200,8 @@ class TableWriter:
             self._deletes = rows.take(self._passing(keys, rows.versions))
 
     def _stored(self, arrays: Sequence[pa.Array], versions: pa.Array) -> Stored:
-        columns = {i: store(arrays[i], c) for i, c in enumerate(self.schema.columns)}
+        identifying = self.layout.identifying
+        columns = {i: store(arrays[i], c, key=i in identifying) for i, c in enumerate(self.schema.columns)}
         return Stored(columns, versions)
 
     def _passing(self, key: Sequence[Values], versions: pa.Array) -> _Bools:
@@ -225,7 +226,7 @@ class TableWriter:
         for rows in _groups(p.unchanged, np.flatnonzero(passes & ~completed)):
             index = pa.array(rows)
             columns = {
-                i: store(p.partials[i].take(index), c)
+                i: store(p.partials[i].take(index), c, key=i in self.layout.identifying)
                 for i, c in enumerate(self.schema.columns)
                 if c.key or not p.unchanged[rows[0], i]
             }
