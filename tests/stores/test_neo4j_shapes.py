@@ -28,7 +28,7 @@ TABLES = (PERSON, ADDRESS, ORDER, KNOWS, LINK)
 @pytest.fixture
 def store(graph: GraphDatabase) -> Iterator[Neo4jStore]:
     store = graph.store()
-    store.open("shop")
+    store.open("orders")
     for schema in TABLES:
         store.migrate(schema)
     yield store
@@ -108,7 +108,7 @@ def test_deleting_both_ends_in_any_order_leaves_nothing_visible(store: Neo4jStor
     store.apply(work(Rows(PERSON).upsert(120, 1, "a", 3).upsert(120, 2, "b", None).upsert(120, 3, "c", None)))
     assert managers(graph) == [[1, 3]]
     assert sorted(graph.query("MATCH (a)-[:KNOWS]->(b) RETURN a.id, b.id")) == [[1, 2], [3, 3]]
-    store.purge("shop", 500)
+    store.purge("orders", 500)
     assert graph.query("MATCH (s:_SynclineStub) RETURN s") == []
 
 
@@ -165,7 +165,7 @@ def test_a_row_that_moves_to_another_key_takes_its_relationships_along(store: Ne
 
 def test_keys_and_references_of_every_shape_of_time_find_one_another(graph: GraphDatabase) -> None:
     store = graph.store()
-    store.open("shop")
+    store.open("orders")
     store.migrate(EVENT)
     infinity, ancient = 2**63 - 1, -70_000_000_000_000_000
     rows = Rows(EVENT).upsert(100, 0, "Alarm", infinity).upsert(100, infinity, "Notice", ancient)
@@ -184,7 +184,7 @@ def test_keys_and_references_of_every_shape_of_time_find_one_another(graph: Grap
 
 def test_labels_follow_their_column_and_keep_key_and_relationships(graph: GraphDatabase) -> None:
     store = graph.store()
-    store.open("shop")
+    store.open("orders")
     store.migrate(EVENT)
     store.apply(work(Rows(EVENT).upsert(100, 1, "Alarm", None).upsert(100, 2, "Notice", 1).upsert(100, 3, None, 2)))
     assert visible(graph) == [["Alarm", 1], ["Event", 3], ["Notice", 1], ["Thing", 3]]
@@ -402,7 +402,7 @@ def _value(rng: random.Random, column: Column) -> Any:
 def test_random_works_leave_the_graph_that_the_rows_say(store: Neo4jStore, graph: GraphDatabase, seed: int) -> None:
     rng = random.Random(seed)
     model = MemoryStore(MemoryConfig(), "model")
-    model.open("shop")
+    model.open("orders")
     for schema in TABLES:
         model.migrate(schema)
     for version in range(1, 21):

@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
-from syncline.errors import Misconfigured, Rejected, SynclineError
+from syncline.errors import Misconfigured, Rejected, SynclineError, Unavailable
 from syncline.stores import Folded, Limits, TableWork, Work
 from syncline.stores.neo4j.cypher import CURSOR, MOVED, TABLE, TOMBSTONE
 from syncline.stores.neo4j.database import Database, Neo4jConfig, Refused, Transaction
@@ -155,6 +155,8 @@ class Neo4jStore:
             rows = self._refused_of(table, list(range(count)), work.cursor)
             if rows:
                 return Rejected(table.schema.qualified, rows, f"Neo4j does not take a value ({code})")
+        if self._db.compatible:  # it has no locks: another writer was in between
+            return Unavailable(f"Neo4j at {self.config.uri} met another writer ({code}).", remedy="It is tried again.")
         return Misconfigured(
             f"Neo4j refused changes of {', '.join(t.schema.qualified for t in work.tables)} ({code}), though it takes"
             " each of them alone.",

@@ -105,8 +105,8 @@ def _move(
 def detach(tx: Transaction, node: Endpoint, key: Sequence[Values]) -> None:
     """The nodes of these keys are about to go: relationships that other rows have with them wait for them again.
 
-    Relationships by the node's own references go with it, and so do those that are not ours. First all that begin at
-    one of the nodes, then all that end at one: so that one between two of them is taken twice, one end at a time.
+    Relationships by the node's own references go with it, and so do those that are not ours. First all that end at one
+    of the nodes, then all that begin at one: so that one between two of them is taken twice, one end at a time.
     """
     refs = stub_refs(node, key).to_pylist()
     for (left, right), owner in zip(_DIRECTIONS, (">", "<"), strict=True):

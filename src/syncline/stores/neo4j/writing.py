@@ -78,8 +78,8 @@ def prepare(work: TableWork) -> Prepared:
         upserts, upsert_versions = bad.columns(layout, rows.upserts), rows.upserts.column(n)
     bad.offset = len(upsert_versions)
     if rows.partials is not None:
-        partials, partial_versions = bad.columns(layout, rows.partials), rows.partials.column(n)
         unchanged = unpacked_masks(rows.partials.column(n + 1), schema.mask_bytes)[:, :n]
+        partials, partial_versions = bad.columns(layout, rows.partials, unchanged), rows.partials.column(n)
         origins = [exact(a, c)[0] for a, c in zip(rows.partials.column(n + 2).flatten(), schema.key, strict=True)]
     bad.tell()
     if rows.deletes is not None:
@@ -115,7 +115,7 @@ class _Bad:
             self._rows.update((np.flatnonzero(rows) + self.offset).tolist())
             self._reason = self._reason or reason
 
-    def columns(self, layout: Layout, batch: pa.RecordBatch) -> list[pa.Array]:
+    def columns(self, layout: Layout, batch: pa.RecordBatch, unchanged: _Bools | None = None) -> list[pa.Array]:
         """The table's columns in their exact types."""
         arrays = []
         for i, column in enumerate(self.schema.columns):
@@ -126,10 +126,10 @@ class _Bad:
         self.add(
             _too_long(arrays, self.schema), f"its key is longer than {_LONGEST_KEY} bytes, which Neo4j can't index"
         )
-        self._words(layout, arrays)
+        self._words(layout, arrays, unchanged)
         return arrays
 
-    def _words(self, layout: Layout, arrays: list[pa.Array]) -> None:
+    def _words(self, layout: Layout, arrays: list[pa.Array], unchanged: _Bools | None) -> None:
         """Labels and types from columns must be among the allowed ones."""
         if isinstance(layout, NodeLayout):
             position, allowed, required, what = layout.label_position, layout.allowed, False, "label"
@@ -140,8 +140,10 @@ class _Bad:
         known = pc.is_in(arrays[position], value_set=pa.array(allowed, pa.string()))
         if not required:
             known = pc.or_(known, arrays[position].is_null())
-        name = self.schema.columns[position].name
-        self.add(pc.invert(known).to_numpy(zero_copy_only=False), f"column {name} holds a {what} that is not allowed")
+        wrong = pc.invert(known).to_numpy(zero_copy_only=False)
+        if unchanged is not None:
+            wrong = wrong & ~unchanged[:, position]
+        self.add(wrong, f"column {self.schema.columns[position].name} holds a {what} that is not allowed")
 
     def tell(self) -> None:
         if self._rows:
