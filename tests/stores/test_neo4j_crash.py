@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -85,12 +86,21 @@ class _Applier:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills_of_the_server_leave_data_and_cursor_in_step(server: EmbeddedBolt | Neo4j) -> None:
+    _kill_and_compare(server, _KILLS)
+
+
+@pytest.mark.soak
+def test_many_kills_of_the_server_leave_data_and_cursor_in_step(server: EmbeddedBolt | Neo4j) -> None:
+    _kill_and_compare(server, int(os.environ.get("SYNCLINE_SOAK_CYCLES", "200")))
+
+
+def _kill_and_compare(server: EmbeddedBolt | Neo4j, kills: int) -> None:
     rng, n = random.Random(4), 0
     store = Neo4jStore(_config(server), "crash")
     store.open("orders")
     store.migrate(PERSON)
     store.migrate(KNOWS)
-    for _ in range(_KILLS):
+    for _ in range(kills):
         applier = _Applier(store, n)
         eventually(lambda a=applier, was=n: a.done > was or a.end, 120)  # type: ignore[misc]
         time.sleep(rng.uniform(0, 0.2))  # the moment of the kill
@@ -108,7 +118,7 @@ def test_twenty_kills_of_the_server_leave_data_and_cursor_in_step(server: Embedd
         knows = contents(store, KNOWS)
         assert max(since for since, _ in knows.values()) == n
         assert {version for _, version in knows.values()} <= {n, n - 1}
-    assert n >= _KILLS
+    assert n >= kills
     store.close()
 
 

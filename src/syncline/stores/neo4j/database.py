@@ -197,7 +197,8 @@ class Database:
         Raises:
             Misconfigured: nodes that are there already stand in the way, or an index of somebody else's.
         """
-        constraints, indexes = ({(k, p) for k, p, _ in self._shown(w, "type")} for w in ("CONSTRAINTS", "INDEXES"))
+        constraints = {(k, p) for k, p, what in self._shown("CONSTRAINTS", "type") if "UNIQUENESS" in what}
+        indexes = {(k, p) for k, p, _ in self._shown("INDEXES", "type")}
         for constraint in dict.fromkeys(wanted):
             if (constraint.kind, constraint.properties) not in (constraints if constraint.unique else indexes):
                 self._create(constraint)
@@ -226,7 +227,8 @@ class Database:
     def release(self, constraint: Constraint) -> None:
         """Drop a constraint, whatever its name."""
         for name, kinds, properties in self.run(
-            "SHOW CONSTRAINTS YIELD name, labelsOrTypes, properties RETURN name, labelsOrTypes, properties"
+            "SHOW CONSTRAINTS YIELD name, type, labelsOrTypes, properties WHERE type CONTAINS 'UNIQUENESS'"
+            " RETURN name, labelsOrTypes, properties"
         ):
             if kinds == [constraint.kind] and tuple(properties) == constraint.properties:
                 self.run(f"DROP CONSTRAINT {quote(name)} IF EXISTS")
