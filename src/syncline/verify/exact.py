@@ -31,8 +31,7 @@ def exact_rows(rows: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch:
         if arrays[i].type != arrow_type(column.type):
             arrays[i], texts = _value_by_value(arrays[i], column.type)
             named = pc.binary_join_element_wise(str(i), texts, "=")
-            inexact = pc.binary_join_element_wise(inexact, named, "\0", null_handling="skip")
-            inexact = pc.if_else(pc.equal(inexact, ""), pa.scalar(None, pa.string()), inexact)
+            inexact = pc.coalesce(pc.binary_join_element_wise(inexact, named, "\0"), inexact, named)
     names = [*(c.name for c in schema.columns), *rows.schema.names[n:], INEXACT]
     return pa.RecordBatch.from_arrays([*arrays, *rows.columns[n:], inexact], names=names)
 
