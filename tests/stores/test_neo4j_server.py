@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import pyarrow as pa
@@ -106,11 +107,12 @@ def test_nodes_that_are_there_are_adopted_replaced_and_swept(graph: GraphDatabas
 def test_what_cannot_be_adopted_says_what_to_do(graph: GraphDatabase) -> None:
     store = graph.store()
     store.open("orders")
-    schema = msgspec.structs.replace(ITEM, name="doubled")
-    graph.query("CREATE (:doubled {id: 1}), (:doubled {id: 1})")
+    name = f"doubled_{uuid4().hex}"  # never constrained before
+    schema = msgspec.structs.replace(ITEM, name=name)
+    graph.query(f"CREATE (:{name} {{id: 1}}), (:{name} {{id: 1}})")
     with pytest.raises(Misconfigured, match="duplicates"):
         store.migrate(schema)
-    graph.query("MATCH (n:doubled) DELETE n")
+    graph.query(f"MATCH (n:{name}) DELETE n")
     assert store.migrate(schema) is None
     store.close()
 
@@ -132,15 +134,16 @@ def test_what_a_constraint_of_the_user_refuses_is_found_and_never_told(store: Ne
     graph.query("CREATE CONSTRAINT guarded_name IF NOT EXISTS FOR (n:guarded) REQUIRE n.name IS UNIQUE")
     store.apply(work(Rows(schema).upsert(100, 1, "a secret", None), n=1))
     rows = Rows(schema).upsert(110, 2, "b", None).upsert(110, 3, "a secret", None).upsert(110, 4, "c", None)
-    with pytest.raises(Rejected) as refused:
+    # ArcadeDB says at the commit only that a key is there twice, and not whose: the work is held up, and nothing lost.
+    with pytest.raises(Rejected if graph.real else Unavailable) as refused:
         store.apply(work(rows, n=2))
-    assert refused.value.rows == (1,)
+    if isinstance(refused.value, Rejected):
+        assert refused.value.rows == (1,)
     assert "secret" not in str(refused.value)
     assert "secret" not in repr(refused.value)
     assert contents(store, schema) == {1: ("a secret", None, 100)}
     store.apply(work(Rows(schema).upsert(110, 2, "b", None).upsert(110, 4, "c", None), n=2))
     assert len(contents(store, schema)) == 3
-    graph.query("DROP CONSTRAINT guarded_name IF EXISTS") if graph.real else None
 
 
 TEXTS = TableSchema(
@@ -249,7 +252,7 @@ def test_hostile_labels_types_and_columns_touch_nothing_but_their_own(
         "odd",
         label,
         (Column(f"{label} 1", "text", "text", key=True), Column(f"{label} 2", "text", "text", key=True)),
-        Relationship(end, End((f"{label} 2",), label, (label,)), label),
+        Relationship(end, End((f"{label} 2",), label, (label,)), f"{label} to"),
     )
     for each in (schema, join):
         store.migrate(each)
@@ -257,7 +260,7 @@ def test_hostile_labels_types_and_columns_touch_nothing_but_their_own(
     assert contents(store, schema) == {"x": ("1", 100), "y": (None, 100)}
     assert contents(store, join) == {("x", "y"): (100,)}
     assert contents(store) == {1: ("untouched", None, 100)}
-    assert graph.query("MATCH ()-[e]->() RETURN type(e)") == [[label]]
+    assert graph.query("MATCH ()-[e]->() RETURN type(e)") == [[f"{label} to"]]
 
 
 # ------------------------------------------------------------------------------------------------ readers

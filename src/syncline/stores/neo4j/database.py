@@ -175,8 +175,8 @@ class Database:
                 inner.rollback()
 
     def _commit(self, transaction: neo4j.Transaction) -> None:
-        """Rows are checked by the statements that write them, so a key that is there twice at the commit, as ArcadeDB
-        reports it, means that another writer was in between."""
+        """Neo4j checks rows in the statements that write them. ArcadeDB says at the commit that a key is there twice:
+        another writer was in between, or a constraint of the user's own is broken (docs/stores/neo4j.md)."""
         try:
             transaction.commit()
         except exceptions.ConstraintError as error:
@@ -256,6 +256,7 @@ _PASSING = (
     "Neo.ClientError.Transaction.TransactionTimedOut",
     "Neo.ClientError.Transaction.LockClientStopped",
     "Neo.ClientError.Cluster.NotALeader",
+    "Neo.ClientError.Statement.EntityNotFound",  # another writer removed it in between
     "Neo.DatabaseError.Transaction.",
     "Neo.DatabaseError.Database.DatabaseNotFound",
 )

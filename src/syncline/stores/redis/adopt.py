@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syncline.stores.redis.layout import DocumentWrite, HashWrite, Layout, MembersWrite
+from syncline.stores.redis.layout import HashWrite, Layout, MembersWrite
 from syncline.stores.redis.packing import packed_map
 from syncline.stores.redis.reading import Keyspace
 from syncline.stores.redis.server import Connection
@@ -25,19 +25,22 @@ def adopt_rows(connection: Connection, keys: Keyspace, layout: Layout) -> None:
     whose placeholders hold no value of their column's type, are somebody else's.
     """
     rows = keys.rows(layout.schema.qualified)
-    for write in sorted(layout.writes, key=lambda w: isinstance(w, MembersWrite)):
-        kind = "zset" if isinstance(write, MembersWrite) else "hash" if isinstance(write, HashWrite) else "string"
-        for found in _scan(connection, write.key.glob(), kind):
-            told = write.key.read(found)
-            if isinstance(write, HashWrite | DocumentWrite):
-                _enter(connection, rows, layout, told, {})
-                continue
-            for key, at in zip(found, range(len(found)), strict=True):
-                for members in _members(connection, key):
-                    known = {column: [texts[at]] * len(members) for column, texts in told.items()}
-                    place = {layout.writes.index(write) + 1: key} if write.wanders else {}
-                    _enter(connection, rows, layout, known | write.member.read(members), place)
+    write = min(layout.writes, key=lambda w: isinstance(w, MembersWrite))
+    if isinstance(write, MembersWrite):
+        _adopt_members(connection, rows, layout, write)
         return
+    for found in _scan(connection, write.key.glob(), "hash" if isinstance(write, HashWrite) else "string"):
+        _enter(connection, rows, layout, write.key.read(found), {})
+
+
+def _adopt_members(connection: Connection, rows: str, layout: Layout, write: MembersWrite) -> None:
+    for found in _scan(connection, write.key.glob(), "zset"):
+        told = write.key.read(found)
+        for number, key in enumerate(found):
+            place = {layout.writes.index(write) + 1: key} if write.wanders else {}
+            for members in _members(connection, key):
+                known = {column: [texts[number]] * len(members) for column, texts in told.items()}
+                _enter(connection, rows, layout, known | write.member.read(members), place)
 
 
 def _scan(connection: Connection, pattern: bytes, kind: str) -> Iterator[Sequence[bytes]]:
