@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -16,7 +17,10 @@ from commands import Shell
 
 from servers import eventually
 
-COMMAND = (sys.executable, "-m", "syncline")
+_INTERRUPTIBLE = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    "os.execv(sys.executable, [sys.executable, '-m', 'syncline', *sys.argv[1:]])"
+)
 
 
 def shell_line(shell: Shell, line: str) -> subprocess.CompletedProcess[str]:
@@ -31,6 +35,24 @@ def shell_line(shell: Shell, line: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+@contextmanager
+def interruptible(folder: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """A command to which Ctrl-C means something, also where the tests themselves were started in the background."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTIBLE, *arguments],
+        cwd=folder,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture
@@ -77,18 +99,11 @@ def test_a_message_that_can_t_be_written_does_not_change_the_exit_code(shell: Sh
 def test_ctrl_c_while_the_command_is_loaded_says_nothing(tmp_path: Path) -> None:
     """A package that is loaded stands still: the interrupt comes there for sure."""
     (tmp_path / "structlog.py").write_text("import pathlib, time; pathlib.Path('loading').touch(); time.sleep(60)\n")
-    process = subprocess.Popen(
-        [*COMMAND, "check"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    eventually((tmp_path / "loading").exists, 60)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "")
-    assert process.returncode == -signal.SIGINT
+    with interruptible(tmp_path, "check", PYTHONPATH=str(tmp_path)) as process:
+        eventually((tmp_path / "loading").exists, 60)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == -signal.SIGINT
 
 
 def open_files(pid: int) -> set[Path]:
@@ -101,9 +116,9 @@ def open_files(pid: int) -> set[Path]:
 
 def test_ctrl_c_in_a_long_command_ends_with_130(copy: Shell) -> None:
     slow = "select count(*) from items a, items b, items c where a.id + b.id > c.id"
-    process = copy.start("query", slow)
-    eventually(lambda: copy.folder / "copy.duckdb" in open_files(process.pid), 60)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    with interruptible(copy.folder, "query", slow, **copy.variables) as process:
+        eventually(lambda: copy.folder / "copy.duckdb" in open_files(process.pid), 60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
