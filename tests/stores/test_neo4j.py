@@ -8,6 +8,8 @@ from stores.graphs import GraphDatabase, graph
 from syncline.stores import Store
 from syncline.testing.store_suite import MakeStore, StoreConformance
 
+pytestmark = pytest.mark.graphs
+
 __all__ = ["graph"]
 
 

@@ -25,6 +25,8 @@ from syncline.stores import Work
 from syncline.stores.neo4j import Neo4jConfig, Neo4jStore
 from syncline.testing.store_suite import ITEM, Rows, contents, work
 
+pytestmark = pytest.mark.graphs
+
 __all__ = ["graph"]
 
 _KILLS = 20

@@ -24,6 +24,8 @@ from syncline.stores.neo4j import Neo4jConfig, Neo4jStore
 from syncline.stores.neo4j.cypher import quote
 from syncline.testing.store_suite import ITEM, Rows, contents, work
 
+pytestmark = pytest.mark.graphs
+
 __all__ = ["graph"]
 
 WRITERS = 16

@@ -20,6 +20,8 @@ from syncline.stores.neo4j import Neo4jStore
 from syncline.testing.store_suite import Rows, contents, work
 from syncline.testing.store_works import key_batch, rows_of
 
+pytestmark = pytest.mark.graphs
+
 __all__ = ["graph"]
 
 TABLES = (PERSON, ADDRESS, ORDER, KNOWS, LINK)
