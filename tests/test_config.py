@@ -485,7 +485,11 @@ def uncommented(text: str) -> str:
 @pytest.mark.parametrize("kind", STORES)
 def test_the_new_file_holds_the_defaults_commented_or_not(load: Load, kind: str) -> None:
     text = template(kind)
-    given = {"COPY_URL": "postgresql://localhost/copy", "REDIS_URL": "redis://localhost/0"}
+    given = {
+        "COPY_URL": "postgresql://localhost/copy",
+        "REDIS_URL": "redis://localhost/0",
+        "NEO4J_URI": "bolt://localhost:7687",
+    }
     required = {n: f for n, f in settings_of(store_settings(kind)).items() if f.is_required() or f.examples}
     examples = {n: str((f.examples or ["analytics.duckdb"])[0]) for n, f in required.items()}
     target = {"type": kind, **{n: given.get(e.strip("${}"), e) for n, e in examples.items()}}

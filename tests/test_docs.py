@@ -143,7 +143,9 @@ def test_configurations_in_the_documents_are_valid(snippet: str, tmp_path: Path)
     if "source" not in document and "sources" not in document:
         snippet += "source:\n  dsn: ${DATABASE_URL}\n"
     file.write_text(snippet)
-    environment = dict.fromkeys(("DATABASE_URL", "SHOP_URL", "CRM_URL", "COPY_URL"), "postgresql://localhost/shop")
+    environment = dict.fromkeys(
+        ("DATABASE_URL", "SHOP_URL", "CRM_URL", "COPY_URL", "NEO4J_PASSWORD"), "postgresql://localhost/shop"
+    )
     assert load_config(file, variables_from=environment).targets
 
 

@@ -25,7 +25,7 @@ from syncline.stores import Work
 from syncline.stores.neo4j import Neo4jConfig, Neo4jStore
 from syncline.testing.store_suite import ITEM, Rows, contents, work
 
-pytestmark = pytest.mark.graphs
+pytestmark = pytest.mark.unfinished
 
 __all__ = ["graph"]
 

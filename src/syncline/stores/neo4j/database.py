@@ -37,7 +37,9 @@ class Neo4jConfig(BaseModel):
     }
 
     uri: str = Field(
-        pattern=r"^(bolt|neo4j)(\+s|\+ssc)?://[^\s@]+$", description="Server, as bolt:// or neo4j:// (+s: encrypted)."
+        pattern=r"^(bolt|neo4j)(\+s|\+ssc)?://[^\s@]+$",
+        description="Server, as bolt:// or neo4j:// (+s: encrypted).",
+        examples=["${NEO4J_URI}"],
     )
     user: str = Field("neo4j", description="User name.")
     password: SecretStr | None = Field(None, description="Password; null where the server asks for none.")
