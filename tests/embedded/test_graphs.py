@@ -16,6 +16,8 @@ from shared_server import KINDS
 from syncline.embedded import EmbeddedBolt
 from syncline.errors import Misconfigured
 
+pytestmark = pytest.mark.timeout(900)  # a server in Java may take three minutes to start, on a busy machine
+
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:

@@ -14,6 +14,8 @@ from embedded.owned import TESTS, gone, using
 from servers import eventually
 from shared_server import shared
 
+pytestmark = pytest.mark.timeout(900)  # a server in Java may take three minutes to start, on a busy machine
+
 WORKER = """
 import sys, time
 from pathlib import Path
