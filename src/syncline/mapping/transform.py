@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import pyarrow as pa
@@ -93,15 +93,14 @@ class Filter:
             raise Failed(type(error).__name__) from error
 
 
-class Transform:
-    """``rows`` turns whole rows into others, at most one a key: by SQL or by Python."""
+class Transform(Protocol):
+    """Turns whole rows into others, at most one a key: by SQL or by Python."""
 
     def rows(self, rows: pa.Table) -> pa.Table:
-        """Raises Failed if the user's code does."""
-        raise NotImplementedError
+        """What becomes of the rows. Raises Failed if the user's code does."""
 
 
-class SqlTransform(Transform):
+class SqlTransform:
     """``select ... from batch``."""
 
     def __init__(self, query: str) -> None:
@@ -115,7 +114,7 @@ class SqlTransform(Transform):
             raise Failed(type(error).__name__) from error
 
 
-class PythonTransform(Transform):
+class PythonTransform:
     """``module:function`` from a ``pyarrow.Table`` to a ``pyarrow.Table``."""
 
     def __init__(self, reference: str) -> None:
