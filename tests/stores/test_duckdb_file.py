@@ -228,3 +228,17 @@ def test_errors_never_tell_values(path: Path) -> None:
     secret = "hunter2"
     for kind in (duckdb.ConversionException, duckdb.IOException, duckdb.BinderException, duckdb.InternalException):
         assert secret not in str(translate(kind(f"Could not convert string '{secret}'"), path))
+
+
+def test_a_file_of_the_first_format_keeps_its_tombstones(path: Path) -> None:
+    """Correctness rule 15."""
+    store = _open(path)
+    store.apply(work(Rows().upsert(100, 1, "one", None).delete(200, 2)))
+    store.close()
+    with duckdb.connect(str(path)) as connection:
+        connection.execute('alter table syncline."deleted public.item" rename column _syncline_version to version')
+        connection.execute("update syncline.format set version = 1")
+    again = _open(path)
+    again.apply(work(Rows().upsert(150, 2, "dead", None)))
+    assert contents(again) == {1: ("one", None, 100)}
+    again.close()

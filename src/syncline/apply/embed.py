@@ -53,13 +53,13 @@ def _embed(work: TableWork, schema: TableSchema, embedder: Embedder, store: Stor
 
 def _known(upserts: pa.RecordBatch, schema: TableSchema, digest: int, store: Store) -> Bools:
     """True where the target's row has a vector of this very text (or neither has one)."""
-    keys = upserts.select([c.name for c in schema.key])
+    keys = upserts.select(list(schema.key_positions))
     stored = store.fetch(schema, keys)
     if not stored.num_rows:
         return np.zeros(upserts.num_rows, np.bool_)
-    columns = [stored.column(c.name).combine_chunks() for c in schema.key]
+    columns = [stored.column(i).combine_chunks() for i in schema.key_positions]
     at = pc.index_in(key_bytes(keys.columns), value_set=key_bytes(columns))
-    theirs = stored.column(schema.columns[digest].name).combine_chunks().take(at)
+    theirs = stored.column(digest).combine_chunks().take(at)
     return np.asarray(pc.fill_null(pc.equal(theirs, upserts.column(digest)), False).to_numpy(zero_copy_only=False))
 
 
@@ -88,7 +88,9 @@ def _with_partials(
     """Whole rows as partial ones that leave two columns alone, behind those that are there."""
     matrix = np.zeros((rows.num_rows, len(schema.columns)), np.bool_)
     matrix[:, list(unchanged)] = True
-    keys = pa.StructArray.from_arrays([rows.column(c.name) for c in schema.key], names=[c.name for c in schema.key])
+    keys = pa.StructArray.from_arrays(
+        [rows.column(i) for i in schema.key_positions], names=[c.name for c in schema.key]
+    )
     made = pa.RecordBatch.from_arrays(
         [*rows.columns, masks(matrix, schema), keys], names=[*rows.schema.names, "unchanged", "from_key"]
     )

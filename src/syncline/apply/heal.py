@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from syncline.apply.keys import key_bytes
 from syncline.change import TableSchema
-from syncline.stores import Folded, Store, TableWork
+from syncline.stores import FROM_KEY, PARTIAL_VERSION, VERSION, Folded, Store, TableWork
 
 __all__ = ["Healed", "Healer", "complete", "heal", "with_upserts"]
 
@@ -44,7 +44,7 @@ def complete(work: TableWork, store: Store, healer: Healer, xids: Sequence[int],
     partials = work.rows.partials
     if partials is None:
         return [work], 0
-    return heal(work, _absent(work.schema, partials.column("from_key"), store, stale), healer, xids)
+    return heal(work, _absent(work.schema, partials.column(FROM_KEY), store, stale), healer, xids)
 
 
 def heal(work: TableWork, broken: pa.Array, healer: Healer, xids: Sequence[int]) -> Healed:
@@ -58,8 +58,8 @@ def heal(work: TableWork, broken: pa.Array, healer: Healer, xids: Sequence[int])
     if partials is None or not count:
         return [work], 0
     rows = partials.filter(broken)
-    keys = rows.select([c.name for c in work.schema.key])
-    whole = _with_versions(work.schema, healer(work.schema, keys, xids), keys, rows.column("version"))
+    keys = rows.select(list(work.schema.key_positions))
+    whole = _with_versions(work.schema, healer(work.schema, keys, xids), keys, rows.column(PARTIAL_VERSION))
     rest = partials.filter(pc.invert(broken))
     left = replace(work, rows=replace(work.rows, partials=rest if rest.num_rows else None))
     return with_upserts(left, whole), count
@@ -83,7 +83,8 @@ def _absent(schema: TableSchema, from_key: pa.StructArray, store: Store, stale: 
     names = [c.name for c in schema.key]
     keys = pa.RecordBatch.from_arrays([from_key.field(i) for i in range(len(names))], names=names)
     found = store.fetch(schema, keys)
-    stored = found.filter(pc.greater(found.column("version"), stale)).select(names).combine_chunks()
+    recent = found.filter(pc.greater(found.column(VERSION), stale))
+    stored = recent.select(list(schema.key_positions)).combine_chunks()
     wanted = key_bytes(keys.columns)
     if not stored.num_rows:
         return pa.array([True] * len(wanted))

@@ -16,7 +16,7 @@ from syncline.apply.heal import Healer, heal
 from syncline.change import TableSchema
 from syncline.errors import Rejected
 from syncline.mapping import MappedTable
-from syncline.stores import Folded, TableWork
+from syncline.stores import FROM_KEY, PARTIAL_VERSION, UNCHANGED, VERSION, Folded, TableWork
 
 __all__ = ["MappedHealer", "fill", "map_work", "masks", "unchanged_matrix"]
 
@@ -60,9 +60,9 @@ def _map_upserts(
     if batch is None:
         return None, None
     whole = mapped.whole(batch)
-    version = batch.column("version") if whole.taken is None else batch.column("version").take(whole.taken)
+    version = batch.column(VERSION) if whole.taken is None else batch.column(VERSION).take(whole.taken)
     rows = pa.RecordBatch.from_arrays([*whole.rows.columns, version], names=[*whole.rows.schema.names, "version"])
-    gone = None if whole.gone is None else _keys(batch, mapped.source).take(whole.gone)
+    gone = None if whole.gone is None else _keys(batch, mapped.source, VERSION).take(whole.gone)
     return (rows if rows.num_rows else None), gone
 
 
@@ -75,20 +75,20 @@ def _map_partials(
     try:
         passing = mapped.passing(batch)
         kept = batch if passing is None else batch.take(passing)
-        left = None if passing is None else _without(_keys(batch, mapped.source), passing)
+        left = None if passing is None else _without(_keys(batch, mapped.source, PARTIAL_VERSION), passing)
         rows, unchanged = mapped.partials(kept, unchanged_matrix(kept, mapped.source))
     except Rejected as error:
         raise Rejected(error.table, [offset + row for row in error.rows], error.reason) from error
-    from_key = kept.column("from_key")
+    from_key = kept.column(FROM_KEY)
     renamed = pa.StructArray.from_arrays(from_key.flatten(), names=[c.name for c in mapped.schema.key])
-    arrays = [*rows.columns, kept.column("version"), masks(unchanged, mapped.schema), renamed]
+    arrays = [*rows.columns, kept.column(PARTIAL_VERSION), masks(unchanged, mapped.schema), renamed]
     mapped_rows = pa.RecordBatch.from_arrays(arrays, names=[*rows.schema.names, "version", "unchanged", "from_key"])
     return (mapped_rows if mapped_rows.num_rows else None), left
 
 
-def _keys(batch: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch:
-    """Key columns and version."""
-    return batch.select([*(c.name for c in schema.key), "version"])
+def _keys(batch: pa.RecordBatch, schema: TableSchema, version: int) -> pa.RecordBatch:
+    """Key columns, and the version, which stands at that place."""
+    return batch.select([*schema.key_positions, batch.num_columns + version])
 
 
 def _without(batch: pa.RecordBatch, positions: pa.Array) -> pa.RecordBatch:
@@ -100,7 +100,7 @@ def _without(batch: pa.RecordBatch, positions: pa.Array) -> pa.RecordBatch:
 def unchanged_matrix(partials: pa.RecordBatch, schema: TableSchema) -> Bools:
     """The masks of partial rows as a matrix of rows and columns."""
     width = schema.mask_bytes
-    masks = partials.column("unchanged").cast(pa.binary(width))
+    masks = partials.column(UNCHANGED).cast(pa.binary(width))
     raw = np.frombuffer(masks.buffers()[1], np.uint8)[masks.offset * width :][: len(masks) * width]
     bits = np.unpackbits(raw.reshape(len(masks), width), axis=1, bitorder="little")
     return bits[:, : len(schema.columns)].astype(np.bool_)

@@ -17,10 +17,11 @@ from syncline.apply.keys import key_hashes
 from syncline.catalog.repository import ControlSchema, DeadLetter
 from syncline.change import TableSchema
 from syncline.errors import Rejected
-from syncline.stores import Folded, TableWork
+from syncline.stores import FROM_KEY, PARTIAL_VERSION, VERSION, Folded, TableWork
 
 __all__ = ["Parking"]
 
+_UPSERT, _UPDATE = "upsert", "update"  # whole rows, and partial ones
 _FOLLOWS = "an earlier change of its key is parked"
 
 
@@ -46,12 +47,12 @@ class Parking:
         parked = self._keys(work.schema.qualified)
         if partials is None or not parked:
             return work
-        hashes = key_hashes(partials.column("from_key").flatten())
+        hashes = key_hashes(partials.column(FROM_KEY).flatten())
         behind = np.fromiter((h in parked for h in hashes), bool, len(hashes))
         if not behind.any():
             return work
         self._write(
-            work.schema, partials.filter(pa.array(behind)), incarnation, _Letter("update", "SL-PARKED-KEY", _FOLLOWS)
+            work.schema, partials.filter(pa.array(behind)), incarnation, _Letter(_UPDATE, "SL-PARKED-KEY", _FOLLOWS)
         )
         rest = partials.filter(pa.array(~behind))
         return replace(work, rows=replace(work.rows, partials=rest if rest.num_rows else None))
@@ -70,13 +71,15 @@ class Parking:
             parked = self._keys(work.schema.qualified)
             if not parked:
                 continue
-            for batch in (work.rows.upserts, work.rows.deletes):
+            positions = work.schema.key_positions
+            for batch, key in ((work.rows.upserts, positions), (work.rows.deletes, range(len(positions)))):
                 if batch is not None:
-                    self._supersede(work.schema, batch, parked, older=older)
+                    self._supersede(work.schema, batch.select([*key, batch.num_columns + VERSION]), parked, older=older)
 
     def _supersede(self, schema: TableSchema, batch: pa.RecordBatch, parked: set[bytes], *, older: bool) -> None:
-        versions = batch.column("version").to_pylist()
-        hashes = key_hashes([batch.column(c.name) for c in schema.key])
+        """``batch`` holds keys and versions."""
+        versions = batch.column(VERSION).to_pylist()
+        hashes = key_hashes(batch.columns[:VERSION])
         settled: dict[int, list[bytes]] = {}
         for key, version in zip(hashes, versions, strict=True):
             if key in parked:
@@ -88,14 +91,14 @@ class Parking:
 
     def _without(self, work: TableWork, rejected: Rejected, incarnation: int) -> TableWork:
         refused = set(rejected.rows)
-        letter = _Letter("upsert", rejected.code, rejected.reason)
+        letter = _Letter(_UPSERT, rejected.code, rejected.reason)
         upserts, offset = work.rows.upserts, 0
         if upserts is not None:
             offset = upserts.num_rows
             upserts = self._split(work.schema, upserts, refused, 0, incarnation, letter)
         partials = work.rows.partials
         if partials is not None:
-            letter = _Letter("update", rejected.code, rejected.reason)
+            letter = _Letter(_UPDATE, rejected.code, rejected.reason)
             partials = self._split(work.schema, partials, refused, offset, incarnation, letter)
         return replace(work, rows=Folded(upserts, partials, work.rows.deletes))
 
@@ -116,9 +119,9 @@ class Parking:
         return rest if rest.num_rows else None
 
     def _write(self, schema: TableSchema, rows: pa.RecordBatch, incarnation: int, letter: _Letter) -> None:
-        hashes = key_hashes([rows.column(c.name) for c in schema.key])
-        versions = rows.column("version").to_pylist()
-        partial = "unchanged" in rows.schema.names
+        partial = letter.operation == _UPDATE
+        hashes = key_hashes([rows.column(i) for i in schema.key_positions])
+        versions = rows.column(PARTIAL_VERSION if partial else VERSION).to_pylist()
         self._control.park(
             [
                 DeadLetter(

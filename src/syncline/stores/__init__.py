@@ -15,7 +15,19 @@ import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
 
-__all__ = ["STORES", "CopyReader", "Folded", "Limits", "Store", "TableWork", "Work"]
+__all__ = [
+    "FROM_KEY",
+    "PARTIAL_VERSION",
+    "STORES",
+    "UNCHANGED",
+    "VERSION",
+    "CopyReader",
+    "Folded",
+    "Limits",
+    "Store",
+    "TableWork",
+    "Work",
+]
 
 # type in the configuration -> "module:class"; imported when first used.
 STORES: dict[str, str] = {
@@ -62,6 +74,11 @@ class Folded:
 
     def __len__(self) -> int:
         return sum(b.num_rows for b in (self.upserts, self.partials, self.deletes) if b is not None)
+
+
+# Where the columns behind a table's own stand: by position, for a table may have columns of the same names.
+VERSION = -1  # of upserts and deletes
+PARTIAL_VERSION, UNCHANGED, FROM_KEY = -3, -2, -1  # of partials
 
 
 @dataclass(frozen=True, slots=True)

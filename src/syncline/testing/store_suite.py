@@ -265,6 +265,20 @@ class StoreConformance:
         assert contents(store, schema) == {c: ("A", 120)}
         assert dict(rows_of(schema, store.fetch(schema, key_batch(schema, (a,), (c,))))) == {c: ("A", 120)}
 
+    def test_columns_and_keys_may_be_called_like_ours(self, store: Store) -> None:
+        names = ("unchanged", "from_key", "n", "v", "i", "op", "source", "horizon")
+        schema = TableSchema(
+            "public",
+            "named",
+            (Column("version", "int8", "bigint", key=True), *(Column(name, "text", "text") for name in names)),
+        )
+        store.migrate(schema)
+        store.apply(work(Rows(schema).upsert(100, 1, *names).upsert(100, 2, *names).upsert(100, 3, *names)))
+        moved = Rows(schema).partial(110, 9, None, *names[1:], unchanged=["unchanged"], origin=(1,)).delete(110, 1)
+        store.apply(work(moved.delete(110, 2)))
+        store.apply(work(Rows(schema).upsert(105, 2, *names).partial(120, 3, *names[:-1], None, unchanged=["horizon"])))
+        assert contents(store, schema) == {3: (*names, 120), 9: (*names, 110)}
+
     # ------------------------------------------------------------------------------------------ truncation
 
     def test_a_truncation_removes_what_is_older_and_holds_off_late_rows(self, store: Store) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from syncline.change import Cursor, TableSchema
 from syncline.stores.duckdb.database import DuckDBConfig
 from syncline.stores.duckdb.door import open_reader
-from syncline.stores.duckdb.sql import Statements, literal, quote
+from syncline.stores.duckdb.sql import VERSION_COLUMN, Statements, literal, quote
 from syncline.stores.duckdb.store import as_contract, contract_schema
 
 __all__ = ["DuckDBCopy"]
@@ -43,7 +43,8 @@ class DuckDBCopy:
         keys = TableSchema(schema.namespace, schema.name, schema.key)
         shown = [f"{quote(c.name)}{'::BLOB' if c.type == 'uuid' else ''} as k{i}" for i, c in enumerate(schema.key)]
         found = self._reader.query(
-            f"select {', '.join(shown)}, version from {Statements(schema).tombstones} where version >= {since}"
+            f"select {', '.join(shown)}, {quote(VERSION_COLUMN)} from {Statements(schema).tombstones}"
+            f" where {quote(VERSION_COLUMN)} >= {since}"
         )
         return pa.Table.from_batches([as_contract(keys, b) for b in found.to_batches()], contract_schema(keys))
 

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 VERSION_COLUMN = "_syncline_version"
-FORMAT = 1
+FORMAT = 2
 
 BOOKKEEPING = (
     "create schema if not exists syncline",
@@ -225,7 +225,7 @@ class Statements:
         return (
             f"i.v >= {guard.truncated}"
             f" and not exists (select 1 from {self.target} as t where {stored} and {version} > i.v)"
-            f" and not exists (select 1 from {self.tombstones} as d where {buried} and d.version > i.v)"
+            f" and not exists (select 1 from {self.tombstones} as d where {buried} and d.{quote(VERSION_COLUMN)} > i.v)"
             f" and (i.v >= {guard.horizon} or exists"
             f" (select 1 from {self.target} as t where {stored} and coalesce({version}, 0) > {guard.sweep}"
             f"{self._present.format(alias='t')}))"
@@ -300,7 +300,7 @@ class Statements:
         """The greatest version of any row or tombstone."""
         return (
             f"select greatest((select max({quote(VERSION_COLUMN)}) from {self.target}),"
-            f" (select max(version) from {self.tombstones}), 0)"
+            f" (select max({quote(VERSION_COLUMN)}) from {self.tombstones}), 0)"
         )
 
     def select(self, keys: str | None = None) -> str:

@@ -21,7 +21,7 @@ from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.stores import Limits, TableWork, Work, stored_columns
 from syncline.stores.duckdb.database import Database, DuckDBConfig
 from syncline.stores.duckdb.door import read_batches
-from syncline.stores.duckdb.sql import BOOKKEEPING, FORMAT, Statements, quote
+from syncline.stores.duckdb.sql import BOOKKEEPING, FORMAT, VERSION_COLUMN, Statements, quote
 from syncline.stores.duckdb.tables import TableState, migrate_table, table_state
 from syncline.stores.duckdb.writing import refused_rows, view_of_keys, write_table
 
@@ -111,6 +111,8 @@ class DuckDBStore:
                 f" {FORMAT}).",
                 remedy="Upgrade Syncline.",
             )
+        elif written < FORMAT:
+            _upgrade(connection)
 
     def close(self) -> None:
         """Close the file (with a checkpoint) if no other store of this process uses it. Idempotent."""
@@ -270,13 +272,24 @@ def _write_cursor(connection: duckdb.DuckDBPyConnection, cursor: Cursor) -> None
         connection.execute("insert into syncline.cursors values ($1, $2)", [cursor.source, body])
 
 
+def _upgrade(connection: duckdb.DuckDBPyConnection) -> None:
+    """From format 1, whose tombstones could not be those of a key that is called ``version``."""
+    tables = connection.execute(
+        "select table_name from duckdb_tables() where schema_name = 'syncline' and table_name like 'deleted %'"
+    ).fetchall()
+    for (table,) in tables:
+        connection.execute(f"alter table syncline.{quote(table)} rename column version to {quote(VERSION_COLUMN)}")
+    connection.execute(f"update syncline.format set version = {FORMAT}")
+
+
 def _purge_table(connection: duckdb.DuckDBPyConnection, schema: TableSchema, below: int) -> int:
     """A key may have several tombstones; it is forgotten when the newest is."""
     table, keys = Statements(schema).tombstones, ", ".join(quote(c.name) for c in schema.key)
+    version = quote(VERSION_COLUMN)
     ((forgotten,),) = connection.execute(
-        f"select count(*) from (select 1 from {table} group by {keys} having max(version) < $1)", [below]
+        f"select count(*) from (select 1 from {table} group by {keys} having max({version}) < $1)", [below]
     ).fetchall()
-    connection.execute(f"delete from {table} where version < $1", [below])
+    connection.execute(f"delete from {table} where {version} < $1", [below])
     connection.execute("delete from syncline.moved where name = $1 and version < $2", [schema.qualified, below])
     return int(forgotten)
 

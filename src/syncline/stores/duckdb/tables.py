@@ -207,7 +207,7 @@ def _mark_deleted(
 def _create_tombstones(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
     """A new key has no use for tombstones of the old one: the reload that follows a key change sweeps."""
     keys = ", ".join(f"{quote(c.name)} {duckdb_type(c.type)}" for c in schema.key)
-    cursor.execute(f"create or replace table {Statements(schema).tombstones} ({keys}, version BIGINT)")
+    cursor.execute(f"create or replace table {Statements(schema).tombstones} ({keys}, {quote(VERSION_COLUMN)} BIGINT)")
 
 
 def _adopt(cursor: duckdb.DuckDBPyConnection, schema: TableSchema, actual: dict[str, tuple[str, bool]]) -> None:
