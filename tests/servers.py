@@ -95,9 +95,13 @@ class Graph:
                 self.query(f"DROP CONSTRAINT `{found['name'].replace('`', '``')}` IF EXISTS")
 
 
+# They belong to the server, which has few places for them.
+_DROP_ORIGINS = "select pg_replication_origin_drop(roname) from pg_replication_origin where roname like %s"
+
+
 @contextmanager
 def fresh_database(server: EmbeddedPostgres, template: str | None = None) -> Iterator[Database]:
-    """A new database that is dropped afterwards, together with its sessions and replication slots."""
+    """A new database that is dropped afterwards, together with its sessions, replication slots and origins."""
     name = f"test_{next(_numbers)}"
     server.create_database(name, template)
     try:
@@ -105,6 +109,8 @@ def fresh_database(server: EmbeddedPostgres, template: str | None = None) -> Ite
     finally:
         if server.running:
             server.drop_database(name)
+            with psycopg.connect(server.dsn(), autocommit=True) as connection:
+                connection.execute(_DROP_ORIGINS, [f"syncline:{name}:%"])
 
 
 def eventually(fact: Callable[[], T], timeout_s: float = 20, every_s: float = 0.02) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -112,7 +113,7 @@ def test_a_server_that_stops_in_the_middle_of_a_work_takes_it_again_when_it_is_b
     store.open("orders")
     store.migrate(ITEM)
     store.apply(Work((Rows().upsert(5, 1, "one", None).table(),), Cursor("orders", Position("log", 1))))
-    with psycopg.connect(pg_server.dsn()) as holder:
+    with closing(psycopg.connect(pg_server.dsn())) as holder:
         holder.execute("select from item for update")
         step = Work((Rows().upsert(6, 1, "two", None).table(),), Cursor("orders", Position("log", 2)))
         failed: list[BaseException] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from stores.redis_server import Server
@@ -86,6 +86,7 @@ def test_templates_that_can_never_meet_do_not_overlap() -> None:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(name=_hostile, column=_hostile, key=_hostile, value=_hostile, blob=_bytes, form=st.sampled_from("dhjm"))
+@example(name="", column="\n", key="", value="v", blob=b"", form="m")
 def test_hostile_names_and_values_change_nothing_but_their_own_keys(
     server: Server, name: str, column: str, key: str, value: str, blob: bytes, form: str
 ) -> None:

@@ -17,6 +17,7 @@ from syncline.stores.redis.text import Bools
 __all__ = ["Chunked", "Packed", "element", "entry_tail", "head_of", "pack", "packed_map", "pieces"]
 
 _NULL, _FALSE = b"\xc0", b"\xc2"
+_STRING = 0xDB
 _CHUNK_ROWS, _CHUNK_BYTES = 1_000, 1 << 20  # a script unpacks a chunk's ids on its stack, which holds 8,000
 
 
@@ -41,7 +42,7 @@ def element(values: pa.Array) -> pa.Array:
     """Each value (binary) as MessagePack."""
     sizes = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False).astype(">u4")
     heads = np.empty((len(sizes), 5), np.uint8)
-    heads[:, 0] = 0xDB
+    heads[:, 0] = _STRING
     heads[:, 1:] = sizes.view(np.uint8).reshape(-1, 4)
     begins = pa.Array.from_buffers(pa.binary(5), len(sizes), [None, pa.py_buffer(heads)]).cast(pa.binary())
     return pc.fill_null(pc.binary_join_element_wise(begins, values, pa.scalar(b"")), _NULL)
@@ -93,8 +94,12 @@ def entry_tail(entry: bytes) -> dict[int | str, bytes]:
     count, place = int.from_bytes(entry[place + 2 : place + 4], "big"), place + 4
     found: dict[int | str, bytes] = {}
     for _ in range(count):
-        key, place = _string(entry, place) if entry[place] == 0xDB else (entry[place : place + 1], place + 1)
-        name = key[0] if len(key) == 1 and key[0] < 0x20 else key.decode()
+        name: int | str = entry[place]
+        if name == _STRING:  # else it is a number below 32, which is its own form
+            text, place = _string(entry, place)
+            name = text.decode()
+        else:
+            place += 1
         if entry[place] == _NULL[0]:
             place += 1
         else:
