@@ -95,8 +95,12 @@ class Graph:
                 self.query(f"DROP CONSTRAINT `{found['name'].replace('`', '``')}` IF EXISTS")
 
 
-# They belong to the server, which has few places for them.
-_DROP_ORIGINS = "select pg_replication_origin_drop(roname) from pg_replication_origin where roname like %s"
+def drop_database(server: EmbeddedPostgres, name: str) -> None:
+    """Drop a database and its replication origins, which belong to the server and have few places there."""
+    server.drop_database(name)
+    dropped = "select pg_replication_origin_drop(roname) from pg_replication_origin where roname like %s"
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(dropped, [f"syncline:{name}:%"])
 
 
 @contextmanager
@@ -108,9 +112,7 @@ def fresh_database(server: EmbeddedPostgres, template: str | None = None) -> Ite
         yield Database(server, name)
     finally:
         if server.running:
-            server.drop_database(name)
-            with psycopg.connect(server.dsn(), autocommit=True) as connection:
-                connection.execute(_DROP_ORIGINS, [f"syncline:{name}:%"])
+            drop_database(server, name)
 
 
 def eventually(fact: Callable[[], T], timeout_s: float = 20, every_s: float = 0.02) -> T:

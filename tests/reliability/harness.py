@@ -175,16 +175,24 @@ class Engine:
     def settle(self, until: int | None = None, timeout_s: float = 30) -> None:
         """Wait until every target has what is committed by now, and nothing is being read again."""
         goal = self.rig.now() if until is None else until
+        end: int | None = None  # of the log, when nothing was being read any more: what was read is applied behind that
 
         def settled() -> bool:
+            nonlocal end
             status = self.service.status()["sources"]["main"]
             errors = [str(e) for e in self.service.errors()]
             if errors:
                 raise RuntimeError(f"the engine ended: {errors}")
             assert status["state"] == "streaming", status
-            assert not self.source.busy, "tables are being read"
-            for target in status["targets"].values():
+            if self.source.busy:
+                end = None
+                raise AssertionError("tables are being read")
+            end = self.source.log.status().end if end is None else end
+            for name, target in status["targets"].items():
                 assert target.get("place", 0) >= goal, (goal, status)
+                worker = self.source.targets[name].worker
+                assert worker is not None, status
+                assert worker.cursor.position.n >= end, (end, status)
                 assert set(target["loaded"]) >= set(status["tables"]), status
             return True
 

@@ -287,17 +287,25 @@ class Heartbeat:
         self._receiver = receiver
         self._wake_read, self._wake_write = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._lock = threading.Lock()
+        self._closed = False
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin, unless it was closed before."""
+        with self._lock:
+            if not self._closed:
+                self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
-        self._wake_write.close()
-        if self._thread.ident is None:
-            self._wake_read.close()  # it never began: the stream could not be opened
-        elif self._thread.is_alive():
+        """End the thread. Any thread."""
+        with self._lock:
+            self._closed = True
+            self._wake_write.close()
+            began = self._thread.ident is not None
+        if began:
             self._thread.join(5)
+        else:
+            self._wake_read.close()  # the stream could not be opened, or was not wanted any more
 
     def _run(self) -> None:
         dsn = self._config.dsn.get_secret_value()

@@ -101,12 +101,12 @@ class Loads:
                 names = tuple(n for n, t in self._targets.items() if n in due and t.mapping.takes(info.qualified))
                 if names:
                     wanted.setdefault(names, []).append(info)
+            if wanted:  # before nothing is due any more: what was requested is at all times due or running
+                self._thread = threading.Thread(
+                    target=self._reload, args=(wanted, incarnation), name=f"load-{self._context.name}", daemon=True
+                )
+                self._thread.start()
             self._due.clear()
-        if wanted:
-            self._thread = threading.Thread(
-                target=self._reload, args=(wanted, incarnation), name=f"load-{self._context.name}", daemon=True
-            )
-            self._thread.start()
 
     def _reload(self, wanted: Wanted, incarnation: Incarnation) -> None:
         """What fails is due again."""

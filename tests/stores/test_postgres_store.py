@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from pydantic import SecretStr
 
-from servers import TEMPLATE
+from servers import TEMPLATE, drop_database
 from syncline.embedded import EmbeddedPostgres
 from syncline.stores.postgres import PostgresConfig, PostgresStore
 from syncline.testing.store_suite import MakeStore, StoreConformance
@@ -31,4 +31,4 @@ class TestPostgresStore(StoreConformance):
 
         yield make
         for name in made:
-            postgres.drop_database(name)
+            drop_database(postgres, name)
