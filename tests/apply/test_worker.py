@@ -308,3 +308,44 @@ def test_a_gap_unlearns_the_table_and_skips_it_until_it_is_loaded(bench: Bench) 
     bench.log.append([*load(SCHEMA, 200, [1, 60]), example_entry(first=70, version=300)])
     assert bench.drain().cursor.loaded == {SCHEMA.qualified: known(since=199)}
     assert sorted(bench.rows()) == [1, 60, 70, 71, 72]
+
+
+def test_a_log_that_cannot_be_read_for_a_moment_is_read_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.log.append([example_entry(first=1)])
+    failures, read = [AWAY, AWAY], bench.log.read
+
+    def failing(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return read(*args)
+
+    monkeypatch.setattr(bench.log, "read", failing)
+    bench.drain()
+    assert sorted(bench.rows()) == [1, 2, 3]
+    assert bench.host.retried == [AWAY, AWAY, None]
+
+
+def test_a_purge_that_is_being_retried_ends_with_the_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked to stop, a worker whose store is away ends without an error."""
+    monkeypatch.setattr("syncline.apply.worker._PURGE_EVERY_S", 0.0)
+    monkeypatch.setattr(bench.host, "purge_below", lambda: 1)
+
+    def away(*_: object) -> int:
+        raise AWAY
+
+    monkeypatch.setattr(bench.store, "purge", away, raising=False)
+    ended: list[BaseException] = []
+    worker = bench.start()
+
+    def run() -> None:
+        try:
+            worker.run()
+        except SynclineError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    eventually(lambda: AWAY in bench.host.retried)
+    worker.stop()
+    thread.join(20)
+    assert (thread.is_alive(), ended) == (False, [])

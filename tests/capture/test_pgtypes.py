@@ -16,7 +16,7 @@ from wire import plain
 
 from servers import Database
 from syncline.capture.pgoutput import decode_copy
-from syncline.capture.source import connect
+from syncline.capture.source import Dsn, connect
 from syncline.change import Column, TableSchema, arrow_type
 from syncline.pgvalues.pgtypes import BINARY_EXACT, binary_exact, cast_binary, cast_text, logical_type
 
@@ -139,7 +139,7 @@ INEXACT = [
 
 def copied(database: Database, sql_type: str, values: list[str | None], *, binary: bool) -> tuple[pa.Array, int, int]:
     """A column as the initial load reads it, through COPY, in its type's own binary form or as text."""
-    with connect(database.dsn) as connection:
+    with connect(Dsn(database.dsn, "source.dsn")) as connection:
         connection.execute(f"create temp table t (i serial, v {sql_type})")
         with connection.cursor() as cursor:
             cursor.executemany(f"insert into t (v) values (%s::text::{sql_type})", [(v,) for v in values])
@@ -200,7 +200,7 @@ def test_a_value_without_exact_form_makes_the_column_postgres_own_text(
 
 
 def test_times_of_all_centuries_are_the_same_in_text_and_in_binary(database: Database) -> None:
-    with connect(database.dsn) as connection:
+    with connect(Dsn(database.dsn, "source.dsn")) as connection:
         rows = connection.execute(
             "select v::text from"
             " generate_series(timestamp '4713-01-03 05:06:07.08 BC', '9999-12-31', '11 years 3 days 7 hours') v"

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from servers import Database
-from syncline.capture.source import connect, translated
-from syncline.errors import Misconfigured
+from syncline.capture.slot import identify
+from syncline.capture.source import Dsn, connect, translated
+from syncline.config import Config
+from syncline.errors import Misconfigured, Unavailable
+
+NOBODY = "host=127.0.0.1 port=1 dbname=shop"
 
 
 @pytest.mark.parametrize(
@@ -14,7 +18,7 @@ from syncline.errors import Misconfigured
 )
 def test_a_connection_string_that_cannot_be_read_is_not_repeated(dsn: str) -> None:
     with pytest.raises(Misconfigured, match=r"source\.dsn can't be read") as caught:
-        connect(dsn)
+        connect(Dsn(dsn, "source.dsn"))
     assert "hunter2" not in str(caught.value)
 
 
@@ -28,7 +32,28 @@ def test_a_connection_string_that_cannot_be_read_is_not_repeated(dsn: str) -> No
     ],
 )
 def test_a_message_of_the_server_that_quotes_a_value_is_not_repeated(database: Database, statement: str) -> None:
-    with pytest.raises(Misconfigured) as caught, translated(database.dsn), database.connect() as connection:
+    with (
+        pytest.raises(Misconfigured) as caught,
+        translated(Dsn(database.dsn, "source.dsn")),
+        database.connect() as connection,
+    ):
         connection.execute(statement)
     assert "hunter2" not in str(caught.value)
     assert database.name in str(caught.value)
+
+
+def test_an_unreachable_server_is_told_with_the_setting_that_leads_to_it(database: Database) -> None:
+    own = {"dsn": database.dsn, "slot": "own"}
+    cases: dict[str, dict[str, object]] = {
+        "source.dsn": {"source": {"dsn": NOBODY}},
+        "source.replication_dsn": {"source": {**own, "replication_dsn": NOBODY}},
+        "sources.crm.dsn": {"sources": {"crm": {"dsn": NOBODY}, "shop": own}},
+        "sources.crm.replication_dsn": {"sources": {"crm": {**own, "replication_dsn": NOBODY}}},
+    }
+    for setting, given in cases.items():
+        config = Config.model_validate(given)
+        source = config.sources.get("crm") or config.sources["main"]
+        with pytest.raises(Unavailable) as caught:
+            identify(source)
+        assert "127.0.0.1:1/shop cannot be reached" in caught.value.message
+        assert f"that {setting} is right" in caught.value.remedy

@@ -40,6 +40,7 @@ class Rig:
     """One source database, its configuration file, and the DuckDB files of its targets."""
 
     def __init__(self, database: Database, folder: Path, *, targets: tuple[str, ...] = ("main",), **settings: Any):
+        folder.mkdir(exist_ok=True)
         self.database = database
         self.folder = folder
         self.paths = {name: folder / f"{name}.duckdb" for name in targets}

@@ -36,6 +36,11 @@ CHANGES = {
     "wider key": "alter table item drop constraint item_pkey; alter table item add primary key (id, amount)",
     "rename table": "alter table item rename to thing",
     "new table": "create table other (id int primary key, t text); insert into other values (1, 'x')",
+    # The stream has what only text gives exactly, the catalogue no longer shows it.
+    "text for a while": "alter table item add address inet; update item set address = '::1' where id < 9;"
+    " alter table item drop address",
+    "exact by and by": "alter table item add price numeric; update item set price = id / 3.0 where id < 9;"
+    " alter table item alter price type numeric(10,2)",
     "truncate and refill": "truncate item; insert into item values (3, 'refilled', 3)",
 }
 TOUCH = {
@@ -49,7 +54,8 @@ TOUCH = {
 SILENT = ("add column with default", "rename column", "swap names", "change type", "rewrite", "drop and recreate",
           "new key", "rename table", "new table")  # fmt: skip
 WHILE_DOWN = ("add column with volatile default", "drop column", "rename column", "widen type", "drop and add",
-              "drop and recreate", "wider key", "truncate and refill")  # fmt: skip
+              "drop and recreate", "wider key", "text for a while", "exact by and by",
+              "truncate and refill")  # fmt: skip
 DEFAULT_TOUCH = (
     "update item set name = name || '+' where id % 7 = 0; insert into item (id, name, amount) values (900, 't', 900)"
 )

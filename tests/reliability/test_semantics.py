@@ -19,12 +19,16 @@ def check(rig: Rig, setup: str, *scripts: str, **settings: str) -> None:
     """Load what ``setup`` makes, stream each script (one simple-query message, so one transaction unless it says
     otherwise), compare after each; then the same with all of it behind a stopped engine."""
     rig.database.execute(setup)
-    if settings:
-        rig.set("source", **settings)
+    stopped = Rig(rig.database, rig.folder / "stopped", source={"slot": f"{rig.slot}_stopped"})
+    for each in (rig, stopped):
+        each.set("source", **settings)
+    stopped.sync()
     with rig.running() as engine:
         for script in scripts:
             rig.database.execute(script)
             engine.equal()
+    stopped.sync()
+    assert stopped.difference() == ""
     assert rig.gaps(ever=True) == []
     assert rig.letters() == []
 

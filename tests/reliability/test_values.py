@@ -145,7 +145,6 @@ def test_exact_types_are_the_same_in_binary_and_in_text(rig: Rig, binary: bool) 
 
 UNHOLDABLE = {
     "numeric(6,2)": "'NaN'",
-    "date": "'5874897-12-31'",
     "timestamp": "'294276-12-31 23:59:59'",
 }
 
@@ -166,12 +165,7 @@ def test_a_value_that_the_target_cannot_hold_is_parked_while_its_neighbours_appl
         rig.database.execute("update t set n = 2")
         engine.settle()
         held = engine.query("select id from t order by id")
-        if held == [(1,), (2,), (3,), (4,)] and not rig.letters():
-            engine.equal()  # this DuckDB holds it after all
-            return
-        assert (4,) in held
-        assert (2,) not in held
-        assert (3,) not in held
+        assert held == [(1,), (4,)]  # 1 as it was before
         letters = rig.letters()
         assert {name for name, _ in letters} == {"public.t"}
         assert all(reason for _, reason in letters)

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
+import psycopg
 import pytest
 from commands import NAMED, Command, Shell
 
 from servers import Database, eventually
+from syncline.embedded import EmbeddedPostgres
 from syncline.errors import SynclineError
 from syncline.stores.duckdb import open_reader
 
@@ -253,3 +256,33 @@ def test_a_database_that_does_not_exist_is_misconfigured(shell: Shell, command: 
     refused = command("run")
     assert refused.returncode == 2
     assert "does not exist" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_server_without_logical_decoding_ends_a_run_with_2_and_the_statement(
+    tmp_path: Path, pg_server: EmbeddedPostgres
+) -> None:
+    with psycopg.connect(pg_server.dsn(), autocommit=True) as connection:
+        connection.execute("alter system set wal_level = replica")
+        connection.execute("create table items (id int primary key)")
+    pg_server.restart()
+    shell = Shell(tmp_path, {"DATABASE_URL": pg_server.dsn()})
+    shell.write()
+    ended = shell("run")
+    assert ended.returncode == 2
+    assert "ALTER SYSTEM SET wal_level = logical" in ended.stderr
+
+
+def test_a_query_as_json_is_json_whatever_the_values(shell: Shell, command: Command) -> None:
+    with duckdb.connect(str(shell.folder / "copy.duckdb")) as copy:
+        copy.execute(
+            "create table odd as select 'NaN'::double as n, '-inf'::double as i, '\\xAB'::blob as b,"
+            " [1, 'inf'::double] as l"
+        )
+    asked = command("query", "from odd", "--json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads(asked.stdout, parse_constant=refuse)
+    assert found == [{"n": "NaN", "i": "-Infinity", "b": "\\xab", "l": [1.0, "Infinity"]}]

@@ -212,3 +212,20 @@ def test_a_long_path_has_its_door_in_the_temporary_folder(tmp_path: Path) -> Non
     with open_reader(deep) as reader:
         assert reader.query("select 1 as one").to_pydict() == {"one": [1]}
     store.close()
+
+
+def test_times_are_in_utc_with_an_engine_and_without_one(store: DuckDBStore, path: Path) -> None:
+    asked = "select '2026-01-01 00:30:00+00'::timestamptz::date::text as d, current_setting('TimeZone') as z"
+    with open_reader(path) as reader:
+        through_the_door = reader.query(asked).to_pylist()
+    store.close()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "TZ": "America/New_York"}
+    program = (
+        "import sys; from syncline.stores.duckdb import open_reader\n"
+        "with open_reader(sys.argv[1]) as reader: print(reader.query(sys.argv[2]).to_pylist())"
+    )
+    from_the_file = subprocess.check_output(
+        [sys.executable, "-c", program, str(path), asked], env=environment, text=True
+    )
+    assert through_the_door == [{"d": "2026-01-01", "z": "UTC"}]
+    assert from_the_file.strip() == str(through_the_door)

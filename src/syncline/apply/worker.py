@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -32,6 +32,8 @@ __all__ = ["Host", "Surroundings", "Worker"]
 _READ_WAIT_S = 0.1
 _GATHER_WAIT_S = 0.2
 _PURGE_EVERY_S = 30.0
+
+T = TypeVar("T")
 
 
 class Host(Scope, Protocol):
@@ -121,7 +123,7 @@ class Worker:
             self.progress.state = "streaming"
             for table, after in self._host.resumed():
                 self._catch_up(table, after)
-            found = self._read()
+            found = self._persist(self._read) or []
             self._in_parts = len(whole(found, inside=self._in_parts)) < len(found)
             self._take_all(found, self._host)
             if not found:
@@ -140,15 +142,14 @@ class Worker:
         self._purged = time.monotonic()
         below = self._host.purge_below()
         if below is not None:
-            persist(
-                lambda: self._store.purge(self.cursor.source, below), self._backoff, self._stop, self._host.retrying
-            )
+            self._persist(lambda: self._store.purge(self.cursor.source, below))
 
     def _catch_up(self, table: str, after: int) -> None:
         """Apply what passed by while the table was paused; the guard makes a second time harmless."""
         position, end = Position(self._log.uuid, after), self.cursor.position
         while position < end and not self._stop.is_set():
-            found = [r for r in self._log.read(position, self._config.max_bytes) if r[0] <= end]
+            found = self._persist(partial(self._log.read, position, self._config.max_bytes)) or []
+            found = [r for r in found if r[0] <= end]
             self._take_all(found, _Only(table, self._host))
             position = found[-1][0] if found else end
         if not self._stop.is_set():
@@ -176,15 +177,21 @@ class Worker:
 
     def _take(self, step: Step) -> None:
         """One step, tried until it is durable."""
+        done = self._persist(lambda: self._attempt(step))
+        if done is not None:
+            self._advance(done)
+
+    def _persist(self, act: Callable[[], T]) -> T | None:
+        """Try until it is done; None where the worker was stopped before."""
         try:
-            persist(lambda: self._attempt(step), self._backoff, self._stop, self._host.retrying)
+            return persist(act, self._backoff, self._stop, self._host.retrying)
         except SynclineError as error:
             if self._stop.is_set() and policy(error) is Policy.RETRY:
-                return
+                return None
             raise
-        self._advance(step)
 
-    def _attempt(self, step: Step) -> None:
+    def _attempt(self, step: Step) -> Step:
+        """Write the step, durably; returns it."""
         self._note_reading([m for m in step.markers if m.kind != "loaded"])
         self._migrate(step)
         works = [work for items in step.tables.values() for work in fold(items)]
@@ -194,6 +201,7 @@ class Worker:
         for layer in layers[:-1]:
             self._write(layer, self.cursor, step.incarnation)
         self._write(layers[-1], self._cursor_behind(step), step.incarnation)
+        return step
 
     def _write(self, works: list[TableWork], cursor: Cursor, incarnation: int) -> None:
         # Older letters before the write: killed in between, the same work comes again from the log and settles the same

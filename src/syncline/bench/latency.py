@@ -34,8 +34,8 @@ def latency(rate: int, seconds: int, table_rows: int, talk: Talk, folder: Path |
         SynclineError: the engine failed, or the copy is not equal.
     """
     with Source.started(folder) as source:
-        with talk.doing(f"writing {table_rows:,} rows into PostgreSQL"):
-            source.fill(table_rows, 100_000)
+        with talk.filling(table_rows) as wrote:
+            source.fill(table_rows, 100_000, wrote)
             source.prepare_slot()
             source.settle()
         config = engine_config(source.dsn, source.folder, SLOT, binary=None, initial_load=True)

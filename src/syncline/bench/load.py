@@ -25,8 +25,8 @@ def load(rows: int, repeat: int, peers: Peers, talk: Talk, folder: Path | None) 
         SynclineError: a side failed, or a copy is not equal.
     """
     with Source.started(folder) as source:
-        with talk.doing(f"writing {rows:,} rows into PostgreSQL"):
-            source.fill(rows, 100_000)
+        with talk.filling(rows) as wrote:
+            source.fill(rows, 100_000, wrote)
             source.execute("create publication bench for table public.chunks")
             source.settle()
         expected = source.digest()

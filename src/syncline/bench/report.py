@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from syncline import __version__
+from syncline.bars import RowBars
 from syncline.bench.workload import Source
 
 __all__ = ["Talk", "environment", "median", "per_row", "show", "spread"]
@@ -37,6 +38,12 @@ class Talk:
         """Say what is being done while it is."""
         with self._console.status(text):
             yield
+
+    @contextmanager
+    def filling(self, rows: int) -> Iterator[Callable[[int], None]]:
+        """A bar while rows are written into PostgreSQL; what it yields is told how many are."""
+        with RowBars(self._console) as bars:
+            yield lambda written: bars.show("writing into PostgreSQL", written, rows)
 
 
 def environment(source: Source, command: Sequence[str] | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from syncline.bench.accounting import Sampler
 from syncline.bench.engine import Engine, engine_config
 from syncline.bench.report import Talk, environment, per_row
 from syncline.bench.workload import Source, digest_of_copy
+from syncline.errors import SynclineError
 
 __all__ = ["big_transaction"]
 
@@ -27,6 +28,8 @@ def big_transaction(rows: int, memory_limit: str, talk: Talk, folder: Path | Non
                 figures = engine.wait(place=filled.place)
         with talk.doing("comparing"):
             expected, found = source.digest(), digest_of_copy(source.folder / "copy.duckdb")
+            if found != expected:
+                raise SynclineError(f"The copy differs from the source: {found.rows} of {expected.rows} rows.")
         return {
             "benchmark": "big-transaction",
             **environment(source),
@@ -37,5 +40,5 @@ def big_transaction(rows: int, memory_limit: str, talk: Talk, folder: Path | Non
             "peak_rss_mb": round(figures.peak_rss_bytes / 2**20),
             "cpu_us_per_row": per_row({**sampler.cpu, **figures.cpu}, rows),
             "rows_in_copy": found.rows,
-            "copy_equal": found == expected,
+            "copy_equal": True,
         }

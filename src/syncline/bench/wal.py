@@ -69,14 +69,15 @@ class _Bench:
         self._number = 0
 
     def prepare(self, rows: int) -> Filled:
-        with self._talk.doing(f"writing {rows:,} rows into PostgreSQL"):
-            self._source.prepare_slot()
-            return self._settled(self._source.fill(rows))
+        self._source.prepare_slot()
+        with self._talk.filling(rows) as wrote:
+            filled = self._source.fill(rows, wrote=wrote)
+        return self._settled(filled)
 
     def prepare_mix(self, changes: Changes) -> Filled:
         """A table that is loaded in a copy, from which every run starts."""
-        with self._talk.doing(f"writing {changes.table_rows:,} rows into PostgreSQL"):
-            self._source.fill(changes.table_rows, 100_000)
+        with self._talk.filling(changes.table_rows) as wrote:
+            self._source.fill(changes.table_rows, 100_000, wrote)
             self._source.prepare_slot()
         self._master = self._source.folder / "master"
         self._master.mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,14 +149,17 @@ class Source:
 
     # ----------------------------------------------------------------------------------------------------- changes
 
-    def fill(self, rows: int, per_transaction: int = PER_TRANSACTION) -> Filled:
-        """Insert rows behind those that are there."""
+    def fill(
+        self, rows: int, per_transaction: int = PER_TRANSACTION, wrote: Callable[[int], None] = lambda rows: None
+    ) -> Filled:
+        """Insert rows behind those that are there; ``wrote`` hears how many are, after each transaction."""
         first = self.value("select coalesce(max(id) + 1, 0) from chunks")
         place = 0
         for start in range(first, first + rows, per_transaction):
             with self._connection.transaction():
                 self.execute(_INSERT, start, min(start + per_transaction, first + rows) - 1)
                 place = self._place()
+            wrote(min(start + per_transaction - first, rows))
         return Filled(rows, place)
 
     def mix(self, changes: int) -> Filled:

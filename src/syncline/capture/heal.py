@@ -34,7 +34,7 @@ def read_rows(
         Unavailable: the source can't be reached, ``stop`` was set, or the transactions did not become visible in time.
         Gap: the table has another shape by now (:data:`~syncline.errors.SCHEMA_DRIFT`).
     """
-    dsn = config.dsn.get_secret_value()
+    dsn = config.plain
     with translated(dsn), connect(dsn, timeout_s=config.connect_timeout_s, application="syncline-heal") as connection:
         deadline = time.monotonic() + _VISIBLE_WITHIN_S
         while True:

@@ -114,7 +114,7 @@ class Receiver:
         self._mailbox = mailbox
         self._status_s = max(1.0, status_s)
         self._assembler = Assembler(config.max_entry_bytes)
-        self._opened = self._posted = time.monotonic()
+        self._posted = time.monotonic()
         self._rate = 0.0
         self._place = 0
         self._confirmed = 0
@@ -160,7 +160,7 @@ class Receiver:
         except SynclineError as error:
             self._mailbox.fail(error)
         except (psycopg2.Error, OSError) as error:
-            self._mailbox.fail(translate(error, self._config.replication, "source.replication_dsn"))
+            self._mailbox.fail(translate(error, self._config.replication))
         except Exception as error:  # noqa: BLE001 - the capture must stop on a defect, never wait for a dead thread
             self._mailbox.fail(defect("The receiving thread", error))
         finally:

@@ -60,7 +60,7 @@ def identify(config: SourceConfig) -> Identity:
     """System identifier, timeline and database (name and oid) of the source, over the replication protocol."""
     connection = connect_replication(config.replication, timeout_s=config.connect_timeout_s)
     try:
-        with translated(config.replication, "source.replication_dsn"), connection.cursor() as cursor:
+        with translated(config.replication), connection.cursor() as cursor:
             cursor.execute("IDENTIFY_SYSTEM")
             system, timeline, _, database = cursor.fetchone()
             cursor.execute("select oid from pg_database where datname = current_database()")
@@ -232,7 +232,7 @@ def _create(config: SourceConfig, name: str, *, temporary: bool, export: bool, t
     watcher = threading.Thread(target=_tell_who_blocks, args=(config, done, talk), name="slot-wait", daemon=True)
     watcher.start()
     try:
-        with translated(config.replication, "source.replication_dsn"), connection.cursor() as cursor:
+        with translated(config.replication), connection.cursor() as cursor:
             mode = "TEMPORARY " if temporary else ""
             snapshot = "export" if export else "nothing"
             cursor.execute(f"CREATE_REPLICATION_SLOT \"{name}\" {mode}LOGICAL pgoutput (SNAPSHOT '{snapshot}')")
@@ -247,7 +247,7 @@ def _create(config: SourceConfig, name: str, *, temporary: bool, export: bool, t
 
 def _tell_who_blocks(config: SourceConfig, done: threading.Event, talk: Talk) -> None:
     """Slot creation waits for every running transaction; name the oldest ones instead of hanging silently."""
-    dsn = config.dsn.get_secret_value()
+    dsn = config.plain
     while not done.wait(3.0):
         try:
             with translated(dsn), connect(dsn, timeout_s=config.connect_timeout_s) as connection:

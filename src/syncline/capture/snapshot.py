@@ -23,7 +23,7 @@ from psycopg import sql
 
 from syncline.capture.pgoutput import decode_copy
 from syncline.capture.slot import Talk, snapshot_point
-from syncline.capture.source import SourceConfig, connect, connect_plain, describe, printed, translated
+from syncline.capture.source import Dsn, SourceConfig, connect, connect_plain, describe, printed, translated
 from syncline.capture.tables import TableInfo, table_schema
 from syncline.change import Batch, Entry, Item, Loaded, Marker, Truncate
 from syncline.errors import Damaged, Gap, Misconfigured, Unavailable
@@ -158,7 +158,7 @@ def consistent_point(config: SourceConfig, purpose: str, talk: Talk) -> Iterator
 
 def _hold(config: SourceConfig, holder: psycopg.Connection[Any], exported: str) -> str:
     try:
-        with translated(config.replication, "source.replication_dsn"):
+        with translated(config.replication):
             holder.execute(_PATIENT)
             holder.execute("begin isolation level repeatable read, read only")
             holder.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(exported)))
@@ -336,8 +336,8 @@ class _Reader:
 
 
 @contextmanager
-def _cursor(connection: Any, dsn: str) -> Iterator[Any]:
-    with translated(dsn, "source.replication_dsn"), connection.cursor() as cursor:
+def _cursor(connection: Any, dsn: Dsn) -> Iterator[Any]:
+    with translated(dsn), connection.cursor() as cursor:
         yield cursor
 
 

@@ -11,11 +11,21 @@ import psycopg
 import psycopg2
 import psycopg2.extras
 from psycopg import conninfo, sql
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 
-__all__ = ["SourceConfig", "connect", "connect_plain", "connect_replication", "describe", "printed", "translated"]
+__all__ = [
+    "Dsn",
+    "SourceConfig",
+    "connect",
+    "connect_plain",
+    "connect_replication",
+    "describe",
+    "printed",
+    "translate",
+    "translated",
+]
 
 # Both connections must print every value the same way (hard-cases: Values).
 _SESSION = {
@@ -37,6 +47,17 @@ _QUOTING = ("22", "23", "44", "P0")
 # Connection strings that libpq can read and not use.
 _UNUSABLE = re.compile(r"invalid (port number|integer value|\w+ value)")
 _UNREADABLE = "(unreadable connection string)"
+
+
+class Dsn(str):
+    """A connection string that knows the ``setting`` which gives it, so that an error can name what to correct."""
+
+    setting: str
+
+    def __new__(cls, text: str, setting: str) -> Dsn:
+        dsn = super().__new__(cls, text)
+        dsn.setting = setting
+        return dsn
 
 
 class SourceConfig(BaseModel):
@@ -71,10 +92,23 @@ class SourceConfig(BaseModel):
     load_chunk_bytes: int = Field(16 * 1024 * 1024, ge=8192, description="Table bytes read by one COPY of a load.")
     connect_timeout_s: int = Field(10, ge=1, description="How long one attempt to connect may take.")
 
+    _section: str = PrivateAttr("source")
+
+    def called(self, section: str) -> None:
+        """Say where in the configuration this is: ``source``, or ``sources.<name>``."""
+        self._section = section
+
     @property
-    def replication(self) -> str:
-        """The connection string for replication."""
-        return (self.replication_dsn or self.dsn).get_secret_value()
+    def plain(self) -> Dsn:
+        """The connection string for everything but replication and snapshots."""
+        return Dsn(self.dsn.get_secret_value(), f"{self._section}.dsn")
+
+    @property
+    def replication(self) -> Dsn:
+        """The connection string for replication and snapshots."""
+        if self.replication_dsn is None:
+            return self.plain
+        return Dsn(self.replication_dsn.get_secret_value(), f"{self._section}.replication_dsn")
 
 
 def describe(dsn: str) -> str:
@@ -87,10 +121,10 @@ def describe(dsn: str) -> str:
     return f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
 
 
-def translate(error: BaseException, dsn: str, setting: str = "source.dsn") -> SynclineError:
+def translate(error: BaseException, dsn: Dsn) -> SynclineError:
     """A driver's error as one of ours (Guarantee 11). Driver messages of failed queries may hold row values: only the
     first line of connection errors and the server's primary message are used, and none that quotes values."""
-    where = describe(dsn)
+    where, setting = describe(dsn), dsn.setting
     if where == _UNREADABLE:  # libpq repeats the part that it can't read, which may be the password
         return Misconfigured(
             f"The connection string of {setting} can't be read.",
@@ -121,19 +155,22 @@ def translate(error: BaseException, dsn: str, setting: str = "source.dsn") -> Sy
             f"PostgreSQL at {where} cannot be reached: {text}.",
             remedy=f"Check that it runs and that {setting} is right.",
         )
-    return Misconfigured(f"PostgreSQL at {where}: {text} ({sqlstate or type(error).__name__}).")
+    return Misconfigured(
+        f"PostgreSQL at {where}: {text} ({sqlstate or type(error).__name__}).",
+        remedy="`syncline doctor` looks at what may be in the way.",
+    )
 
 
 @contextmanager
-def translated(dsn: str, setting: str = "source.dsn") -> Iterator[None]:
+def translated(dsn: Dsn) -> Iterator[None]:
     """Raise driver errors of the block as ours."""
     try:
         yield
     except (psycopg.Error, psycopg2.Error) as error:
-        raise translate(error, dsn, setting) from error
+        raise translate(error, dsn) from error
 
 
-def connect(dsn: str, *, timeout_s: int = 10, application: str = "syncline", **kwargs: Any) -> psycopg.Connection[Any]:
+def connect(dsn: Dsn, *, timeout_s: int = 10, application: str = "syncline", **kwargs: Any) -> psycopg.Connection[Any]:
     """An autocommit psycopg connection with the session settings that make values exact.
 
     Raises:
@@ -143,14 +180,14 @@ def connect(dsn: str, *, timeout_s: int = 10, application: str = "syncline", **k
         return psycopg.connect(dsn, autocommit=True, **_session(dsn, timeout_s, application), **kwargs)
 
 
-def connect_replication(dsn: str, *, timeout_s: int = 10) -> Any:
+def connect_replication(dsn: Dsn, *, timeout_s: int = 10) -> Any:
     """A psycopg2 logical replication connection with the same session settings (the walsender prints the values)."""
     with translated(dsn):
         factory = psycopg2.extras.LogicalReplicationConnection
         return psycopg2.connect(dsn, connection_factory=factory, **_session(dsn, timeout_s, "syncline-capture"))
 
 
-def connect_plain(dsn: str, *, timeout_s: int = 10) -> Any:
+def connect_plain(dsn: Dsn, *, timeout_s: int = 10) -> Any:
     """A psycopg2 connection in autocommit with the same session settings: its COPY hands on a row in one C call."""
     with translated(dsn):
         connection = psycopg2.connect(dsn, **_session(dsn, timeout_s, "syncline-load"))
@@ -158,7 +195,7 @@ def connect_plain(dsn: str, *, timeout_s: int = 10) -> Any:
         return connection
 
 
-def _session(dsn: str, timeout_s: int, application: str) -> dict[str, Any]:
+def _session(dsn: Dsn, timeout_s: int, application: str) -> dict[str, Any]:
     """The arguments that all connections share; options that the connection string gives stay."""
     given = conninfo.conninfo_to_dict(dsn).get("options", "")
     options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())

@@ -99,7 +99,8 @@ class TableInfo:
     quoted qualified name. ``heap_bytes`` is the main fork, ``size_bytes`` counts TOAST as well; both and
     ``estimated_rows`` add up the leaves. ``filenodes`` and ``altered`` change when its files, or the catalogue's rows
     of its columns, are replaced. ``labels`` are those of the enums in its columns, 4 digits each in the order in which
-    they came; ``published`` is what the publication's catalogue has of it (see
+    they came; ``refuses_updates`` names a generated column for which PostgreSQL 18 refuses updates and deletes under
+    FULL once the table is published; ``published`` is what the publication's catalogue has of it (see
     :func:`~syncline.capture.slot.with_publication`).
     """
 
@@ -123,6 +124,7 @@ class TableInfo:
     filenodes: int = 0
     altered: int = 0
     labels: str = ""
+    refuses_updates: str = ""
     published: str = ""
 
     @property
@@ -447,6 +449,9 @@ select json_build_object(
     select string_agg(e.labels, ',' order by e.oid)
     from (select enumtypid as oid, string_agg(left(md5(enumlabel), 4), '' order by oid) as labels
           from pg_enum where enumtypid in (select oid from used) group by enumtypid) e), ''),
+  'refuses_updates', coalesce((select min(a.attname) from pg_attribute a
+    where a.attrelid = r.oid and r.relreplident = 'f' and a.attgenerated <> '' and not a.attisdropped
+      and current_setting('server_version_num')::int >= 180000), ''),
   'altered', (select sum(xmin::text::int8)::int8 from pg_attribute where attrelid = r.oid and attnum > 0))::text
 from rel r join size s on s.root = r.oid
 where r.oid = r.root
@@ -531,16 +536,30 @@ def identity_problem(info: TableInfo) -> tuple[str, str] | None:
     if not info.identity_columns:
         return (
             "its primary key is deferrable (or invalid), which PostgreSQL doesn't take as replica identity",
-            f"ALTER TABLE {info.sql_name} REPLICA IDENTITY FULL;",
+            _identity_of_an_index(info)
+            if any(c.generated for c in info.columns)
+            else f"ALTER TABLE {info.sql_name} REPLICA IDENTITY FULL;",
+        )
+    if info.refuses_updates:
+        return (
+            "PostgreSQL 18 and newer refuse updates and deletes of a published table with REPLICA IDENTITY FULL and "
+            f"a generated column ({info.refuses_updates})",
+            _mend(info),
         )
     generated = [c.name for c in info.columns if c.name in key and c.generated]
     if generated:
         return (
             f"its key column {generated[0]} is generated and not part of what is published",
-            "CREATE UNIQUE INDEX over plain NOT NULL columns, "
-            f"then ALTER TABLE {info.sql_name} REPLICA IDENTITY USING INDEX that_index;",
+            _identity_of_an_index(info),
         )
     return _leaf_problem(info)
+
+
+def _identity_of_an_index(info: TableInfo) -> str:
+    return (
+        "CREATE UNIQUE INDEX over plain NOT NULL columns, "
+        f"then ALTER TABLE {info.sql_name} REPLICA IDENTITY USING INDEX that_index;"
+    )
 
 
 def _mend(info: TableInfo) -> str:

@@ -24,11 +24,16 @@ from syncline.change import MAX_VERSION, Batch, Entry, Item, Marker, Part, Table
 from syncline.errors import Damaged, Gap, Misconfigured, SynclineError, Unavailable
 from syncline.pgvalues.pgtypes import binary_exact
 
-__all__ = ["Heartbeat", "WalCapture", "emit_progress"]
+__all__ = ["Heartbeat", "TextNeeded", "WalCapture", "emit_progress"]
 
 # Logical messages with this prefix carry nothing: their commit moves every cursor (correctness rule 12).
 _PREFIX = "syncline"
 _MAILBOX_BYTES = 16 * 1024 * 1024
+
+
+class TextNeeded(Unavailable):
+    """The stream in binary holds what is decoded from text only. The catalogue of now may not show it any more, so
+    whoever starts the stream again has to ask for text (``source.binary`` false)."""
 
 
 class WalCapture:
@@ -75,7 +80,7 @@ class WalCapture:
 
     def entries(self, after: int) -> Iterator[Entry]:
         """See :class:`~syncline.capture.Capture`."""
-        config, dsn = self._config, self._config.dsn.get_secret_value()
+        config, dsn = self._config, self._config.plain
         self._catalogue = connect(dsn, timeout_s=config.connect_timeout_s)
         with translated(dsn):
             self._xid = _newest_xid(self._catalogue)
@@ -86,7 +91,7 @@ class WalCapture:
         options = {"proto_version": "1", "publication_names": _quoted(config.publication), "messages": "true"}
         if self._binary:
             options["binary"] = "true"
-        with translated(config.replication, "source.replication_dsn"):
+        with translated(config.replication):
             self._receiver.start(config.slot, after, options)
         self._heartbeat.start()
         while chunks := self._mailbox.take(config.batch_bytes):
@@ -190,16 +195,16 @@ class WalCapture:
             assert self._catalogue is not None
             if self._binary:
                 self._require_exact(relation)
-            with translated(self._config.dsn.get_secret_value()):
+            with translated(self._config.plain):
                 schema = relation_schema(self._catalogue, relation)
             self._schemas[relation] = schema
         return schema
 
     def _require_exact(self, relation: Relation) -> None:
-        """A column that came while streaming in binary may need text: start the stream again, which decides anew."""
+        """A column that came while streaming in binary, or that the stream still has, may need text."""
         for column in relation.columns:
             if not binary_exact(column.type_oid, column.typmod):
-                raise Unavailable(
+                raise TextNeeded(
                     f"Column {column.name} of table {relation.namespace}.{relation.name} is decoded from text only; "
                     "the stream starts again in text format."
                 )
@@ -308,9 +313,10 @@ class Heartbeat:
             self._wake_read.close()  # the stream could not be opened, or was not wanted any more
 
     def _run(self) -> None:
-        dsn = self._config.dsn.get_secret_value()
+        dsn = self._config.plain
         try:
-            with translated(dsn), connect(dsn, application="syncline-heartbeat") as connection:
+            timeout_s = self._config.connect_timeout_s
+            with translated(dsn), connect(dsn, timeout_s=timeout_s, application="syncline-heartbeat") as connection:
                 connection.execute("set statement_timeout = '30s'")
                 emit_progress(connection)  # at once: until a message came, psycopg2 confirms any keepalive (Receiver)
                 while not self._wait(connection):

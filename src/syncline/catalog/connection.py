@@ -10,7 +10,7 @@ import psycopg
 from psycopg import conninfo, sql
 from sqlalchemy import Engine, create_engine, exc
 
-from syncline.capture.source import describe, translate
+from syncline.capture.source import Dsn, describe, translate
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 
 __all__ = ["grant_create", "grants", "make_engine", "quoted", "read_only", "translated"]
@@ -82,7 +82,7 @@ def _translate(error: exc.DBAPIError | psycopg.Error, dsn: str, schema_name: str
         return Misconfigured(f"The {where} can't be used: {message}.", remedy=_missing_right(message, dsn, schema_name))
     if sqlstate == "25006":
         return read_only(where)
-    return translate(original, dsn, SETTING)
+    return translate(original, Dsn(dsn, SETTING))
 
 
 def read_only(where: str) -> Misconfigured:

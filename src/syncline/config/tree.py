@@ -247,6 +247,8 @@ class Config(BaseModel):
     def _is_consistent(self) -> Config:
         self._check_followed()
         self._check_slots()
+        for name, source in self.sources.items():
+            source.called("source" if list(self.sources) == ["main"] else f"sources.{name}")
         return self
 
     def _check_followed(self) -> None:

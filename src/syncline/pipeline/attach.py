@@ -15,6 +15,7 @@ from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo, matching_tables
 from syncline.change import Cursor
 from syncline.errors import Damaged, Gap, Misconfigured
+from syncline.finding import Finding
 from syncline.log import Incarnation, Log
 from syncline.log.damaged import DamagedLog
 from syncline.log.embedded import EmbeddedLog, EmbeddedLogConfig
@@ -33,19 +34,30 @@ __all__ = [
 SOURCE_OLDER = "SL-SOURCE-OLDER"
 
 # Findings about the whole source that nothing can be captured under. The others are about single tables, or may pass.
-_DECISIVE = frozenset({"SL-SERVER-VERSION", "SL-STANDBY", "SL-WAL-LEVEL", "SL-PUBLICATION", "SL-NO-TABLE"})
+_DECISIVE = frozenset({"SL-SERVER-VERSION", "SL-STANDBY", "SL-WAL-LEVEL", "SL-PUBLICATION"})
+# Names and patterns that meet no table: a slip of the pen when a source begins, a table that was dropped later.
+_NO_TABLE = "SL-NO-TABLE"
 
 
 def usable_tables(
-    connection: psycopg.Connection[Any], name: str, settings: SourceConfig, control_schema: str, reports: Reports
+    connection: psycopg.Connection[Any],
+    name: str,
+    settings: SourceConfig,
+    control_schema: str,
+    reports: Reports,
+    *,
+    begins: bool,
 ) -> list[TableInfo]:
     """The monitored tables that can be captured; the others get an alert and stop nobody (Guarantee 8).
+
+    ``begins``: nothing was ever captured of this source, so a name that meets no table is refused, not alerted of.
 
     Raises:
         Misconfigured: the server or the publication can't serve, or there is no table.
     """
     findings = [f for f in preflight(settings, control_schema) if f.severity == "error"]
-    refuse([f for f in findings if f.code in _DECISIVE])
+    refuse([f for f in findings if f.code in _DECISIVE or (begins and f.code == _NO_TABLE)])
+    _tell_missing(name, settings, {f.subject: f for f in findings if f.code == _NO_TABLE}, reports)
     reasons = {f.subject: f for f in findings}
     usable: list[TableInfo] = []
     for info in matching_tables(connection, settings.monitored_tables, settings.excluded_tables, (control_schema,)):
@@ -69,6 +81,16 @@ def usable_tables(
             f"Source {name} has no table to capture.", remedy="Correct monitored_tables; `syncline doctor` shows more."
         )
     return usable
+
+
+def _tell_missing(name: str, settings: SourceConfig, missing: dict[str, Finding], reports: Reports) -> None:
+    for text in settings.monitored_tables:
+        subject, finding = f"{name}/{text}", missing.get(text)
+        if finding is None:
+            reports.resolve(_NO_TABLE, subject)
+        else:
+            error = Misconfigured(f"{text}: {finding.message}", remedy=finding.remedy)
+            reports.alert(_NO_TABLE, "warning", subject, error)
 
 
 def choose_incarnation(

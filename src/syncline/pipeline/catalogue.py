@@ -38,15 +38,19 @@ class Catalogue:
         self._seen: tuple[Any, ...] = ()
         self.tables: list[TableInfo] = []
 
-    def choose(self, connection: psycopg.Connection[Any]) -> list[str]:
+    def choose(self, connection: psycopg.Connection[Any], *, begins: bool = False) -> list[str]:
         """Look at the source's tables as they are now; returns those that were not published until now.
+
+        ``begins`` as in :func:`~syncline.pipeline.attach.usable_tables`.
 
         Raises:
             Misconfigured: the server or the publication can't serve, or there is no table.
         """
         context, publication = self._context, self._context.settings.publication
         control_schema = context.config.control.schema_name
-        tables = usable_tables(connection, context.name, context.settings, control_schema, context.reports)
+        tables = usable_tables(
+            connection, context.name, context.settings, control_schema, context.reports, begins=begins
+        )
         added = ensure_publication(connection, publication, tables)
         # Last: what fails before is looked at again, with the tables as they were.
         self.tables = with_publication(connection, publication, tables)
@@ -61,7 +65,7 @@ class Catalogue:
         """Take in tables that came or changed since, and request that they are read; whether anything did, or a load is
         due, for which the tables must be as they are now."""
         settings = self._context.settings
-        dsn = settings.dsn.get_secret_value()
+        dsn = settings.plain
         with translated(dsn), connect(dsn, timeout_s=settings.connect_timeout_s) as connection:
             seen = catalogue_mark(connection, (self._context.config.control.schema_name,))
             if seen == self._seen and not self._loads.due:

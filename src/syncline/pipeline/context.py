@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from syncline.capture.snapshot import LoadProgress
 from syncline.capture.source import SourceConfig
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config
@@ -18,7 +17,7 @@ __all__ = ["Context"]
 class Context:
     """One source's name, the whole configuration, where to report, and who listens.
 
-    ``talk`` hears what a person wants to know, ``on_load`` the progress of loads; both from any thread.
+    ``talk`` hears what a person wants to know, from any thread.
     """
 
     name: str
@@ -26,7 +25,6 @@ class Context:
     control: ControlSchema
     reports: Reports
     talk: Callable[[str], None]
-    on_load: Callable[[LoadProgress], None]
 
     @property
     def settings(self) -> SourceConfig:

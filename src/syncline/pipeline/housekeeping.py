@@ -38,7 +38,7 @@ class Housekeeping:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
         self._refreshed: dict[str, float] = {}
-        self._said: dict[tuple[str, str], str] = {}
+        self._failed: dict[tuple[str, str], SynclineError] = {}
         self.lags: dict[str, int] = {}
 
     def prepare(self) -> None:
@@ -80,20 +80,30 @@ class Housekeeping:
 
     def _attempt(self, chore: Callable[[str, SourcePipeline], None], name: str, source: SourcePipeline) -> None:
         key = (chore.__name__, name)
+        failed: SynclineError | None = None
         try:
             chore(name, source)
-            self._said.pop(key, None)
-            return
         except Unavailable as error:
             _log.debug("housekeeping waits", source=name, error=str(error))
             return
         except SynclineError as error:
-            said = str(error)
+            failed = error
         except Exception as error:  # noqa: BLE001 - a defect in one chore must end neither trimming nor requests
-            said = str(defect("Housekeeping", error))
-        if self._said.get(key) != said:
-            self._said[key] = said
-            _log.warning("housekeeping failed", source=name, error=said)
+            failed = defect("Housekeeping", error)
+        self._tell_failure(key, failed)
+
+    def _tell_failure(self, key: tuple[str, str], failed: SynclineError | None) -> None:
+        """Alert of what a person has to mend, once, and close the alert when the chore is done again."""
+        before = self._failed.pop(key, None)
+        if failed is not None:
+            self._failed[key] = failed
+        if str(before or "") == str(failed or ""):
+            return
+        subject = "/".join(reversed(key)).replace("/_", "/")
+        if before is not None and (failed is None or failed.code != before.code):
+            self._reports.resolve(before.code, subject)
+        if failed is not None:
+            self._reports.alert(failed.code, "error", subject, failed)
 
     def _trim(self, _: str, source: SourcePipeline) -> None:
         source.log.trim()
@@ -111,10 +121,12 @@ class Housekeeping:
 
     def _measure(self, name: str, source: SourcePipeline) -> None:
         """How many bytes of WAL the log is behind the source."""
-        dsn = source.settings.dsn.get_secret_value()
+        dsn = source.settings.plain
         try:
             if name not in self._connections or self._connections[name].closed:
-                self._connections[name] = connect(dsn, application="syncline-housekeeping")
+                self._connections[name] = connect(
+                    dsn, timeout_s=source.settings.connect_timeout_s, application="syncline-housekeeping"
+                )
             with translated(dsn):
                 row = self._connections[name].execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
         except SynclineError:

@@ -80,8 +80,11 @@ class Loads:
             names = tuple(n for n, loaded in takers.items() if old or self._is_missing(n, info, loaded))
             if names:
                 wanted.setdefault(names, []).append(info)
-        for names, infos in wanted.items():
-            self._load(infos, names, incarnation)
+        try:
+            for names, infos in wanted.items():
+                self._load(infos, names, incarnation)
+        finally:
+            self.progress.clear()  # a table that was dropped meanwhile is being read no more
 
     def _is_missing(self, target: str, info: TableInfo, loaded: dict[str, Loaded]) -> bool:
         """Whether a target needs the table read: it never was, or its rows may have changed without a row event."""
@@ -153,4 +156,3 @@ class Loads:
 
     def _note(self, progress: LoadProgress) -> None:
         self.progress[progress.table] = progress
-        self._context.on_load(progress)

@@ -9,7 +9,6 @@ from typing import Any
 
 import structlog
 
-from syncline.capture.snapshot import LoadProgress
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, store_class
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
@@ -41,7 +40,7 @@ class SyncService:
     'streaming'
     >>> service.stop()                            # doctest: +SKIP
 
-    ``talk`` hears what a person starting it wants to know, ``on_load`` the progress of loads; both from any thread.
+    ``talk`` hears what a person starting it wants to know, from any thread.
     """
 
     def __init__(
@@ -49,11 +48,9 @@ class SyncService:
         config: Config,
         *,
         talk: Callable[[str], None] | None = None,
-        on_load: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         self.config = config
         self._talk = talk or _log.info
-        self._on_load = on_load or (lambda progress: None)
         self._control = ControlSchema(config.control_dsn, config.control.schema_name)
         self._reports = Reports(self._control)
         self._stopped = threading.Event()
@@ -72,7 +69,7 @@ class SyncService:
         self._control.check()
         try:
             for name in self.config.sources:
-                context = Context(name, self.config, self._control, self._reports, self._talk, self._on_load)
+                context = Context(name, self.config, self._control, self._reports, self._talk)
                 self.sources[name] = SourcePipeline(context, self._stores(name))
             self._housekeeping = Housekeeping(self.sources, self._control, self._reports)
             self._housekeeping.prepare()

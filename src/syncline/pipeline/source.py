@@ -6,15 +6,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import structlog
-
 from syncline.apply.retry import Backoff, persist
 from syncline.capture.slot import Identity, identify
 from syncline.capture.source import connect, translated
 from syncline.capture.tables import TableInfo
-from syncline.capture.wal import WalCapture
+from syncline.capture.wal import TextNeeded, WalCapture
 from syncline.change import Entry, Marker
-from syncline.errors import Gap, Policy, SynclineError, defect, origin, policy
+from syncline.errors import Gap, Policy, SynclineError, defect, policy
 from syncline.log import Incarnation
 from syncline.pipeline.attach import (
     SOURCE_OLDER,
@@ -31,8 +29,6 @@ from syncline.pipeline.targets import Targets
 from syncline.stores import Store
 
 __all__ = ["SourcePipeline"]
-
-_log = structlog.get_logger()
 
 
 class SourcePipeline:
@@ -55,6 +51,7 @@ class SourcePipeline:
         self._start_over = False
         self._reset_due = False
         self._renew_slot = False
+        self._needs_text = False  # a value that the binary format can't give exactly was met
         self._loads_seen, self._loads_end = -1, 0
         self._backoff = Backoff(0.2, 10.0)
         self._targets = Targets(context, stores, self)
@@ -170,6 +167,10 @@ class SourcePipeline:
         if self.stopping.is_set() or self._start_over:
             return
         self.error = error
+        if isinstance(error, TextNeeded):
+            self._needs_text = True
+            self._talk(error.message)
+            return
         if policy(error) is Policy.RETRY:
             self.state = "retrying"
             self._reports.alert("SL-SOURCE-AWAY", "warning", self.name, error)
@@ -186,7 +187,6 @@ class SourcePipeline:
         else:
             self.state = "failed"
             self._reports.alert(error.code, "critical", self.name, error)
-            _log.error("source failed", source=self.name, error=str(error), at=origin(error))
         self._again.wait()
         self._again.clear()
 
@@ -201,9 +201,9 @@ class SourcePipeline:
         self._targets.open()
         if self._futile():
             return
-        dsn = self.settings.dsn.get_secret_value()
+        dsn = self.settings.plain
         with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
-            unpublished = self._catalogue.choose(connection)
+            unpublished = self._catalogue.choose(connection, begins=not self.log.status().place)
             known, cursors = self.log.incarnation(), self._targets.cursors
             incarnation = choose_incarnation(connection, self.name, identity, known, cursors)
             self.log.start_incarnation(incarnation)
@@ -277,8 +277,9 @@ class SourcePipeline:
                 self.loads.request(self._targets.missing(name), name)
 
     def _stream(self, incarnation: Incarnation) -> None:
+        settings = self.settings.model_copy(update={"binary": False}) if self._needs_text else self.settings
         capture = WalCapture(
-            self.settings, self.tables, base=incarnation.base, incarnation=incarnation.number, lost=self._table_lost
+            settings, self.tables, base=incarnation.base, incarnation=incarnation.number, lost=self._table_lost
         )
         self._capture = capture
         try:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
-import structlog
 
 from syncline.apply.parking import Parking
 from syncline.capture.heal import read_rows
 from syncline.capture.slot import Identity
 from syncline.capture.tables import TableInfo
 from syncline.change import Cursor, Position, TableSchema
-from syncline.errors import Damaged, Gap, SynclineError, Unavailable, origin
+from syncline.errors import Damaged, Gap, SynclineError, Unavailable
 from syncline.log import Incarnation, Log
 from syncline.pipeline.context import Context
 from syncline.pipeline.pauses import apply_pauses, hold_name
@@ -23,7 +22,6 @@ from syncline.stores import Store
 
 __all__ = ["Owner", "Targets"]
 
-_log = structlog.get_logger()
 # How long a target may take for the step it is in before it begins anew.
 _STOP_S = 30.0
 
@@ -291,7 +289,6 @@ class Targets:
         context = self._context
         if not isinstance(error, Gap):
             context.reports.alert(error.code, "critical", f"{context.name}/{name}", error)
-            _log.error("target failed", source=context.name, target=name, error=str(error), at=origin(error))
             return False
         context.reports.gap(context.name, error, target=name)
         if context.resyncs and isinstance(error, Damaged):

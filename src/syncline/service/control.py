@@ -133,7 +133,7 @@ def _known(given: str, names: Collection[str]) -> str:
 def _captured(config: Config, source: str) -> list[str]:
     """What the source's catalogue has of the tables that its patterns choose."""
     settings = config.sources[source]
-    dsn = settings.dsn.get_secret_value()
+    dsn = settings.plain
     connection = connect(dsn, timeout_s=settings.connect_timeout_s, application="syncline-control")
     with connection, translated(dsn):
         found = relations(connection, (config.control.schema_name,))

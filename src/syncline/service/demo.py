@@ -124,8 +124,13 @@ class _Demo:
         self.view.say("Loading the existing rows ...")
         began = time.monotonic()
         service.start()
-        _until(service, lambda s: s["state"] == "streaming")
-        _arrive(service, connection)
+
+        def look() -> None:
+            self.view.load(service.status())
+
+        _until(service, lambda s: s["state"] == "streaming", look)
+        _arrive(service, connection, look)
+        look()
         target = _target(service)
         seconds = time.monotonic() - began
         self.view.say(f"  {amount(target['rows_applied'])} rows in {span(seconds)}")

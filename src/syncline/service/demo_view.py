@@ -13,6 +13,7 @@ from rich.table import Table
 
 from syncline.capture.slot import format_lsn
 from syncline.service.figures import amount, size, span
+from syncline.service.loads import LoadBars
 
 __all__ = ["View", "view_for"]
 
@@ -24,6 +25,9 @@ class View(Protocol):
 
     def say(self, line: str) -> None:
         """A step of the demo."""
+
+    def load(self, status: Mapping[str, Any]) -> None:
+        """The engine's whole status while existing rows are read."""
 
     def show(self, status: Mapping[str, Any], counts: Mapping[str, int], written: int, of: int) -> None:
         """The engine's status of the source, row counts at the copy, and rows written of those planned."""
@@ -42,6 +46,9 @@ def view_for(console: Console, *, as_json: bool) -> View:
 class _Silent:
     def say(self, line: str) -> None:
         """JSON alone is wanted."""
+
+    def load(self, status: Mapping[str, Any]) -> None:
+        """JSON alone is wanted; a file has no use of a bar."""
 
     def show(self, status: Mapping[str, Any], counts: Mapping[str, int], written: int, of: int) -> None:
         """JSON alone is wanted."""
@@ -80,9 +87,13 @@ class _Panel(_Silent):
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, refresh_per_second=8, transient=False)
+        self._bars = LoadBars(console, self._live)
 
     def say(self, line: str) -> None:
         self._live.console.print(line)
+
+    def load(self, status: Mapping[str, Any]) -> None:
+        self._bars.show(status)
 
     def show(self, status: Mapping[str, Any], counts: Mapping[str, int], written: int, of: int) -> None:
         self._live.update(_panel(status, counts, written, of))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from syncline.service.figures import amount
@@ -14,10 +15,14 @@ __all__ = ["LoadBars"]
 
 
 class LoadBars:
-    """A bar for each table that is being loaded, with rate and remaining time; gone when the load is done."""
+    """A bar for each table that is being loaded, with rate and remaining time; gone when the load is done.
 
-    def __init__(self, console: Console) -> None:
+    Drawn by themselves, or by ``live`` where something else is drawn at other times.
+    """
+
+    def __init__(self, console: Console, live: Live | None = None) -> None:
         self._console = console
+        self._live = live
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -50,11 +55,16 @@ class LoadBars:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]}"))
             rates = (TransferSpeedColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, *rates, console=self._console, transient=True)
-            self._progress.start()
+            if self._live is not None:
+                self._live.update(self._progress)
+            else:
+                self._progress.start()
         return self._progress
 
     def _end(self) -> None:
-        if self._progress is not None:
+        if self._progress is not None and self._live is not None:
+            self._live.update("")
+        elif self._progress is not None:
             self._progress.stop()
         self._progress = None
         self._tasks.clear()

@@ -58,7 +58,7 @@ def show(
 
 def _facts(config: Config, source: str) -> Mapping[str, Facts]:
     settings = config.sources[source]
-    dsn = settings.dsn.get_secret_value()
+    dsn = settings.plain
     with translated(dsn), connect(dsn, timeout_s=settings.connect_timeout_s) as connection:
         tables = matching_tables(
             connection, settings.monitored_tables, settings.excluded_tables, (config.control.schema_name,)

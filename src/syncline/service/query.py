@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -33,7 +34,7 @@ def query(
         result = _ask(reader, sql)
     names = list(result.column_names)
     if as_json:
-        print_json(result.to_pylist())
+        print_json([{name: _as_json(value) for name, value in row.items()} for row in result.to_pylist()])
         return
     rows = (row for batch in result.to_batches() for row in zip(*(c.to_pylist() for c in batch.columns), strict=True))
     if as_csv:
@@ -45,6 +46,17 @@ def query(
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
     stdout.print(table)
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON has no form for, as PostgreSQL writes it in text: bytes, and floats that are no number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, bytes):
+        return f"\\x{value.hex()}"
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    return {name: _as_json(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _ask(reader: Any, sql: str) -> Any:

@@ -11,7 +11,7 @@ import psycopg
 import typer
 from psycopg import conninfo
 
-from syncline.capture.source import describe, translate
+from syncline.capture.source import Dsn, describe, translate
 from syncline.capture.tables import parse_pattern
 from syncline.config import DEFAULT_FILE, Config
 from syncline.config.settings import settings
@@ -73,7 +73,7 @@ def _refuse_unreadable(config: Config) -> None:
         try:
             ports = str(conninfo.conninfo_to_dict(dsn).get("port") or "5432").split(",")
         except psycopg.ProgrammingError as error:
-            raise translate(error, dsn, setting) from None
+            raise translate(error, Dsn(dsn, setting)) from None
         wrong = [port for port in ports if port and not (port.isdecimal() and 0 < int(port) < 65536)]
         if wrong:
             raise Misconfigured(f"{setting} names port {wrong[0]}, which is none.", remedy="A port is 1 to 65535.")
@@ -83,7 +83,7 @@ def _summary(config: Config) -> list[str]:
     lines = []
     for name, source in config.sources.items():
         without = f" without {', '.join(source.excluded_tables)}" if source.excluded_tables else ""
-        where = describe(source.dsn.get_secret_value())
+        where = describe(source.plain)
         lines.append(
             f"source {name}: {where}, tables {', '.join(source.monitored_tables)}{without}, slot {source.slot}"
         )

@@ -169,7 +169,7 @@ def _log(config: Config, name: str, failures: list[SynclineError]) -> dict[str, 
 
 def _slot(source: SourceConfig, failures: list[SynclineError]) -> dict[str, Any]:
     """The slot as its server shows it, or why it can't be asked."""
-    dsn = source.dsn.get_secret_value()
+    dsn = source.plain
     try:
         connection = connect(dsn, timeout_s=source.connect_timeout_s, application="syncline-status")
         with connection, translated(dsn):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from syncline.bars import RowBars
 from syncline.service.figures import amount
 from syncline.service.session import chosen, print_json, session_of, stdout, talk
 
@@ -30,7 +30,7 @@ def verify(
 
     config = session_of(context).config()
     chosen("target", target, config.targets)
-    with _Bars() as bars:
+    with RowBars(talk) as bars:
         report = compare(config, tables or (), target, bars.show, engine=SyncService, talk=talk.print)
     found = report.to_dict(show_keys=show_keys)
     if as_json:
@@ -56,25 +56,3 @@ def _tell(found: dict[str, Any], differences: int) -> None:
 
 def _verdict(state: str) -> str:
     return "not compared" if state in ("paused", "loading") else "equal"
-
-
-class _Bars:
-    """A bar for each table that is compared, with the remaining time; on a terminal only."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, table: str, rows: int, of: int | None) -> None:
-        """``rows`` of about ``of`` rows of a table are compared."""
-        if table not in self._tasks:
-            self._tasks[table] = self._progress.add_task(table, total=of)
-        self._progress.update(self._tasks[table], completed=rows, total=of)

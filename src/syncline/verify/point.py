@@ -85,7 +85,7 @@ def _await_streams(config: Config, check: Callable[[], None], loading: Callable[
 
 
 def _streams(source: SourceConfig) -> bool:
-    dsn = source.dsn.get_secret_value()
+    dsn = source.plain
     with translated(dsn), connect(dsn, timeout_s=source.connect_timeout_s, application="syncline-verify") as connection:
         slot = read_slot(connection, source.slot)
     return slot is not None and slot.active_pid is not None
@@ -114,7 +114,7 @@ def reach(
     Raises:
         Unavailable: the target's cursor does not move.
     """
-    dsn = source.dsn.get_secret_value()
+    dsn = source.plain
     with translated(dsn), connect(dsn, timeout_s=source.connect_timeout_s, application="syncline-verify") as connection:
         emit_progress(connection)
     reader = open_copy(target[1])

@@ -1,6 +1,7 @@
 """What stands in the way of capturing a source, found before anything is changed, with the statement that mends it.
 
-``syncline doctor`` shows all findings; ``syncline run`` refuses to start on one of severity error (:func:`refuse`).
+``syncline doctor`` shows all findings. Of those of severity error, ``syncline run`` refuses to start on one about the
+whole source, and leaves out the tables that have one of their own.
 Nothing here writes, creates or waits for a lock.
 """
 
@@ -37,7 +38,7 @@ def preflight(config: SourceConfig, control_schema: str = "syncline") -> list[Fi
         Unavailable: the server can't be reached with ``source.dsn``.
         Misconfigured: it refuses the login, or a pattern of the configuration can't be read.
     """
-    dsn = config.dsn.get_secret_value()
+    dsn = config.plain
     connection = connect(dsn, timeout_s=config.connect_timeout_s, application="syncline-preflight")
     with connection, translated(dsn):
         look = look_at(config, connection, control_schema)

@@ -105,7 +105,7 @@ def look_at(config: SourceConfig, connection: psycopg.Connection[Any], control_s
     return Look(
         config,
         connection,
-        describe(config.dsn.get_secret_value()),
+        describe(config.plain),
         server,
         SlotState(*slot) if slot else None,
         matched,

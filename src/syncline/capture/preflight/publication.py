@@ -14,7 +14,8 @@ from syncline.finding import Finding
 __all__ = ["check_publication"]
 
 _PUBLICATION = """
-select p.puballtables, p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as publishes_all, p.pubviaroot,
+select p.puballtables, coalesce(to_jsonb(p) ->> 'pubgencols', 'n') <> 'n' as generated,
+  p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as publishes_all, p.pubviaroot,
   pg_has_role(p.pubowner, 'usage') as owned,
   array(select n.nspname::text from pg_publication_namespace s join pg_namespace n on n.oid = s.pnnspid
         where s.pnpubid = p.oid) as schemas
@@ -86,22 +87,26 @@ def _missing_publication(look: Look) -> Finding:
 
 def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
     publication = look.config.publication
+    if state["generated"]:
+        yield from _check_generated(look)
     if state["puballtables"]:
         yield Finding("SL-PUBLICATION", "ok", publication, "It covers all tables of the database.")
         return
     published = {row["oid"]: row for row in look.rows(_PUBLISHED, publication)}
     absent = [t for t in look.tables if t.oid not in published and t.namespace not in state["schemas"]]
-    if absent and (not state["owned"] or _foreign(look, absent)):
+    foreign = _foreign(look, absent) if state["owned"] else absent
+    for table in foreign:
         yield Finding(
-            "SL-PUBLICATION",
+            "SL-NOT-PUBLISHED",
             "error",
-            publication,
-            f"It lacks tables that role {look.server.role} may not add: {_some(absent)}.",
-            f"As its owner: ALTER PUBLICATION {name(publication)} ADD TABLE {_names(absent)};",
+            table.qualified,
+            f"Publication {publication} lacks it, and role {look.server.role} may not add it.",
+            f"As its owner: ALTER PUBLICATION {name(publication)} ADD TABLE {table.sql_name};",
         )
-    elif absent:
+    absent = [t for t in absent if t not in foreign]
+    if absent:
         yield Finding("SL-PUBLICATION", "info", publication, f"Tables will be added to it: {_some(absent)}.")
-    else:
+    elif not foreign:
         yield Finding("SL-PUBLICATION", "ok", publication, f"It covers the {len(look.tables)} table(s).")
     wanted = {table.oid for table in look.tables}
     surplus = [f"{row['namespace']}.{row['name']}" for oid, row in published.items() if oid not in wanted]
@@ -123,8 +128,11 @@ def _check_list(publication: str, table: TableInfo, row: dict[str, Any]) -> Iter
         )
     if row["columns"] is None:
         return
+    generated = [c.name for c in table.columns if c.generated and c.name in row["columns"]]
     absent = [column for column in key_columns(table) if column not in row["columns"]]
-    if absent:
+    if generated:
+        yield _publishes_generated(publication, table, generated[0])
+    elif absent:
         yield Finding(
             "SL-COLUMN-LIST",
             "error",
@@ -141,10 +149,30 @@ def _check_list(publication: str, table: TableInfo, row: dict[str, Any]) -> Iter
         )
 
 
-def _foreign(look: Look, tables: Sequence[TableInfo]) -> bool:
-    """Whether some table belongs to a role that ours isn't a member of."""
-    query = "select 1 from pg_class where oid = any(%s::oid[]) and not pg_has_role(relowner, 'usage') limit 1"
-    return bool(look.rows(query, [table.oid for table in tables]))
+def _check_generated(look: Look) -> Iterator[Finding]:
+    """PostgreSQL 18 can publish generated columns, which loaded rows don't have: the two would never agree."""
+    for table in look.tables:
+        stored = [c.name for c in table.columns if c.generated == "s"]
+        if stored:
+            yield _publishes_generated(look.config.publication, table, stored[0])
+
+
+def _publishes_generated(publication: str, table: TableInfo, column: str) -> Finding:
+    return Finding(
+        "SL-GENERATED",
+        "error",
+        table.qualified,
+        f"Publication {publication} publishes its generated column {column}, which can't be captured.",
+        f"ALTER PUBLICATION {name(publication)} SET (publish_generated_columns = none); or take it out of the column "
+        "list.",
+    )
+
+
+def _foreign(look: Look, tables: Sequence[TableInfo]) -> list[TableInfo]:
+    """Those of the tables that belong to a role that ours isn't a member of."""
+    query = "select oid::int8 as oid from pg_class where oid = any(%s::oid[]) and not pg_has_role(relowner, 'usage')"
+    foreign = {row["oid"] for row in look.rows(query, [table.oid for table in tables])}
+    return [table for table in tables if table.oid in foreign]
 
 
 def _names(tables: Sequence[TableInfo]) -> str:

@@ -87,20 +87,26 @@ def check_room(look: Look) -> Iterator[Finding]:
 
 def check_replication(look: Look) -> Iterator[Finding]:
     """Connect as capture will. A logical replication connection is matched by pg_hba.conf lines of its *database*."""
-    where = describe(look.config.replication)
-    setting = "source.replication_dsn" if look.config.replication_dsn else "source.dsn"
+    dsn = look.config.replication
+    where = describe(dsn)
     try:
         identity = identify(look.config)
     except SynclineError as error:
         role = conninfo.conninfo_to_dict(look.config.replication).get("user") or look.server.role
-        yield Finding("SL-REPLICATION", "error", where, error.message, _replication_remedy(error, str(role), setting))
+        yield Finding(
+            "SL-REPLICATION",
+            "error",
+            where,
+            error.message,
+            _replication_remedy(error, str(role), look.config.replication.setting),
+        )
         return
     if (identity.system_identifier, identity.database) != (look.server.system_identifier, look.server.database_id):
         yield Finding(
             "SL-REPLICATION",
             "error",
             where,
-            f"source.replication_dsn leads to another server or database than source.dsn ({look.where}).",
+            f"{dsn.setting} leads to another server or database than {look.config.plain.setting} ({look.where}).",
             "Let both name the same database of the same server.",
         )
         return

@@ -95,7 +95,8 @@ def _check_table(
     yield from _check_columns(table, plain)
     yield from _check_partitions(table)
     toastable = [c.name for c in table.columns if c.storage in "ex"]
-    if rights["toasted"] and toastable and table.replica_identity != "f":
+    could_be_full = table.replica_identity != "f" and not any(c.generated for c in table.columns)
+    if rights["toasted"] and toastable and could_be_full:
         yield Finding(
             "SL-TOAST",
             "info",
@@ -151,7 +152,7 @@ def _check_columns(table: TableInfo, plain: frozenset[int]) -> Iterator[Finding]
             "SL-GENERATED",
             "info",
             table.qualified,
-            f"Generated columns are not published, so not captured: {', '.join(generated)}.",
+            f"Generated columns are not captured: {', '.join(generated)}.",
         )
     as_text = [f"{c.name} {c.type_name}" for c in table.columns if not c.generated and _as_text(c, plain)]
     if as_text:

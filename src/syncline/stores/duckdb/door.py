@@ -411,7 +411,9 @@ def _open_file(path: Path) -> _FileReader:
     if not path.exists():
         raise Misconfigured(f"There is no DuckDB file {path}.", remedy="Correct the path, or start the engine first.")
     try:
-        return _FileReader(duckdb.connect(str(path), read_only=True, config={"enable_external_access": False}))
+        connection = duckdb.connect(str(path), read_only=True, config={"enable_external_access": False})
+        connection.execute("set TimeZone = 'UTC'")  # as the engine's sessions, whatever zone this machine is in
+        return _FileReader(connection)
     except duckdb.Error as error:
         text = str(error)
         if "lock" in text or "different configuration" in text:
