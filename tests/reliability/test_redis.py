@@ -16,8 +16,6 @@ from syncline.embedded import EmbeddedValkey
 from syncline.pipeline import SyncService
 from syncline.verify import verify
 
-pytestmark = pytest.mark.unfinished
-
 _PLAYERS = {
     "hash": {"key": "player:{id}", "columns": ["id", "name"]},
     "json": "player:{id}:json",

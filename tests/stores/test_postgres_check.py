@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from pg_target import config_of, opened
 
 from servers import Database
@@ -12,8 +11,6 @@ from syncline.embedded import EmbeddedPostgres
 from syncline.finding import Finding
 from syncline.stores.postgres import PostgresConfig, PostgresStore
 from syncline.testing.store_suite import ITEM
-
-pytestmark = pytest.mark.unfinished
 
 
 def check(database: Database, **settings: Any) -> dict[str, Finding]:

@@ -12,8 +12,6 @@ from syncline.change import Column
 from syncline.errors import Misconfigured, Rejected
 from syncline.testing.store_suite import ITEM, Rows, contents, work
 
-pytestmark = pytest.mark.unfinished
-
 USER = table_of(
     "users", Column("email", "text", "text"), Column("boss", "int8", "bigint"), Column("bio", "text", "text")
 )

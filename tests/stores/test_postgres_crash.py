@@ -20,8 +20,6 @@ from syncline.stores import Work
 from syncline.stores.postgres import PostgresConfig, PostgresStore
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents
 
-pytestmark = pytest.mark.unfinished
-
 _KEYS = 40
 _KILLS = 20
 

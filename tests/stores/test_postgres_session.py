@@ -19,8 +19,6 @@ from syncline.stores import Work
 from syncline.stores.postgres import PostgresConfig, PostgresStore
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents, work
 
-pytestmark = pytest.mark.unfinished
-
 
 def store_on(database: Database, **settings: Any) -> PostgresStore:
     return PostgresStore(config_of(database, **settings), "target")

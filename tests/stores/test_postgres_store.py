@@ -12,8 +12,6 @@ from syncline.embedded import EmbeddedPostgres
 from syncline.stores.postgres import PostgresConfig, PostgresStore
 from syncline.testing.store_suite import MakeStore, StoreConformance
 
-pytestmark = pytest.mark.unfinished
-
 
 class TestPostgresStore(StoreConformance):
     refused = (2,)  # the others are values to PostgreSQL

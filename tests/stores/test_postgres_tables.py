@@ -18,8 +18,6 @@ from syncline.errors import Misconfigured, Rejected
 from syncline.stores.postgres.sql import quote
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents, work
 
-pytestmark = pytest.mark.unfinished
-
 _COLUMNS = (
     "select a.attname::text, format_type(a.atttypid, a.atttypmod) from pg_attribute a"
     " where a.attrelid = %s::regclass and a.attnum > 0 and not a.attisdropped order by a.attnum"

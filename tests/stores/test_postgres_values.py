@@ -23,8 +23,6 @@ from syncline.stores.postgres import PostgresConfig, PostgresStore
 from syncline.testing.store_suite import ITEM, VALUES, Rows, contents, work
 from syncline.testing.store_works import texts
 
-pytestmark = pytest.mark.unfinished
-
 _I64 = 2**63 - 1
 
 

@@ -26,8 +26,6 @@ from syncline.stores.redis import RedisConfig, RedisStore
 from syncline.stores.redis.server import translate
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents, work
 
-pytestmark = pytest.mark.unfinished
-
 _AOF = {"appendonly": "yes", "appendfsync": "always"}
 _KEYS = 40
 _context = multiprocessing.get_context("forkserver")

@@ -23,8 +23,6 @@ from syncline.stores.redis import RedisStore
 from syncline.testing.store_suite import ITEM, VALUES, Rows, contents, work
 from syncline.testing.store_works import key_batch, rows_of, truncated_only
 
-pytestmark = pytest.mark.unfinished
-
 PLAYER = TableSchema(
     "game",
     "player",

@@ -11,8 +11,6 @@ import pytest
 from stores.redis_server import Server
 from syncline.testing.store_suite import MakeStore, StoreConformance
 
-pytestmark = pytest.mark.unfinished
-
 _numbers = count()
 
 

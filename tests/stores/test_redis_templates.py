@@ -22,8 +22,6 @@ from syncline.stores.redis.template import Template, overlap
 from syncline.stores.redis.text import from_text, to_text
 from syncline.testing.store_suite import Rows, contents, work
 
-pytestmark = pytest.mark.unfinished
-
 _databases = itertools.count(1)
 _hostile = st.text(st.sampled_from("a%:{}*?[]\\^-/ \n\x01'\"`éΩ\u2028😀"), max_size=8) | st.sampled_from(
     ["syncline:store", "%3A", "%25", "FLUSHALL", "", ":", "::"]

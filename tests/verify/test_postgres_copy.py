@@ -13,8 +13,6 @@ from syncline.embedded import EmbeddedPostgres
 from syncline.pipeline import SyncService
 from syncline.verify import Report, verify
 
-pytestmark = pytest.mark.unfinished
-
 _ODD = """
 create type mood as enum ('sad', 'ok');
 create table odd (id int primary key, version int, inexact text, n numeric(10,2), whatever numeric, at timestamp,
