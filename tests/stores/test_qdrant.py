@@ -9,8 +9,6 @@ import pytest
 from syncline.stores.qdrant import QdrantConfig, QdrantStore
 from syncline.testing.store_suite import MakeStore, StoreConformance
 
-pytestmark = pytest.mark.unfinished
-
 
 class TestQdrantStore(StoreConformance):
     @pytest.fixture

@@ -10,8 +10,6 @@ from pydantic import ValidationError
 from syncline.stores.qdrant import QdrantConfig, QdrantStore
 from syncline.stores.qdrant.edge import EdgePoints
 
-pytestmark = pytest.mark.unfinished
-
 
 def seen(**settings: object) -> list[tuple[str, str]]:
     return [(f.code, f.severity) for f in QdrantStore.check(QdrantConfig.model_validate(settings))]

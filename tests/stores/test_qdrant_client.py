@@ -18,8 +18,6 @@ from syncline.stores.qdrant.server import ServerPoints
 from syncline.stores.qdrant.store import QdrantConfig, QdrantStore
 from syncline.testing.store_suite import MakeStore, StoreConformance
 
-pytestmark = pytest.mark.unfinished
-
 
 class OneAtATime(ServerPoints):
     """Local mode is for one thread at a time, and forgets everything when it is closed."""

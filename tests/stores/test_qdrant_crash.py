@@ -22,10 +22,8 @@ from syncline.errors import Gap, Misconfigured, Rejected, Unavailable
 from syncline.stores import Work
 from syncline.stores.qdrant import QdrantConfig, QdrantStore
 from syncline.stores.qdrant.edge import EdgePoints
-from syncline.stores.qdrant.points import Points, Refused, Stored
+from syncline.stores.qdrant.points import Points, Refused, Spec, Stored
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents, work
-
-pytestmark = pytest.mark.unfinished
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["syncline.stores.qdrant.edge", "syncline.testing.store_suite"])
@@ -76,6 +74,41 @@ def test_twenty_kills_leave_nothing_that_applying_again_does_not_heal(tmp_path: 
         reached = n + 1
         store.close()
     assert reached > 20
+
+
+def _note_for_ever(path: Path, number: int, told: Connection) -> None:
+    """One point, written and flushed again and again, from an opened shard's very first operation on."""
+    points = EdgePoints.acquire(path)
+    while True:
+        number += 1
+        points.put("notes", [Stored(1, {"number": number, "of any size": "x" * random.randrange(400)})])
+        points.sync(["notes"])
+        told.send(number)
+
+
+@pytest.mark.slow
+def test_what_was_flushed_survives_a_kill_amid_the_next_flush(tmp_path: Path) -> None:
+    """Without the operation that says nothing behind the opening, some of these kills lose a note."""
+    path, rng, number = tmp_path / "killed", random.Random(1), 0
+    points = EdgePoints.acquire(path)
+    points.create("notes", Spec())
+    points.close()
+    for _ in range(60):
+        here, there = _context.Pipe(duplex=False)
+        child = _context.Process(target=_note_for_ever, args=(path, number, there), daemon=True)
+        child.start()
+        there.close()
+        assert here.poll(120)
+        time.sleep(rng.uniform(0, 0.02))  # the moment of the kill
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        told = _last(here)
+        points = EdgePoints.acquire(path)
+        (found,) = points.retrieve("notes", [1], vectors=False)
+        points.close()
+        assert found.payload["number"] >= told, "a note that was flushed is gone"
+        number = found.payload["number"]
 
 
 def _last(told: Connection) -> int:

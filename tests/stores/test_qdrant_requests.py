@@ -19,8 +19,6 @@ from syncline.stores.qdrant.points import Dense, Refused, Sparse, Spec, Stored, 
 from syncline.stores.qdrant.server import ServerPoints, guarded_payload, guarded_upserts, translate
 from syncline.stores.qdrant.store import QdrantConfig
 
-pytestmark = pytest.mark.unfinished
-
 POINT = Stored(7, {"id": 7, "_syncline_version": 100}, {"dense": [0.5, 1.0], "words": Sparse([1, 4], [0.5, 2.0])})
 COMPLETED = {"operation_id": 1, "status": "completed"}
 

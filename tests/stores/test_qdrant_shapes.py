@@ -21,8 +21,6 @@ from syncline.stores.qdrant import QdrantConfig, QdrantStore, open_reader
 from syncline.stores.qdrant.points import Dense, Sparse, Spec, Stored
 from syncline.testing.store_suite import ITEM, Rows, contents, work
 
-pytestmark = pytest.mark.unfinished
-
 SHAPE = Point(
     "articles",
     (

@@ -23,8 +23,6 @@ from syncline.stores.qdrant.texts import date_text, moment, moment_text
 from syncline.stores.qdrant.values import decode, encode
 from syncline.testing.store_suite import ITEM, VALUES, Rows, contents, work
 
-pytestmark = pytest.mark.unfinished
-
 DOCUMENT = TableSchema(
     "public", "document", (Column("id", "int4", "integer", key=True), Column("body", "json", "jsonb"))
 )

@@ -1,4 +1,4 @@
-"""Points in a folder of this machine: a shard of Qdrant Edge for each collection (decision record 0011).
+"""Points in a folder of this machine: a shard of Qdrant Edge for each collection (decision record 0017).
 
 Shards have no write-ahead log: Syncline's own log is one. What a flush did not reach when the process died is written
 again from there, and until then a row may show its new vector beside its old payload.
@@ -23,7 +23,7 @@ import qdrant_edge as edge
 
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.stores.qdrant.door import Door
-from syncline.stores.qdrant.names import DELETED, VERSION
+from syncline.stores.qdrant.names import DELETED, VERSION, private_id
 from syncline.stores.qdrant.points import PAGE, Dense, Hit, PointId, Refused, Sparse, Spec, Stored, Which
 
 __all__ = ["EdgePoints"]
@@ -125,7 +125,11 @@ class EdgePoints:
     def _load(self, collection: str) -> edge.EdgeShard:
         place = self._place(collection)
         try:
-            return edge.EdgeShard.load(str(place))
+            shard = edge.EdgeShard.load(str(place))
+            # What the very first operation of an opened shard wrote can be lost although it was flushed, when the
+            # process dies amid the next flush (decision record 0017): let it be one that says nothing.
+            shard.update(edge.UpdateOperation.delete_points([private_id("nothing")]))
+            return shard
         except Exception as error:
             if _disk_is_full(error):
                 raise _full(collection) from error
