@@ -12,7 +12,7 @@ from wire import NULL, OID, UNCHANGED, Table, binary, copy_row, delete, insert, 
 
 from servers import Database
 from syncline.capture import pgoutput
-from syncline.capture.pgoutput import (
+from syncline.capture.messages import (
     Begin,
     Commit,
     LogicalMessage,
@@ -22,8 +22,6 @@ from syncline.capture.pgoutput import (
     Run,
     Truncated,
     TypeName,
-    decode,
-    decode_copy,
     parse_begin,
     parse_commit,
     parse_message,
@@ -32,6 +30,7 @@ from syncline.capture.pgoutput import (
     parse_truncate,
     parse_type,
 )
+from syncline.capture.pgoutput import decode, decode_copy
 from syncline.change import Batch, Column, Op, TableSchema
 from syncline.errors import Damaged
 from syncline.pgvalues.pgtypes import logical_type

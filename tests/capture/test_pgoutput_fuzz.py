@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from wire import NULL, UNCHANGED, Table, Value, binary, content, copy_row, delete, insert, text, update
 
 from syncline.capture import pgoutput, rowwise
-from syncline.capture.pgoutput import Run, decode, decode_copy
+from syncline.capture.messages import Run
+from syncline.capture.pgoutput import decode, decode_copy
 from syncline.change import Op
 from syncline.errors import Damaged
 from syncline.pgvalues.values import text_of_binary

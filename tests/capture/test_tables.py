@@ -7,25 +7,15 @@ import psycopg
 import pytest
 
 from servers import Database
-from syncline.capture.tables import (
-    Relation,
-    TableInfo,
-    identity_problem,
-    key_columns,
-    matching,
-    matching_tables,
-    parse_pattern,
-    relations,
-    table_info,
-    table_schema,
-    tables_info,
-    usable_identity,
-)
+from syncline.capture.identity import identity_problem, key_columns, usable_identity
+from syncline.capture.patterns import Candidate, candidates, matching, parse_pattern
+from syncline.capture.schema import table_schema
+from syncline.capture.tables import TableInfo, matching_tables, table_info, tables_info
 from syncline.errors import Gap, Misconfigured
 
 
-def relation(namespace: str, name: str) -> Relation:
-    return Relation(1, namespace, name, "r", "p", ())
+def relation(namespace: str, name: str) -> Candidate:
+    return Candidate(1, namespace, name, "r", "p", ())
 
 
 def names(tables: list[TableInfo]) -> list[str]:
@@ -120,7 +110,7 @@ def test_what_cannot_be_captured_is_met_and_left_out_with_its_reason(database: D
         """
     )
     with database.connect() as connection:
-        found = matching(relations(connection), ["*"], [])
+        found = matching(candidates(connection), ["*"], [])
     assert [r.qualified for r in found.chosen] == ["public.near"]
     reasons = {r.name: reason for r, reason in found.refused}
     assert set(reasons) == {"far", "quick", "seen", "kept"}
@@ -151,7 +141,7 @@ def test_a_partition_is_chosen_alone_only_by_its_name(database: Database) -> Non
     with database.connect() as connection:
         assert names(matching_tables(connection, ["parts.two_a"])) == ["parts.two_a"]
         assert names(matching_tables(connection, ["parts.two", "parts.two_a"])) == ["parts.two"]
-        found = matching(relations(connection), ["parts.*"], [])
+        found = matching(candidates(connection), ["parts.*"], [])
     assert found.chosen == ()
     assert {reason for _, reason in found.refused} == {
         "it is a partition of public.orders; name that table, or this one without wildcards"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from syncline.capture.pgoutput import Relation, RelationColumn, Run
+from syncline.capture.messages import Relation, RelationColumn, Run
 from syncline.change import Batch, Column, TableSchema
 from syncline.pgvalues.pgtypes import logical_type
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from syncline.capture.pgoutput import (
+from syncline.capture.messages import (
     Begin,
     Relation,
     Run,

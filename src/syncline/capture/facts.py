@@ -7,7 +7,8 @@ from typing import Any
 
 import psycopg
 
-from syncline.capture.tables import TableInfo, table_schema
+from syncline.capture.schema import table_schema
+from syncline.capture.tables import TableInfo
 from syncline.mapping import Facts, ForeignKey
 
 __all__ = ["table_facts"]

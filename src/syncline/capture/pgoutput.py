@@ -20,22 +20,8 @@ import pyarrow.compute as pc
 
 from syncline.capture import rowwise
 from syncline.capture.messages import (
-    Begin,
-    Commit,
-    LogicalMessage,
-    Origin,
     Relation,
-    RelationColumn,
     Run,
-    Truncated,
-    TypeName,
-    parse_begin,
-    parse_commit,
-    parse_message,
-    parse_origin,
-    parse_relation,
-    parse_truncate,
-    parse_type,
 )
 from syncline.change import Batch, Op, TableSchema, make_batch
 from syncline.pgvalues.pgtypes import binary_cells, binary_exact, text_cells
@@ -54,26 +40,7 @@ from syncline.pgvalues.tuples import (
     walk_copy,
 )
 
-__all__ = [
-    "Begin",
-    "Commit",
-    "LogicalMessage",
-    "Origin",
-    "Relation",
-    "RelationColumn",
-    "Run",
-    "Truncated",
-    "TypeName",
-    "decode",
-    "decode_copy",
-    "parse_begin",
-    "parse_commit",
-    "parse_message",
-    "parse_origin",
-    "parse_relation",
-    "parse_truncate",
-    "parse_type",
-]
+__all__ = ["decode", "decode_copy"]
 
 # What the columnar decoder may meet in malformed bytes. IndexError: a read beyond the buffer; ValueError: a cast.
 _ODD = (Malformed, IndexError, ValueError, pa.ArrowException)

@@ -11,8 +11,9 @@ from typing import Any
 
 import psycopg
 
-from syncline.capture.pgoutput import Relation
-from syncline.capture.tables import key_columns, table_info
+from syncline.capture.identity import key_columns
+from syncline.capture.messages import Relation
+from syncline.capture.tables import table_info
 from syncline.change import Column, TableSchema
 from syncline.errors import Gap, Misconfigured
 from syncline.pgvalues.pgtypes import logical_type

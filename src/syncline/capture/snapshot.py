@@ -22,9 +22,10 @@ import psycopg2
 from psycopg import sql
 
 from syncline.capture.pgoutput import decode_copy
+from syncline.capture.schema import table_schema
 from syncline.capture.slot import Talk, snapshot_point
 from syncline.capture.source import Dsn, SourceConfig, connect, connect_plain, describe, printed, translated
-from syncline.capture.tables import TableInfo, table_schema
+from syncline.capture.tables import TableInfo
 from syncline.change import Batch, Entry, Item, Loaded, Marker, Truncate
 from syncline.errors import Damaged, Gap, Misconfigured, Unavailable
 from syncline.pgvalues.pgtypes import binary_exact

@@ -9,8 +9,7 @@ statistics instead of from the file, so that a running ALTER TABLE can't stall t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,30 +17,18 @@ import msgspec
 import psycopg
 import xxhash
 
-from syncline.change import Column, TableSchema
-from syncline.errors import SCHEMA_DRIFT, Gap, Misconfigured
-from syncline.pgvalues.pgtypes import logical_type
+from syncline.capture.patterns import candidates, matching
 
 __all__ = [
     "CatalogColumn",
     "Leaf",
-    "Matching",
-    "Relation",
     "TableInfo",
-    "TablePattern",
     "catalogue_mark",
-    "identity_problem",
-    "key_columns",
-    "matching",
     "matching_tables",
     "only_lost_columns",
-    "parse_pattern",
-    "relations",
     "reshaped",
     "table_info",
-    "table_schema",
     "tables_info",
-    "usable_identity",
 ]
 
 Connection = psycopg.Connection[Any]
@@ -201,148 +188,6 @@ def catalogue_mark(connection: Connection, never: Sequence[str] = ()) -> tuple[A
     return tuple(row or ())
 
 
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """A relation that a pattern can meet. ``ancestors`` are the oids above a partition, the nearest first."""
-
-    oid: int
-    namespace: str
-    name: str
-    relkind: str
-    persistence: str
-    ancestors: tuple[int, ...]
-
-    @property
-    def qualified(self) -> str:
-        return f"{self.namespace}.{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Matching:
-    """Relations that the patterns chose, and those that they met but that can't be captured, with the reason."""
-
-    chosen: tuple[Relation, ...]
-    refused: tuple[tuple[Relation, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TablePattern:
-    """A parsed entry of ``monitored_tables``. ``exact`` when it holds no wildcard."""
-
-    text: str
-    namespace: re.Pattern[str]
-    name: re.Pattern[str]
-    exact: bool
-
-    def matches(self, relation: Relation) -> bool:
-        return bool(self.namespace.fullmatch(relation.namespace) and self.name.fullmatch(relation.name))
-
-
-# ------------------------------------------------------------------------------------------------------- patterns
-
-_PIECE = re.compile(r'"(?:[^"]|"")+"|[^".]|\.')
-
-
-def parse_pattern(text: str) -> TablePattern:
-    """``schema.table`` or ``table`` (of schema public), where ``*`` and ``?`` are wildcards.
-
-    Case counts. Inside double quotes everything is literal, dots and wildcards too; ``""`` is one quote.
-
-    Raises:
-        Misconfigured: the text is empty, has a stray quote, or has more than one dot outside of quotes.
-    """
-    pieces = _PIECE.findall(text)
-    if not text or "".join(pieces) != text or pieces.count(".") > 1:
-        raise _bad_pattern(text)
-    if "." in pieces:
-        dot = pieces.index(".")
-        schema, table = pieces[:dot], pieces[dot + 1 :]
-    else:
-        schema, table = ["public"], pieces
-    if not schema or not table:
-        raise _bad_pattern(text)
-    exact = "*" not in pieces and "?" not in pieces
-    return TablePattern(text, _glob(schema), _glob(table), exact)
-
-
-def _bad_pattern(text: str) -> Misconfigured:
-    return Misconfigured(
-        f"{text!r} is not a table name or pattern.",
-        remedy='Write schema.table, with * and ? as wildcards; names that hold dots or quotes as "odd.schema"."table".',
-    )
-
-
-def _glob(pieces: Iterable[str]) -> re.Pattern[str]:
-    wild = {"*": ".*", "?": "."}
-    literal = (p[1:-1].replace('""', '"') if len(p) > 1 and p[0] == '"' else p for p in pieces)
-    return re.compile("".join(wild.get(p) or re.escape(q) for p, q in zip(pieces, literal, strict=True)), re.DOTALL)
-
-
-# ------------------------------------------------------------------------------------------------------ selection
-
-_RELATIONS = """
-with recursive up(oid, parent, depth) as (
-  select inhrelid, inhparent, 1 from pg_inherits join pg_class on pg_class.oid = inhrelid where relispartition
-  union all
-  select up.oid, i.inhparent, up.depth + 1
-  from up join pg_class p on p.oid = up.parent and p.relispartition join pg_inherits i on i.inhrelid = p.oid
-)
-select c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
-       coalesce((select array_agg(up.parent::int8 order by up.depth) from up where up.oid = c.oid), '{}')
-from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where c.relkind in ('r', 'p', 'v', 'm', 'f') and c.relpersistence <> 't'
-  and n.nspname not like 'pg\\_%%' and n.nspname <> 'information_schema' and n.nspname <> all(%s::text[])
-order by n.nspname, c.relname
-"""
-
-_REFUSED_KINDS = {
-    "v": "a view has no changes of its own; name the tables below it",
-    "m": "a materialized view has no changes of its own; name the tables below it",
-    "f": "a foreign table's changes are not in this server's WAL; capture it at its own server",
-}
-
-
-def relations(connection: Connection, never: Sequence[str] = ()) -> list[Relation]:
-    """Every permanent or unlogged table, view and foreign table outside the system's schemas and ``never``."""
-    rows = connection.execute(_RELATIONS, [list(never)]).fetchall()
-    return [Relation(oid, ns, name, kind, kept, tuple(up)) for oid, ns, name, kind, kept, up in rows]
-
-
-def matching(found: Sequence[Relation], monitored: Sequence[str], excluded: Sequence[str]) -> Matching:
-    """Which of the relations the patterns choose.
-
-    A partitioned table stands for its partitions, as ``publish_via_partition_root`` publishes them. A partition is
-    chosen only when it is named without wildcards and no table above it is chosen.
-
-    Raises:
-        Misconfigured: a pattern can't be read.
-    """
-    wanted = [parse_pattern(p) for p in monitored]
-    unwanted = [parse_pattern(p) for p in excluded]
-    met = [r for r in found if any(p.matches(r) for p in wanted) and not any(p.matches(r) for p in unwanted)]
-    named = {r.oid for r in met if any(p.exact and p.matches(r) for p in wanted)}
-    candidates = {r.oid for r in met if _refusal(r) is None and (not r.ancestors or r.oid in named)}
-    names = {r.oid: r.qualified for r in found}
-    chosen, refused = [], []
-    for relation in met:
-        reason = _refusal(relation)
-        covered = not candidates.isdisjoint(relation.ancestors)
-        if reason is None and not covered and relation.oid not in candidates:
-            root = names.get(relation.ancestors[-1], "another table")
-            reason = f"it is a partition of {root}; name that table, or this one without wildcards"
-        if reason is not None:
-            refused.append((relation, reason))
-        elif not covered:
-            chosen.append(relation)
-    return Matching(tuple(chosen), tuple(refused))
-
-
-def _refusal(relation: Relation) -> str | None:
-    if relation.persistence == "u":
-        return "an unlogged table is never written to the WAL"
-    return _REFUSED_KINDS.get(relation.relkind)
-
-
 def matching_tables(
     connection: Connection, monitored: Sequence[str], excluded: Sequence[str] = (), never: Sequence[str] = ()
 ) -> list[TableInfo]:
@@ -354,7 +199,7 @@ def matching_tables(
         Misconfigured: a pattern can't be read.
         psycopg.Error: as the connection raises it; translate with :func:`syncline.capture.source.translated`.
     """
-    chosen = matching(relations(connection, never), monitored, excluded).chosen
+    chosen = matching(candidates(connection, never), monitored, excluded).chosen
     return tables_info(connection, [r.oid for r in chosen])
 
 
@@ -470,121 +315,3 @@ def table_info(connection: Connection, oid: int) -> TableInfo | None:
     """The description of one table, None when it is gone (or is no table)."""
     found = tables_info(connection, [oid])
     return found[0] if found else None
-
-
-def key_columns(info: TableInfo) -> tuple[str, ...]:
-    """The columns that name a row at every target, in the order of their index.
-
-    The index of the replica identity where that is chosen, else the primary key. Empty when there is neither.
-    """
-    return info.identity_columns if info.replica_identity == "i" else info.primary_key
-
-
-def table_schema(info: TableInfo, column_names: Sequence[str] | None = None) -> TableSchema:
-    """The schema of batches of this table, with these columns in this order (as a RELATION message has them).
-
-    Without names: all columns that pgoutput publishes unasked, which are those that are not generated.
-
-    Raises:
-        Gap: the catalogue no longer has one of the columns (``SL-SCHEMA-DRIFT``).
-        Misconfigured: the columns don't hold the whole key.
-    """
-    if column_names is None:
-        column_names = [c.name for c in info.columns if not c.generated]
-    key = key_columns(info)
-    absent = [c for c in key if c not in column_names]
-    if absent or not key:
-        raise Misconfigured(
-            f"Table {info.qualified} is captured without its whole key ({', '.join(absent) or 'it has none'}).",
-            remedy=usable_identity(info) or "Add these columns to the column list of the publication.",
-        )
-    return TableSchema(info.namespace, info.name, tuple(_column(info, name, name in key) for name in column_names))
-
-
-def _column(info: TableInfo, name: str, key: bool) -> Column:
-    found = info.column(name)
-    if found is None:
-        raise Gap(
-            f"Column {name} of table {info.qualified} is in the stream, but no longer in the catalogue.",
-            remedy="The table has to be read again, which on_gap: resync does by itself.",
-            code=SCHEMA_DRIFT,
-        )
-    return Column(name, logical_type(found.base_type_oid, found.base_typmod), found.type_name, key)
-
-
-# ------------------------------------------------------------------------------------------------- replica identity
-
-
-def usable_identity(info: TableInfo) -> str | None:
-    """None when updates and deletes of the table can be told apart; else one sentence that ends with the statement
-    that mends it (:func:`identity_problem` has the two apart)."""
-    problem = identity_problem(info)
-    return None if problem is None else ": ".join(problem)
-
-
-def identity_problem(info: TableInfo) -> tuple[str, str] | None:
-    """What is wrong with the table's replica identity, and the statement that mends it; None when nothing is."""
-    key = key_columns(info)
-    if info.replica_identity == "n":
-        return "its replica identity is NOTHING, so updates and deletes name no row", _mend(info)
-    if info.replica_identity == "i" and not info.identity_columns:
-        return "the index of its replica identity is gone", _mend(info)
-    if info.replica_identity == "f" and not key:
-        return "REPLICA IDENTITY FULL without a primary key can't tell identical rows apart", _mend(info)
-    if not key:
-        return "it has no primary key, so updates and deletes name no row", _mend(info)
-    if not info.identity_columns:
-        return (
-            "its primary key is deferrable (or invalid), which PostgreSQL doesn't take as replica identity",
-            _identity_of_an_index(info)
-            if any(c.generated for c in info.columns)
-            else f"ALTER TABLE {info.sql_name} REPLICA IDENTITY FULL;",
-        )
-    if info.refuses_updates:
-        return (
-            "PostgreSQL 18 and newer refuse updates and deletes of a published table with REPLICA IDENTITY FULL and "
-            f"a generated column ({info.refuses_updates})",
-            _mend(info),
-        )
-    generated = [c.name for c in info.columns if c.name in key and c.generated]
-    if generated:
-        return (
-            f"its key column {generated[0]} is generated and not part of what is published",
-            _identity_of_an_index(info),
-        )
-    return _leaf_problem(info)
-
-
-def _identity_of_an_index(info: TableInfo) -> str:
-    return (
-        "CREATE UNIQUE INDEX over plain NOT NULL columns, "
-        f"then ALTER TABLE {info.sql_name} REPLICA IDENTITY USING INDEX that_index;"
-    )
-
-
-def _mend(info: TableInfo) -> str:
-    """The statement that gives the table an identity, from what it already has."""
-    if info.primary_key:
-        return f"ALTER TABLE {info.sql_name} REPLICA IDENTITY DEFAULT;"
-    if info.usable_index:
-        return f"ALTER TABLE {info.sql_name} REPLICA IDENTITY USING INDEX {info.usable_index};"
-    return f"ALTER TABLE {info.sql_name} ADD PRIMARY KEY (...);"
-
-
-def _leaf_problem(info: TableInfo) -> tuple[str, str] | None:
-    """A partitioned table is described to us by its root, but each old row is written as its leaf's identity says: they
-    must agree, or old rows hold NULL where the root promises values."""
-    for leaf in info.partition_leaves:
-        if leaf.relkind == "f":
-            return (
-                f"its partition {leaf.sql_name} is a foreign table, whose changes are not in this server's WAL",
-                f"ALTER TABLE ... DETACH PARTITION {leaf.sql_name}; or exclude the table.",
-            )
-        if leaf.replica_identity == info.replica_identity and set(leaf.identity_columns) == set(info.identity_columns):
-            continue
-        how = {"d": "DEFAULT", "f": "FULL", "i": "USING INDEX its_own_index", "n": "NOTHING"}[info.replica_identity]
-        return (
-            f"its partition {leaf.sql_name} has another replica identity",
-            f"ALTER TABLE {leaf.sql_name} REPLICA IDENTITY {how};",
-        )
-    return None

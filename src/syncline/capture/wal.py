@@ -15,7 +15,8 @@ from typing import Any
 import psycopg
 
 from syncline.capture.assemble import Chunk, Group, Truncation
-from syncline.capture.pgoutput import Relation, Run, decode
+from syncline.capture.messages import Relation, Run
+from syncline.capture.pgoutput import decode
 from syncline.capture.receive import Mailbox, Receiver
 from syncline.capture.relation import relation_schema
 from syncline.capture.source import SourceConfig, connect, connect_replication, describe, translated

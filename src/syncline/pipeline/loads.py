@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+from syncline.capture.schema import table_schema
 from syncline.capture.snapshot import Load, LoadProgress, load
-from syncline.capture.tables import TableInfo, reshaped, table_schema
+from syncline.capture.tables import TableInfo, reshaped
 from syncline.change import Entry, Loaded, Marker
 from syncline.errors import SynclineError, defect
 from syncline.log import Incarnation

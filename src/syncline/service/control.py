@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from syncline.capture.patterns import candidates, matching
 from syncline.capture.source import connect, translated
-from syncline.capture.tables import matching, relations
 from syncline.config import Config, hint
 from syncline.errors import Misconfigured
 from syncline.service.session import chosen, control_schema, session_of, talk
@@ -136,7 +136,7 @@ def _captured(config: Config, source: str) -> list[str]:
     dsn = settings.plain
     connection = connect(dsn, timeout_s=settings.connect_timeout_s, application="syncline-control")
     with connection, translated(dsn):
-        found = relations(connection, (config.control.schema_name,))
+        found = candidates(connection, (config.control.schema_name,))
     return [r.qualified for r in matching(found, settings.monitored_tables, settings.excluded_tables).chosen]
 
 

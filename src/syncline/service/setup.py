@@ -11,8 +11,8 @@ import psycopg
 import typer
 from psycopg import conninfo
 
+from syncline.capture.patterns import parse_pattern
 from syncline.capture.source import Dsn, describe, translate
-from syncline.capture.tables import parse_pattern
 from syncline.config import DEFAULT_FILE, Config
 from syncline.config.settings import settings
 from syncline.config.template import template

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from syncline.apply.keys import key_bytes, key_hashes
+from syncline.capture.schema import table_schema
 from syncline.capture.snapshot import LoadProgress, read_table
 from syncline.capture.source import SourceConfig
-from syncline.capture.tables import TableInfo, table_schema
+from syncline.capture.tables import TableInfo
 from syncline.change import TableSchema
 from syncline.config import LogConfig
 from syncline.errors import Rejected

@@ -8,8 +8,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from syncline.capture.patterns import Matching, candidates, matching
 from syncline.capture.source import SourceConfig, describe
-from syncline.capture.tables import Matching, TableInfo, matching, relations, tables_info
+from syncline.capture.tables import TableInfo, tables_info
 
 __all__ = ["Look", "Server", "SlotState", "look_at", "name"]
 
@@ -100,7 +101,7 @@ def look_at(config: SourceConfig, connection: psycopg.Connection[Any], control_s
     """Read everything that the checks share."""
     server = Server(*connection.execute(_SERVER).fetchone())  # type: ignore[misc]
     slot = connection.execute(_SLOT, [config.publication, config.slot]).fetchone()
-    found = relations(connection, [control_schema])
+    found = candidates(connection, [control_schema])
     matched = matching(found, config.monitored_tables, config.excluded_tables)
     return Look(
         config,

@@ -7,8 +7,9 @@ from typing import Any
 
 from psycopg import sql
 
+from syncline.capture.identity import key_columns
 from syncline.capture.preflight.look import Look, name
-from syncline.capture.tables import TableInfo, key_columns
+from syncline.capture.tables import TableInfo
 from syncline.finding import Finding
 
 __all__ = ["check_publication"]
