@@ -33,7 +33,7 @@ def test_a_table_that_a_target_did_not_take_for_a_while_is_read_again(rig: Rig) 
     tables["tables"] = {"public.kept": {}}
     rig.write()
     with rig.running(until_loaded=False) as engine:
-        eventually(lambda: engine.targets()["main"]["loaded"] == ["public.kept"])
+        eventually(lambda: engine.targets()["main"].get("loaded") == ["public.kept"])
         rig.database.execute(CHANGED)
         rig.database.execute("insert into kept values (2, 'b')")
         eventually(lambda: engine.query("select count(*) from kept") == [(2,)])
