@@ -157,6 +157,9 @@ class Targets:
         if cursor is None:
             return
         monitored = {t.qualified for t in self._owner.tables if target.mapping.takes(t.qualified)}
+        left = sorted(set(cursor.loaded) - monitored)
+        if left:
+            self._context.talk(f"target {name} takes no more: {', '.join(left)} (`syncline apply` removes their rows)")
         cursor = msgspec.structs.replace(
             cursor,
             loaded={t: known for t, known in cursor.loaded.items() if t in monitored},

@@ -21,7 +21,7 @@ import typer
 
 from syncline import __version__
 from syncline.errors import Misconfigured, SynclineError, Unavailable
-from syncline.service import control, doctor, extras, mapping, query, run, setup, status, verify
+from syncline.service import control, doctor, extras, mapping, plan, query, run, setup, status, verify
 from syncline.service.session import Session, as_message, exit_code, talk
 
 __all__ = ["app", "exit_code", "main"]
@@ -95,6 +95,8 @@ app.command("pause")(control.pause)
 app.command("resume")(control.resume)
 app.command("resync")(control.resync)
 app.command("verify")(verify.verify)
+app.command("plan")(plan.plan)
+app.command("apply")(plan.apply)
 app.command("query")(query.query)
 app.add_typer(mapping.app, name="mapping")
 app.command("demo")(extras.demo)

@@ -174,6 +174,9 @@ class CopyReader(Protocol):
     def recorded(self, table: str) -> TableSchema | None:
         """The schema that the table (``namespace.name``) was last migrated to, None if it never was."""
 
+    def held(self, source: str) -> list[TableSchema]:
+        """The schemas that the tables of this source were last migrated to, whether or not they have rows."""
+
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         """As :meth:`Store.scan`. Exhaust or close the iterator before the next call."""
 

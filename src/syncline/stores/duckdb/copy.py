@@ -35,6 +35,12 @@ class DuckDBCopy:
         body = self._value("tables", f"select body from syncline.tables where name = {literal(table)}")
         return None if body is None else msgspec.json.decode(body, type=TableSchema)
 
+    def held(self, source: str) -> list[TableSchema]:
+        if self._value("tables", "select 1") is None:
+            return []
+        found = self._reader.query(f"select body from syncline.tables where source = {literal(source)} order by name")
+        return [msgspec.json.decode(body, type=TableSchema) for body in found.column(0).to_pylist()]
+
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         for batch in self._reader.batches(Statements(schema).select()):
             yield as_contract(schema, batch)

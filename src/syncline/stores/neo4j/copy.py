@@ -45,6 +45,9 @@ class Neo4jCopy:
         found = recorded(self._database).get(table)
         return found[1] if found else None
 
+    def held(self, source: str) -> list[TableSchema]:
+        return [schema for _, (owner, schema) in sorted(recorded(self._database).items()) if owner == source]
+
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         with self._database.transaction(keep=False) as tx:
             yield from read_all(tx, layout_of(schema))

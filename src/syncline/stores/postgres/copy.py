@@ -39,6 +39,10 @@ class PostgresCopy:
         found = self._row("tables", "select body from {} where name = $1", table)
         return msgspec.json.decode(found[0], type=TableSchema) if found else None
 
+    def held(self, source: str) -> list[TableSchema]:
+        rows = self._rows("tables", "select body from {} where source = $1 order by name", source)
+        return [msgspec.json.decode(body, type=TableSchema) for (body,) in rows]
+
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         with reading(self._config) as connection:
             yield from scan_rows(connection, table_state(connection, self._own, schema))
@@ -57,9 +61,12 @@ class PostgresCopy:
 
     def _row(self, table: str, query: str, value: str) -> tuple[Any, ...] | None:
         """The row of our bookkeeping, None without one, also where there is no bookkeeping yet."""
+        return next(iter(self._rows(table, query, value)), None)
+
+    def _rows(self, table: str, query: str, value: str) -> list[tuple[Any, ...]]:
         name = f"{self._own}.{table}"
         with reading(self._config) as connection:
             known = connection.execute("select to_regclass($1)", [name]).fetchone()
             if known is None or known[0] is None:
-                return None
-            return connection.execute(query.format(name), [value]).fetchone()
+                return []
+            return connection.execute(query.format(name), [value]).fetchall()

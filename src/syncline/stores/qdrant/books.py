@@ -19,7 +19,7 @@ from syncline.errors import Misconfigured
 from syncline.stores.qdrant.names import BOOKS, DELETED, MARKER, MOVE, VERSION, private_id
 from syncline.stores.qdrant.points import PointId, Points, Readable, Sparse, Spec, Stored, Which, scroll
 
-__all__ = ["Books", "Kept", "Marker", "Move", "Table", "note_of", "read_cursor"]
+__all__ = ["Books", "Kept", "Marker", "Move", "Table", "note_of", "read_cursor", "read_table", "read_tables"]
 
 FORMAT = 1
 
@@ -157,6 +157,14 @@ def read_table(points: Readable, table: str) -> Table | None:
     return None if note is None else msgspec.json.decode(note["body"], type=Table)
 
 
+def read_tables(points: Readable) -> list[Table]:
+    """All tables of all sources."""
+    if points.spec(BOOKS) is None:
+        return []
+    notes = [point.payload for page in scroll(points, BOOKS, Which()) for point in page]
+    return [msgspec.json.decode(note["body"], type=Table) for note in notes if note["kind"] == "table"]
+
+
 class Books:
     """The notes of one source. Tables and cursors are durable when the method that writes them returns."""
 
@@ -188,10 +196,7 @@ class Books:
         return read_table(self._points, name)
 
     def tables(self) -> list[Table]:
-        """All tables of all sources."""
-        pages = scroll(self._points, BOOKS, Which())
-        notes = [point.payload for page in pages for point in page]
-        return [msgspec.json.decode(note["body"], type=Table) for note in notes if note["kind"] == "table"]
+        return read_tables(self._points)
 
     def write_table(self, table: Table) -> None:
         name = table.schema.qualified

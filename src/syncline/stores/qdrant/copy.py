@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
-from syncline.stores.qdrant.books import read_cursor, read_table
+from syncline.stores.qdrant.books import read_cursor, read_table, read_tables
 from syncline.stores.qdrant.reader import readable
 from syncline.stores.qdrant.reading import buried_rows, scan_rows, swept_table
 from syncline.stores.qdrant.store import QdrantConfig
@@ -36,6 +36,9 @@ class QdrantCopy:
     def recorded(self, table: str) -> TableSchema | None:
         found = read_table(self._points, table)
         return found.schema if found else None
+
+    def held(self, source: str) -> list[TableSchema]:
+        return [table.schema for table in read_tables(self._points) if table.source == source]
 
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         return scan_rows(self._points, schema)

@@ -40,6 +40,11 @@ class RedisCopy:
         found = recorded(self._connection, self._keys, table)
         return None if found is None else found.schema
 
+    def held(self, source: str) -> list[TableSchema]:
+        names = sorted(name.decode() for name in self._connection.call("SMEMBERS", self._keys.tables))
+        found = [recorded(self._connection, self._keys, name) for name in names]
+        return [table.schema for table in found if table is not None and table.source == source]
+
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         yield from rows_of(self._connection, self._keys, layout_of(schema, self._config.prefix))
 
