@@ -280,7 +280,8 @@ class Marker:
     - ``reading``: the table will be read again; no change behind it may rest on what was stored before it;
     - ``load_started`` and ``loaded``, around the rows of a load, both with what the table is ``known`` as by it;
     - ``reshaped``: the table is ``known`` by another shape now, and its rows are as they were;
-    - ``gap``: changes of the table behind it could not be captured, so it waits for a load.
+    - ``gap``: changes of the table behind it could not be captured, so it waits for a load;
+    - ``left``: nobody wants changes of the table behind it; should it come back, it is loaded.
     """
 
     kind: str

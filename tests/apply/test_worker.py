@@ -86,6 +86,9 @@ class NoParking:
     def settle(self, works: Sequence[TableWork], *, older: bool = False) -> None:
         """Nothing is parked."""
 
+    def clear(self, table: str) -> None:
+        """Nothing is parked."""
+
 
 def no_healer(schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int]) -> pa.RecordBatch:
     raise AssertionError("nothing needs healing")

@@ -15,7 +15,7 @@ from pyarrow import ipc
 
 from syncline.apply.keys import key_hashes
 from syncline.catalog.repository import ControlSchema, DeadLetter
-from syncline.change import TableSchema
+from syncline.change import MAX_VERSION, TableSchema
 from syncline.errors import Rejected
 from syncline.stores import FROM_KEY, PARTIAL_VERSION, VERSION, Folded, TableWork
 
@@ -71,10 +71,21 @@ class Parking:
             parked = self._keys(work.schema.qualified)
             if not parked:
                 continue
+            if older and work.truncated is not None:
+                self._supersede_all(work.schema.qualified, work.truncated)
             positions = work.schema.key_positions
             for batch, key in ((work.rows.upserts, positions), (work.rows.deletes, range(len(positions)))):
                 if batch is not None:
                     self._supersede(work.schema, batch.select([*key, batch.num_columns + VERSION]), parked, older=older)
+
+    def clear(self, table: str) -> None:
+        """Nobody wants changes of the table any more, so what is parked of it is superseded, whatever it is."""
+        if self._keys(table):
+            self._supersede_all(table, MAX_VERSION)
+
+    def _supersede_all(self, table: str, through: int) -> None:
+        self._control.supersede(self._target, table, list(self._keys(table)), through)
+        self._parked = None  # what is newer stays
 
     def _supersede(self, schema: TableSchema, batch: pa.RecordBatch, parked: set[bytes], *, older: bool) -> None:
         """``batch`` holds keys and versions."""

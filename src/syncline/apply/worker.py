@@ -193,6 +193,9 @@ class Worker:
     def _attempt(self, step: Step) -> Step:
         """Write the step, durably; returns it."""
         self._note_reading([m for m in step.markers if m.kind != "loaded"])
+        for marker in step.markers:
+            if marker.kind == "left":
+                self._parking.clear(marker.table)
         self._migrate(step)
         works = [work for items in step.tables.values() for work in fold(items)]
         works = [self._parking.follow(work, step.incarnation) for work in works]

@@ -28,6 +28,7 @@ __all__ = [
     "format_lsn",
     "identify",
     "parse_lsn",
+    "published_names",
     "read_slot",
     "snapshot_point",
     "with_publication",
@@ -116,6 +117,12 @@ def with_publication(connection: psycopg.Connection[Any], name: str, tables: Seq
     it back, or changes what is published: whatever was written in between was never sent."""
     found = dict(connection.execute(_PUBLISHED, [[t.oid for t in tables], name]).fetchall())
     return [replace(t, published=found.get(t.oid, "")) for t in tables]
+
+
+def published_names(connection: psycopg.Connection[Any], name: str) -> set[str]:
+    """The tables (``namespace.name``) whose changes the publication sends, wanted or not."""
+    query = "select schemaname || '.' || tablename from pg_publication_tables where pubname = %s"
+    return {row[0] for row in connection.execute(query, [name])}
 
 
 def _create_publication(connection: psycopg.Connection[Any], name: str, tables: list[tuple[str, str]]) -> None:

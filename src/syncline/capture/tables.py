@@ -85,10 +85,11 @@ class TableInfo:
     is none). ``usable_index`` names a unique index that could serve as identity, quoted for SQL. ``sql_name`` is the
     quoted qualified name. ``heap_bytes`` is the main fork, ``size_bytes`` counts TOAST as well; both and
     ``estimated_rows`` add up the leaves. ``filenodes`` and ``altered`` change when its files, or the catalogue's rows
-    of its columns, are replaced. ``labels`` are those of the enums in its columns, 4 digits each in the order in which
-    they came; ``refuses_updates`` names a generated column for which PostgreSQL 18 refuses updates and deletes under
-    FULL once the table is published; ``published`` is what the publication's catalogue has of it (see
-    :func:`~syncline.capture.slot.with_publication`).
+    of its columns, are replaced. ``labels`` are those of the enums in its columns, 16 digits each in the order in which
+    they came, ``attributes`` what its composite types are made of; ``attached`` changes when a partition is attached
+    (detached, its changes are not in the stream). ``refuses_updates`` names a generated column for
+    which PostgreSQL 18 refuses updates and deletes under FULL once the table is published; ``published`` is what the
+    publication's catalogue has of it (see :func:`~syncline.capture.slot.with_publication`).
     """
 
     oid: int
@@ -111,6 +112,8 @@ class TableInfo:
     filenodes: int = 0
     altered: int = 0
     labels: str = ""
+    attributes: str = ""
+    attached: int = 0
     refuses_updates: str = ""
     published: str = ""
 
@@ -124,6 +127,7 @@ class TableInfo:
         """What would change if rows changed without a row event, in short; see :func:`reshaped`."""
         leaves = sorted(leaf.oid for leaf in self.partition_leaves)
         described = [self.oid, [_drawn(c) for c in self.columns], self.identity_columns, leaves, self.published]
+        described += [self.primary_key, self.attributes, self.attached]
         if self.relkind == "p":
             described.append(self.filenodes)  # the TRUNCATE of one partition is not published under the root
         digest = xxhash.xxh3_64_hexdigest(msgspec.json.encode(described))
@@ -162,6 +166,9 @@ def only_lost_columns(before: TableInfo, now: TableInfo) -> bool:
         and before.partition_leaves == now.partition_leaves
         and before.identity_columns == now.identity_columns
         and before.labels == now.labels
+        and before.attributes == now.attributes
+        and before.attached == now.attached
+        and before.primary_key == now.primary_key
         and before.published == now.published
         and was > {_drawn(c) for c in now.columns}
     )
@@ -169,9 +176,15 @@ def only_lost_columns(before: TableInfo, now: TableInfo) -> bool:
 
 _CATALOGUE = """
 select count(*), sum(a.xmin::text::int8), sum(a.attrelid::int8),
+  sum(hashtextextended(format('%%s %%s %%s %%s %%s %%s %%s', c.oid, c.relnamespace,
+    c.relname, c.relreplident, c.relowner, c.relrowsecurity, c.relacl), 0)) filter (where a.attnum = 1),
   sum(c.relfilenode::int8) filter (where c.relispartition),
+  (select sum(xmin::text::int8) from pg_inherits where inhrelid >= 16384),
   (select sum(inhrelid::int8) from pg_inherits where inhrelid >= 16384),
   (select sum(xmin::text::int8) from pg_enum),
+  (select sum(a.xmin::text::int8) from pg_attribute a join pg_class c on c.oid = a.attrelid
+   where c.relkind = 'c' and c.oid >= 16384),
+  (select sum(i.xmin::text::int8) from pg_index i where i.indexrelid >= 16384),
   (select sum(xmin::text::int8) from pg_publication),
   (select sum(oid::int8) from pg_publication_rel),
   (select sum(oid::int8) from pg_publication_namespace)
@@ -281,6 +294,21 @@ select json_build_object(
     from rel l where l.root = r.oid and l.oid <> r.oid and l.relkind <> 'p'), '[]'),
   'has_children', r.has_children, 'row_security', r.relrowsecurity, 'estimated_rows', s.estimated_rows,
   'heap_bytes', s.heap_bytes, 'size_bytes', s.size_bytes, 'filenodes', s.filenodes,
+  'attached', coalesce((select sum(i.xmin::text::int8)::int8 from tree x join pg_inherits i on i.inhrelid = x.oid
+                        where x.root = r.oid and x.oid <> r.oid), 0),
+  'attributes', coalesce((
+    with recursive used(oid) as (
+      select atttypid from pg_attribute where attrelid = r.oid and attnum > 0 and not attisdropped
+      union
+      select x.oid from used u join pg_type t on t.oid = u.oid cross join lateral (
+        select t.typbasetype as oid union all select t.typelem
+        union all select atttypid from pg_attribute
+                  where attrelid = t.typrelid and t.typtype = 'c' and attnum > 0 and not attisdropped) x
+    )
+    select string_agg(format('%%s %%s %%s %%s', a.attrelid, a.attnum, a.atttypid, a.atttypmod), ','
+                      order by a.attrelid, a.attnum)
+    from used u join pg_type t on t.oid = u.oid and t.typtype = 'c'
+      join pg_attribute a on a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped), ''),
   'labels', coalesce((
     with recursive used(oid) as (
       select atttypid from pg_attribute where attrelid = r.oid and attnum > 0 and not attisdropped
@@ -292,7 +320,7 @@ select json_build_object(
                   where attrelid = t.typrelid and t.typtype = 'c' and attnum > 0 and not attisdropped) x
     )
     select string_agg(e.labels, ',' order by e.oid)
-    from (select enumtypid as oid, string_agg(left(md5(enumlabel), 4), '' order by oid) as labels
+    from (select enumtypid as oid, string_agg(left(md5(enumlabel), 16), '' order by oid) as labels
           from pg_enum where enumtypid in (select oid from used) group by enumtypid) e), ''),
   'refuses_updates', coalesce((select min(a.attname) from pg_attribute a
     where a.attrelid = r.oid and r.relreplident = 'f' and a.attgenerated <> '' and not a.attisdropped

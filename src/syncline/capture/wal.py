@@ -19,6 +19,7 @@ from syncline.capture.messages import Relation, Run
 from syncline.capture.pgoutput import decode
 from syncline.capture.receive import Mailbox, Receiver
 from syncline.capture.relation import relation_schema
+from syncline.capture.slot import check_slot, read_slot
 from syncline.capture.source import SourceConfig, connect, connect_replication, describe, translated
 from syncline.capture.tables import TableInfo
 from syncline.change import MAX_VERSION, Batch, Entry, Item, Marker, Part, TableSchema, Truncate
@@ -78,6 +79,7 @@ class WalCapture:
     def widen(self, tables: list[TableInfo]) -> None:
         """Take in tables that joined the publication since. Any thread."""
         self._wanted = {(t.namespace, t.name): t.oid for t in tables}
+        self._schemas = {}  # under FULL the key is the catalogue's, and may be another one now
 
     def entries(self, after: int) -> Iterator[Entry]:
         """See :class:`~syncline.capture.Capture`."""
@@ -86,6 +88,9 @@ class WalCapture:
         with translated(dsn):
             self._xid = _newest_xid(self._catalogue)
             status_s = _status_interval(self._catalogue)
+            # Late, for it may have been moved while tables were loaded: the server would skip silently to its place.
+            slot = read_slot(self._catalogue, config.slot)
+            check_slot(slot, config.slot, self._catalogue.info.dbname, after)
         connection = connect_replication(config.replication, timeout_s=config.connect_timeout_s)
         self._receiver = Receiver(config, connection, self._mailbox, status_s)
         self._heartbeat = Heartbeat(config, self._receiver)
@@ -147,6 +152,8 @@ class WalCapture:
             relations = (item.relation,) if isinstance(item, Group) else item.relations
             for relation in relations:
                 if (relation.namespace, relation.name) not in self._wanted:
+                    # One of ours that has another name for a while: it has to be read again once it is back.
+                    yield from (Marker("left", ".".join(n)) for n, oid in self._wanted.items() if oid == relation.oid)
                     continue
                 if self._replaced(relation):
                     yield Marker("reading", f"{relation.namespace}.{relation.name}")

@@ -108,6 +108,7 @@ class SyncDeadLetter(Base):
             "sync_dead_letters_event_key",
             "source",
             "target",
+            "table_name",
             "incarnation",
             "version",
             "ordinal",

@@ -37,6 +37,7 @@ SOURCE_OLDER = "SL-SOURCE-OLDER"
 _DECISIVE = frozenset({"SL-SERVER-VERSION", "SL-STANDBY", "SL-WAL-LEVEL", "SL-PUBLICATION"})
 # Names and patterns that meet no table: a slip of the pen when a source begins, a table that was dropped later.
 _NO_TABLE = "SL-NO-TABLE"
+_LEFT_OUT = "SL-TABLE-LEFT-OUT"
 
 
 def usable_tables(
@@ -57,9 +58,10 @@ def usable_tables(
     """
     findings = [f for f in preflight(settings, control_schema) if f.severity == "error"]
     refuse([f for f in findings if f.code in _DECISIVE or (begins and f.code == _NO_TABLE)])
-    _tell_missing(name, settings, {f.subject: f for f in findings if f.code == _NO_TABLE}, reports)
+    _tell_missing(name, {f.subject: f for f in findings if f.code == _NO_TABLE}, reports)
     reasons = {f.subject: f for f in findings}
     usable: list[TableInfo] = []
+    left_out: set[str] = set()
     for info in matching_tables(connection, settings.monitored_tables, settings.excluded_tables, (control_schema,)):
         subject, finding = f"{name}/{info.qualified}", reasons.get(info.qualified)
         if any(other.qualified == info.qualified for other in usable):
@@ -68,13 +70,15 @@ def usable_tables(
                 f"{info.sql_name} is left out.",
                 remedy="Rename one of them, or exclude it.",
             )
-            reports.alert("SL-TABLE-LEFT-OUT", "error", f"{subject} (2)", clash)
+            left_out.add(f"{subject} (2)")
+            reports.alert(_LEFT_OUT, "error", f"{subject} (2)", clash)
         elif finding is None:
             usable.append(info)
-            reports.resolve("SL-TABLE-LEFT-OUT", subject)
         else:
             error = Misconfigured(f"Table {info.qualified} is left out. {finding.message}", remedy=finding.remedy)
-            reports.alert("SL-TABLE-LEFT-OUT", "error", subject, error)
+            left_out.add(subject)
+            reports.alert(_LEFT_OUT, "error", subject, error)
+    reports.still(_LEFT_OUT, f"{name}/", left_out)
     if not usable:
         refuse(findings)
         raise Misconfigured(
@@ -83,14 +87,11 @@ def usable_tables(
     return usable
 
 
-def _tell_missing(name: str, settings: SourceConfig, missing: dict[str, Finding], reports: Reports) -> None:
-    for text in settings.monitored_tables:
-        subject, finding = f"{name}/{text}", missing.get(text)
-        if finding is None:
-            reports.resolve(_NO_TABLE, subject)
-        else:
-            error = Misconfigured(f"{text}: {finding.message}", remedy=finding.remedy)
-            reports.alert(_NO_TABLE, "warning", subject, error)
+def _tell_missing(name: str, missing: dict[str, Finding], reports: Reports) -> None:
+    for text, finding in missing.items():
+        error = Misconfigured(f"{text}: {finding.message}", remedy=finding.remedy)
+        reports.alert(_NO_TABLE, "warning", f"{name}/{text}", error)
+    reports.still(_NO_TABLE, f"{name}/", {f"{name}/{text}" for text in missing})
 
 
 def choose_incarnation(

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from syncline.capture.facts import table_facts
-from syncline.capture.slot import ensure_publication, with_publication
+from syncline.capture.slot import ensure_publication, published_names, with_publication
 from syncline.capture.source import connect, translated
 from syncline.capture.tables import TableInfo, catalogue_mark, only_lost_columns, reshaped
 from syncline.change import Entry, Loaded, Marker
@@ -61,6 +61,18 @@ class Catalogue:
             context.talk(f"publication {publication}: added {', '.join(added)}")
         return added
 
+    def tell_left(self, connection: psycopg.Connection[Any], loaded: set[str], incarnation: Incarnation) -> None:
+        """Write to the log which tables the stream passes over, of those that a target may have (``loaded``, and what
+        is published): a target that stands before this forgets them, even if they are back when it hears of it."""
+        captured = {t.qualified for t in self.tables}
+        published = published_names(connection, self._context.settings.publication)
+        self._left((published | loaded) - captured, incarnation)
+
+    def _left(self, tables: set[str], incarnation: Incarnation | None) -> None:
+        if tables:
+            number = incarnation.number if incarnation else 1
+            self._append([Entry(tuple(Marker("left", table) for table in sorted(tables)), incarnation=number)])
+
     def look_again(self, incarnation: Incarnation | None) -> bool:
         """Take in tables that came or changed since, and request that they are read; whether anything did, or a load is
         due, for which the tables must be as they are now."""
@@ -72,6 +84,7 @@ class Catalogue:
                 return False
             before = {t.qualified: t for t in self.tables}
             added = self.choose(connection)
+        self._left(set(before) - {t.qualified for t in self.tables}, incarnation)
         self._loads.request(added)
         self._seen = seen
         for table in self.tables:

@@ -78,11 +78,13 @@ class Housekeeping:
                 self._attempt(chore, name, source)
         self._reports.flush()
 
-    def _attempt(self, chore: Callable[[str, SourcePipeline], None], name: str, source: SourcePipeline) -> None:
+    def _attempt(self, chore: Callable[[str, SourcePipeline], bool | None], name: str, source: SourcePipeline) -> None:
+        """Do one chore; one that returns False had nothing to do, and says nothing of what failed before."""
         key = (chore.__name__, name)
         failed: SynclineError | None = None
         try:
-            chore(name, source)
+            if chore(name, source) is False:
+                return
         except Unavailable as error:
             _log.debug("housekeeping waits", source=name, error=str(error))
             return
@@ -112,12 +114,13 @@ class Housekeeping:
         status = source_status(source, self.lags.get(name), latencies=False)
         self._reports.status(status_rows(name, status))
 
-    def _refresh(self, _: str, source: SourcePipeline) -> None:
-        """Look for new tables now and then, and at once when a load or a target is due."""
+    def _refresh(self, _: str, source: SourcePipeline) -> bool:
+        """Look for new tables now and then, and at once when a load or a target is due; whether it looked."""
         now = time.monotonic()
-        if source.due or now - self._refreshed.get(source.name, 0.0) >= _REFRESH_S:
-            self._refreshed[source.name] = now
-            source.refresh()
+        if not source.due and now - self._refreshed.get(source.name, 0.0) < _REFRESH_S:
+            return False
+        self._refreshed[source.name] = now
+        return source.refresh()
 
     def _measure(self, name: str, source: SourcePipeline) -> None:
         """How many bytes of WAL the log is behind the source."""

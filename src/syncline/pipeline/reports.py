@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
@@ -36,6 +36,18 @@ class Reports:
     def resolve(self, code: str, subject: str) -> None:
         """Close an alert."""
         self._put(("alert", code, subject), lambda: self._control.resolve_alert(code, subject))
+
+    def still(self, code: str, under: str, subjects: Collection[str]) -> None:
+        """Close the alerts of this code whose subject begins with ``under``, but for these: nothing is wrong with the
+        others any more, or they are gone."""
+
+        def resolve() -> None:
+            for alert in self._control.alerts():
+                subject = alert["subject"]
+                if alert["code"] == code and subject.startswith(under) and subject not in subjects:
+                    self._control.resolve_alert(code, subject)
+
+        self._put(("still", code, under), resolve)
 
     def gap(self, source: str, error: SynclineError, *, target: str = "", table: str = "") -> None:
         """Record a gap, and alert of it."""

@@ -211,6 +211,8 @@ class SourcePipeline:
                 retire_slot(connection, self.settings.slot, identity)
                 self._renew_slot = False
             self._attach(connection, identity, incarnation)
+            loaded = {table for cursor in cursors if cursor is not None for table in cursor.loaded}
+            self._catalogue.tell_left(connection, loaded, incarnation)
         self._targets.start(incarnation, identity)
         if self.state != "streaming":
             self.state = "loading"
@@ -250,20 +252,21 @@ class SourcePipeline:
             if (gap["source"], gap["target"], gap["table_name"], gap["code"]) == (self.name, "", "", SOURCE_OLDER):
                 raise Gap(gap["reason"], remedy="Run `syncline resync` to read the tables again.", code=SOURCE_OLDER)
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         """Housekeeping: start the targets that are late, take in tables that came or changed since, and read what is
-        due as it is now."""
+        due as it is now. False while there is nothing to look at."""
         if self.state != "streaming" or self.stopping.is_set():
-            return
+            return False
         self._targets.start_late()
         self._request_unfinished()
         incarnation = self.log.incarnation()
         if not self._catalogue.look_again(incarnation):
-            return
+            return True
         if self._capture is not None:
             self._capture.widen(self.tables)
         if self.loads.due and incarnation is not None:
             self.loads.start_due(self.tables, incarnation)
+        return True
 
     def _request_unfinished(self) -> None:
         """Tables whose load has begun and will not end: it was cut off with the process, and what it wrote to the log

@@ -273,7 +273,7 @@ def probe(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(f"select * from syncline.{table}").fetchall()
 
 
-_DAMAGE = re.compile(r"replaying WAL|corrupt|checksum|deserialize|metadata", re.IGNORECASE)
+_DAMAGE = re.compile(r"replaying WAL|corrupt|checksum|deserialize|metadata|not read enough bytes", re.IGNORECASE)
 _NOT_DAMAGE = re.compile(r"No space left|lock on file|out of memory", re.IGNORECASE)
 
 
@@ -339,7 +339,8 @@ def quarantine(path: Path, error: BaseException) -> Gap:
 def _is_corrupt(error: duckdb.Error) -> bool:
     """Whether a block of an open file failed its checksum or can't be read back."""
     told = type(error) is duckdb.Error or isinstance(error, duckdb.IOException)  # others may quote values
-    checksum = told and "corrupt database file" in str(error).lower()
+    text = str(error).lower()
+    checksum = told and ("corrupt database file" in text or "not read enough bytes" in text)
     return checksum or isinstance(error, duckdb.SerializationException)
 
 
