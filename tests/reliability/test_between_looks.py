@@ -12,6 +12,7 @@ import pytest
 from reliability.harness import Engine, Rig
 from servers import eventually
 from syncline.catalog.repository import ControlSchema
+from syncline.errors import SynclineError
 
 ITEMS = (
     "create table {0} (id int primary key, v text); insert into {0} select g, '{0}' || g from generate_series(1, 9) g"
@@ -177,3 +178,21 @@ def test_what_is_parked_of_a_table_that_is_emptied_or_dropped_is_superseded(rig:
         rig.database.execute("update t set n = 1")
         eventually(lambda: not rig.letters())
         assert engine.query("select id, n::int from t") == [(1, 1)]
+
+
+@pytest.mark.parametrize("postgres_version", [17, 18])
+def test_a_publication_that_is_dropped_under_the_stream_heals_by_itself_with_on_gap_resync(rig: Rig) -> None:
+    rig.set("source", on_gap="resync")
+    rig.database.execute(ITEMS.format("t"))
+
+    def healed(engine: Engine) -> bool:
+        try:
+            return equal(rig, engine)
+        except SynclineError:
+            return False  # the targets are being opened again
+
+    with rig.running() as engine:
+        rig.database.execute("drop publication syncline; insert into t values (20, 'x')")
+        eventually(lambda: healed(engine), 40)
+        rig.database.execute("insert into t values (21, 'y')")
+        eventually(lambda: healed(engine), 40)

@@ -15,7 +15,6 @@ import pytest
 from syncline.errors import Gap, Misconfigured, Unavailable
 from syncline.stores.duckdb import DuckDBConfig, DuckDBStore
 from syncline.stores.duckdb.database import Database, translate
-from syncline.stores.duckdb.door import open_reader
 from syncline.testing.store_suite import ITEM, Rows, contents, work
 
 
@@ -245,26 +244,26 @@ def test_a_file_of_the_first_format_keeps_its_tombstones(path: Path) -> None:
     again.close()
 
 
-def threads_of(store: DuckDBStore) -> int:
-    with store._db.session() as connection:
-        ((number,),) = connection.execute("select current_setting('threads')").fetchall()
-    return int(number)
-
-
-def test_small_transactions_run_on_one_thread_and_large_ones_and_queries_on_all(tmp_path: Path) -> None:
-    store = DuckDBStore(DuckDBConfig(path=tmp_path / "copy.duckdb", threads=3), "main")
-    store.open("orders")
-    store.migrate(ITEM)
-    for version in range(1, 40):
-        store.apply(work(Rows().upsert(version, 1, "one", None)))
-    assert threads_of(store) == 1
-    with open_reader(tmp_path / "copy.duckdb") as reader:
-        assert reader.query("select current_setting('threads')::int as n").to_pylist() == [{"n": 3}]
-    store.apply(work(Rows().upsert(50, 2, "two", None)))
-    assert threads_of(store) == 1
-    many = Rows()
-    for key in range(5000):
-        many.upsert(60, key, "many", None)
-    store.apply(work(many))
-    assert threads_of(store) == 3
+@pytest.mark.parametrize("size", [5_000, 20_000, 500_000])
+def test_a_file_that_was_cut_short_is_moved_aside(path: Path, size: int) -> None:
+    store = _open(path)
+    rows = Rows()
+    for key in range(30_000):
+        rows.upsert(5, key, f"{key * 7919}" * 8, None)
+    store.apply(work(rows))
     store.close()
+    assert path.stat().st_size > 600_000
+    with path.open("r+b") as file:
+        file.truncate(size)
+    store = DuckDBStore(DuckDBConfig(path=path), "main")
+
+    def read() -> None:
+        store.open("orders")
+        contents(store)
+
+    with pytest.raises(Gap) as caught:
+        read()
+    store.close()
+    assert caught.value.code == "SL-DUCKDB-DAMAGED"
+    assert list(path.parent.glob("*.damaged-*"))
+    assert contents(_open(path)) == {}

@@ -19,9 +19,11 @@ import psycopg2
 
 from syncline.capture.assemble import ROW_KINDS, Assembler, Chunk
 from syncline.capture.source import SourceConfig, translate
-from syncline.errors import SynclineError, defect
+from syncline.errors import Gap, SynclineError, defect
 
 __all__ = ["Mailbox", "Receiver"]
+
+_UNDEFINED = "42704"  # SQLSTATE of an object that there is not
 
 # Below the first rate (rows/s) changes are handed on at once; from the second one on, linger_s applies whole.
 _CALM_RATE, _FLOOD_RATE = 5_000.0, 50_000.0
@@ -160,11 +162,21 @@ class Receiver:
         except SynclineError as error:
             self._mailbox.fail(error)
         except (psycopg2.Error, OSError) as error:
-            self._mailbox.fail(translate(error, self._config.replication))
+            self._mailbox.fail(self._translated(error))
         except Exception as error:  # noqa: BLE001 - the capture must stop on a defect, never wait for a dead thread
             self._mailbox.fail(defect("The receiving thread", error))
         finally:
             self._connection.close()
+
+    def _translated(self, error: BaseException) -> SynclineError:
+        """A publication that was dropped can't be put back for what waits in the WAL: it is decoded as of then."""
+        failure = translate(error, self._config.replication)
+        if getattr(error, "pgcode", None) != _UNDEFINED or "publication" not in failure.message:
+            return failure
+        return Gap(
+            f"Publication {self._config.publication} was dropped, so changes that wait in the WAL can't be decoded.",
+            remedy="Run `syncline resync` to read the tables again, or set on_gap: resync.",
+        )
 
     def _read(self) -> bool:
         """Take messages until the socket is empty; False if it was. The loop costs about a microsecond a row: keep it

@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.stores.duckdb.door import Door
-from syncline.stores.duckdb.threads import Threads
 
 __all__ = ["Database", "DuckDBConfig", "looks_damaged", "opening_error", "probe", "quarantine", "translate"]
 
@@ -72,7 +71,6 @@ class Database:
         self.config = config
         self.path = path
         self.lock = threading.RLock()
-        self.threads = Threads(config.threads)
         self._users = 0
         self._broken = False
         self._damage: duckdb.Error | None = None
@@ -169,7 +167,7 @@ class Database:
     def guest_session(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection for queries that are not ours, whose errors say nothing about the file: ``error('Corrupt ...')``
         is a query too."""
-        with self.connection() as connection, self.threads.all(connection):
+        with self.connection() as connection:
             yield connection
 
     def failed(self, error: duckdb.Error) -> SynclineError:
@@ -185,7 +183,6 @@ class Database:
             if self._broken:
                 self._close_all()
                 self._root = _connect(self.config, self.path)
-                self.threads.opened_again()
                 self._broken = False
 
     def _close_all(self) -> None:
@@ -214,7 +211,7 @@ class Database:
         """Write the log into the file, so that the next start has nothing to replay. False if it has to wait."""
         with self.lock:
             try:
-                with self.session() as connection, self.threads.all(connection):
+                with self.session() as connection:
                     connection.execute("checkpoint")
             except SynclineError:
                 # Open read transactions forbid it, or the disk is full; the log keeps everything, and whoever applies

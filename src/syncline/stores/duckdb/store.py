@@ -128,10 +128,8 @@ class DuckDBStore:
         return self._database
 
     @contextmanager
-    def _transaction(self, rows: int = 0) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """One write transaction: committed and durable behind the block, or rolled back if it raises.
-
-        ``rows`` is about how many it writes, 0 for bookkeeping.
 
         Raises:
             Unavailable, Misconfigured, Gap: DuckDB failed; its error is the cause.
@@ -141,7 +139,6 @@ class DuckDBStore:
             try:
                 if self._connection is None:
                     self._connection = database.connection()
-                database.threads.settle(self._connection, rows)
                 self._connection.execute("begin")
                 yield self._connection
                 self._connection.execute("commit")
@@ -187,7 +184,7 @@ class DuckDBStore:
         """
         with self._db.lock:
             try:
-                with self._transaction(sum(len(table.rows) for table in work.tables)) as connection:
+                with self._transaction() as connection:
                     for table in work.tables:
                         write_table(connection, table, self._state(connection, table.schema))
                     _write_cursor(connection, work.cursor)
@@ -244,7 +241,7 @@ class DuckDBStore:
 
         The view holds back checkpoints until the iterator is exhausted or closed.
         """
-        with self._db.session() as connection, self._db.threads.all(connection):
+        with self._db.session() as connection:
             for batch in read_batches(connection.sql(Statements(schema).select()).to_arrow_reader(_SCAN_ROWS)):
                 yield as_contract(schema, batch)
 
