@@ -12,7 +12,7 @@ from syncline.capture.source import connect, translated
 from syncline.capture.tables import TableInfo
 from syncline.capture.wal import TextNeeded, WalCapture
 from syncline.change import Entry, Marker
-from syncline.errors import Gap, Policy, SynclineError, defect, policy
+from syncline.errors import Gap, Policy, SynclineError, Unavailable, defect, policy
 from syncline.log import Incarnation
 from syncline.pipeline.attach import (
     SOURCE_OLDER,
@@ -56,8 +56,8 @@ class SourcePipeline:
         self._backoff = Backoff(0.2, 10.0)
         self._targets = Targets(context, stores, self)
         self.targets = self._targets.by_name
-        self.loads = Loads(context, self.targets, self._append, self.stopping)
-        self._catalogue = Catalogue(context, self.targets, self.loads, self._append)
+        self.loads = Loads(context, self.targets, self._append_beside, self.stopping)
+        self._catalogue = Catalogue(context, self.targets, self.loads, self._append_beside)
         self._capture: WalCapture | None = None
         self._thread = threading.Thread(target=self._run, name=f"capture-{self.name}", daemon=True)
 
@@ -309,6 +309,16 @@ class SourcePipeline:
             self.state, self.error = "streaming", None
             self._backoff.reset()
             self._reports.resolve("SL-SOURCE-AWAY", self.name)
+
+    def _append_beside(self, entries: list[Entry]) -> None:
+        """Append what does not come from the stream, and may have been begun for a log that was put aside since.
+
+        Raises:
+            Unavailable: the log is a new one, to which the source has yet to be attached.
+        """
+        if self.log.incarnation() is None:
+            raise Unavailable("The source is being started over.")
+        self._append(entries)
 
     def _append(self, entries: list[Entry]) -> None:
         """Append, waiting while the log is full: the slot holds what is not confirmed (Guarantees 1 and 8)."""
