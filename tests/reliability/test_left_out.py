@@ -113,3 +113,27 @@ def test_a_table_that_is_dropped_amid_the_first_load_is_not_being_loaded_for_eve
         eventually(lambda: engine.state() == "streaming" and not engine.source.busy)
         assert engine.service.status()["sources"]["main"]["loading"] == {}
         altered(rig, engine)
+
+
+def test_a_table_that_may_not_be_read_for_a_while_comes_in_again_when_it_may(rig: Rig, role: str) -> None:
+    rig.set("source", dsn=make_conninfo(rig.database.dsn, user=role))
+    with rig.running() as engine:
+        rig.database.execute(f"alter table named owner to current_user; revoke all on named from {role}")
+        eventually(lambda: "SL-TABLE-LEFT-OUT" in rig.alerts())
+        rig.database.execute(f"insert into named values (2, 'b'); grant select on named to {role}")
+        rig.database.execute(f"alter publication syncline owner to {role}")
+        eventually(lambda: "SL-TABLE-LEFT-OUT" not in rig.alerts())
+        eventually(lambda: equal(rig, engine))
+
+
+def test_a_table_that_row_security_hid_comes_in_when_the_role_may_pass_it(rig: Rig, role: str) -> None:
+    rig.set("source", dsn=make_conninfo(rig.database.dsn, user=role))
+    rig.database.execute("create table hidden (id int primary key, v text); insert into hidden values (1, 'x')")
+    rig.database.execute(f"alter table hidden owner to {role}; alter table hidden enable row level security")
+    rig.database.execute("alter table hidden force row level security")
+    with rig.running() as engine:
+        assert "SL-TABLE-LEFT-OUT" in rig.alerts()
+        rig.database.execute(f"alter role {role} bypassrls")
+        eventually(lambda: "SL-TABLE-LEFT-OUT" not in rig.alerts())
+        eventually(lambda: engine.query("from duckdb_tables() select table_name where table_name = 'hidden'"))
+        eventually(lambda: equal(rig, engine))

@@ -57,3 +57,14 @@ def test_unknown_names_and_settings_that_do_not_fit_are_refused(shop: Shell, com
     wrong = command("mapping", "show", "item")
     assert wrong.returncode == 2
     assert "no column nane" in wrong.stderr
+
+
+def test_a_table_without_a_key_is_left_out_and_hinders_no_other(
+    shop: Shell, command: Command, database: Database
+) -> None:
+    database.execute("create table keyless (v text)")
+    assert command("mapping", "show", "item").returncode == 0
+    refused = command("mapping", "show", "keyless")
+    assert refused.returncode == 2
+    assert "left out" in refused.stderr
+    assert "ADD PRIMARY KEY" in refused.stderr

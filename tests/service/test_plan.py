@@ -172,3 +172,16 @@ def test_a_plan_beside_an_engine_is_shown_and_not_carried_out(setup: Setup) -> N
     finally:
         service.stop()
     assert setup.rows("dropped") == {(1, "eins"), (2, "zwei")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setup", ["duckdb"], indirect=True)
+def test_a_table_that_lost_its_key_is_neither_removed_nor_in_the_way(setup: Setup) -> None:
+    setup.write(None)
+    setup.apply()
+    setup.database.execute("alter table dropped drop constraint dropped_pkey; create table keyless (v text)")
+    assert setup.changes() == []
+    setup.write({"public.*": {"where": "id = 1"}})
+    assert setup.changes() == [("reload", "public.kept")]
+    setup.apply()
+    assert (setup.rows("kept"), setup.rows("dropped")) == ({(1, "one")}, {(1, "eins"), (2, "zwei")})

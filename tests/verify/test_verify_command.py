@@ -40,3 +40,16 @@ def test_an_unknown_table_is_a_usage_error(pipeline: Pipeline) -> None:
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "public.nothing" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_table_that_cannot_be_captured_is_said_to_be_left_out_and_hinders_no_other(pipeline: Pipeline) -> None:
+    pipeline.database.execute("create table items (id int primary key); create table keyless (v text)")
+    pipeline.database.execute("insert into items values (1); insert into keyless values ('a')")
+    told = command(pipeline)
+    items, keyless, total = told.stdout.splitlines()
+    assert (told.returncode, items) == (0, "main -> main  public.items  1 rows  equal")
+    assert keyless.startswith("main -> main  public.keyless (left out)  not compared. It can't be captured")
+    assert total.startswith("0 difference(s), 1 table(s) not compared")
+    (table,) = json.loads(command(pipeline, "public.keyless", "--json").stdout)["tables"]
+    assert (table["state"], table["rows"]) == ("left out", 0)
+    assert "no primary key" in table["reason"]

@@ -187,7 +187,10 @@ select count(*), sum(a.xmin::text::int8), sum(a.attrelid::int8),
   (select sum(i.xmin::text::int8) from pg_index i where i.indexrelid >= 16384),
   (select sum(xmin::text::int8) from pg_publication),
   (select sum(oid::int8) from pg_publication_rel),
-  (select sum(oid::int8) from pg_publication_namespace)
+  (select sum(oid::int8) from pg_publication_namespace),
+  (select sum(hashtextextended(format('%%s %%s', oid, nspacl), 0)) from pg_namespace where oid >= 2200),
+  (select array[rolsuper, rolbypassrls] from pg_roles where rolname = current_user),
+  (select sum(hashtextextended(format('%%s %%s', roleid, member), 0)) from pg_auth_members)
 from pg_class c join pg_attribute a on a.attrelid = c.oid
 where c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.oid >= 16384 and a.attnum > 0
   and c.relnamespace <> all(select oid from pg_namespace where nspname = any(%s))
@@ -196,7 +199,7 @@ where c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.oid >= 16384 and 
 
 def catalogue_mark(connection: Connection, never: Sequence[str] = ()) -> tuple[Any, ...]:
     """Some numbers that change when a permanent table outside the schemas ``never`` is made, altered or dropped, or
-    an enum or a publication altered."""
+    an enum or a publication altered, or what our role may read."""
     row = connection.execute(_CATALOGUE, [list(never)]).fetchone()
     return tuple(row or ())
 

@@ -16,10 +16,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from syncline.capture.facts import table_facts
-from syncline.capture.slot import with_publication
-from syncline.capture.source import connect, translated
-from syncline.capture.tables import TableInfo, matching_tables, reshaped
+from syncline.capture.captured import captured
+from syncline.capture.tables import TableInfo, reshaped
 from syncline.change import Cursor, TableSchema
 from syncline.config import Config, store_class
 from syncline.errors import Misconfigured, Unavailable
@@ -68,16 +66,14 @@ def make_plan(config: Config) -> Plan:
 
 
 def _changes_of(config: Config, source: str) -> Iterator[Change]:
-    settings, never = config.sources[source], (config.control.schema_name,)
-    with translated(settings.plain), connect(settings.plain, timeout_s=settings.connect_timeout_s) as connection:
-        found = matching_tables(connection, settings.monitored_tables, settings.excluded_tables, never)
-        infos = with_publication(connection, settings.publication, found)
-        facts = table_facts(connection, infos)
+    found = captured(config.sources[source], config.control.schema_name)
     for target, chosen in config.targets.items():
         if source in config.followed_by(target):
-            mapping = chosen.mapping(facts)
-            taken = {info.qualified: info for info in infos if mapping.takes(info.qualified)}
-            yield from _changes_at(config, source, target, taken, mapping)
+            mapping = chosen.mapping(found.facts)
+            taken = {info.qualified: info for info in found.tables if mapping.takes(info.qualified)}
+            for change in _changes_at(config, source, target, taken, mapping):
+                if change.table not in found.left_out:  # its rows stay, for it may be taken in again
+                    yield change
 
 
 def _changes_at(

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from syncline.capture.facts import table_facts
-from syncline.capture.source import connect, translated
-from syncline.capture.tables import matching_tables
+from syncline.capture.captured import captured
 from syncline.config import Config, store_class
+from syncline.errors import Misconfigured
 from syncline.service.session import chosen, print_json, session_of, stdout, talk
 
 if TYPE_CHECKING:
-    from syncline.mapping import Facts, MappedTable
+    from syncline.mapping import MappedTable
 
 __all__ = ["app"]
 
@@ -37,8 +36,12 @@ def show(
     """Show what each target makes of a table: columns, shape, and the statements that it becomes."""
     config = session_of(context).config()
     chosen("target", target, config.targets)
-    known = {source: _facts(config, source) for source in config.sources}
+    looked = {name: captured(source, config.control.schema_name) for name, source in config.sources.items()}
+    known = {source: found.facts for source, found in looked.items()}
     name = table if "." in table else f"public.{table}"
+    reason = next((found.left_out[name] for found in looked.values() if name in found.left_out), None)
+    if reason is not None and not any(name in facts for facts in known.values()):
+        raise Misconfigured(f"Table {name} is left out. {reason.message}", remedy=reason.remedy, code=reason.code)
     chosen("captured table", name, sorted({t for facts in known.values() for t in facts}))
     found: dict[str, Any] = {}
     for wanted in [target] if target else list(config.targets):
@@ -54,16 +57,6 @@ def show(
     else:
         for wanted, described in found.items():
             _print(wanted, described)
-
-
-def _facts(config: Config, source: str) -> Mapping[str, Facts]:
-    settings = config.sources[source]
-    dsn = settings.plain
-    with translated(dsn), connect(dsn, timeout_s=settings.connect_timeout_s) as connection:
-        tables = matching_tables(
-            connection, settings.monitored_tables, settings.excluded_tables, (config.control.schema_name,)
-        )
-        return table_facts(connection, tables)
 
 
 def _described(mapped: MappedTable) -> dict[str, Any]:

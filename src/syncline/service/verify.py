@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from syncline.bars import RowBars
 from syncline.service.figures import amount
 from syncline.service.session import chosen, print_json, session_of, stdout, talk
+from syncline.verify.report import KINDS
+
+if TYPE_CHECKING:
+    from syncline.verify import Report
 
 __all__ = ["verify"]
 
@@ -32,27 +36,25 @@ def verify(
     chosen("target", target, config.targets)
     with RowBars(talk) as bars:
         report = compare(config, tables or (), target, bars.show, engine=SyncService, talk=talk.print)
-    found = report.to_dict(show_keys=show_keys)
     if as_json:
-        print_json(found)
+        print_json(report.to_dict(show_keys=show_keys))
     else:
-        _tell(found, report.differences)
+        _tell(report, show_keys=show_keys)
     raise typer.Exit(_DIFFERENT if report.differences else 0)
 
 
-def _tell(found: dict[str, Any], differences: int) -> None:
+def _tell(report: Report, *, show_keys: bool) -> None:
     """A line for each table: what was compared, then what is other than nothing."""
-    for table in found["tables"]:
-        counts = {k: v for k, v in table.items() if isinstance(v, int) and k != "rows" and v}
+    for table in report.tables:
+        found = table.to_dict(show_keys=show_keys)
+        counts = {kind: found[kind] for kind in (*KINDS, "in_flight", "parked") if found[kind]}
         notes = [f"{amount(count)} {kind.replace('_', ' ')}" for kind, count in counts.items()]
-        notes += [f"columns differ: {', '.join(table['columns'])}"] if "columns" in table else []
-        state = "" if table["state"] == "compared" else f" ({table['state']})"
-        where = f"{table['source']} -> {table['target']}  {table['table']}{state}"
-        stdout.print(f"{where}  {amount(table['rows'])} rows  {', '.join(notes) or _verdict(table['state'])}")
-        for kind, keys in table.get("keys", {}).items():
+        notes += [f"columns differ: {', '.join(table.columns)}"] if table.columns else []
+        state = "" if table.state == "compared" else f" ({table.state})"
+        verdict = "equal" if table.compared else f"not compared. {table.reason}".rstrip(". ")
+        what = f"{amount(table.rows)} rows  {', '.join(notes) or verdict}" if table.compared else verdict
+        stdout.print(f"{table.source} -> {table.target}  {table.table}{state}  {what}")
+        for kind, keys in found.get("keys", {}).items():
             stdout.print(f"    {kind}: {'; '.join(keys)}")
-    stdout.print(f"{amount(differences)} difference(s) in {found['seconds']:.1f} s.")
-
-
-def _verdict(state: str) -> str:
-    return "not compared" if state in ("paused", "loading") else "equal"
+    left = f", {report.not_compared} table(s) not compared" if report.not_compared else ""
+    stdout.print(f"{amount(report.differences)} difference(s){left} in {report.seconds:.1f} s.")

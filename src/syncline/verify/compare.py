@@ -16,16 +16,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from syncline.capture.facts import table_facts
-from syncline.capture.preflight import preflight
-from syncline.capture.slot import with_publication
+from syncline.capture.captured import Captured, captured
 from syncline.capture.snapshot import Rewritten, consistent_point
-from syncline.capture.source import connect, translated
-from syncline.capture.tables import TableInfo, matching_tables, reshaped
+from syncline.capture.tables import TableInfo, reshaped
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, hint
 from syncline.errors import Gap, Misconfigured
-from syncline.mapping import Facts, TargetMapping
+from syncline.mapping import TargetMapping
 from syncline.verify.point import Engine, engine_running, reach
 from syncline.verify.report import KINDS, Report, TableReport
 from syncline.verify.table import Copy, Outcome, Point, Progress, Suspects, compare_table
@@ -51,8 +48,8 @@ def verify(
     """Compare the monitored tables (or those named, ``namespace.table``) with their copies (or the one named).
 
     ``progress`` hears a table, the rows read of it, and about how many there are. ``engine`` is run until the targets
-    are up to date when no engine runs; None then raises. Tables that can't be captured (``doctor`` says which and why)
-    are not part of it.
+    are up to date when no engine runs; None then raises. Tables that can't be captured are in the report as left out,
+    with the reason.
 
     Raises:
         Misconfigured: a name is unknown, or a target can't be read from here.
@@ -139,24 +136,28 @@ class _Run:
             raise Misconfigured(f"There is no target {self.target}.", remedy=hint(self.target, self.config.targets))
         if not self.wanted:
             return
-        known = {info.qualified for source in self.config.sources for info in self._tables(source)[0]}
+        found = [self._captured(source) for source in self.config.sources]
+        known = {name for one in found for name in (*(info.qualified for info in one.tables), *one.left_out)}
         unknown = sorted(set(self.wanted) - known)
         if unknown:
             raise Misconfigured(
-                f"No table that is captured is called {', '.join(unknown)}.",
-                remedy=f"{hint(unknown[0], sorted(known))} `syncline doctor` says which are left out, and why.",
+                f"No table that is captured is called {', '.join(unknown)}.", remedy=hint(unknown[0], sorted(known))
             )
 
     def look(self, check: Callable[[], None], suspects: dict[_Key, Suspects] | None) -> dict[_Key, Outcome]:
         """Compare everything; on a second look only the tables with suspects."""
         found: dict[_Key, Outcome] = {}
         for source in self.config.sources:
-            infos, facts = self._tables(source)
+            now = self._captured(source)
             for target in self._targets(source):
-                mapping = self.config.targets[target].mapping(facts)
-                taken = [i for i in infos if mapping.takes(i.qualified)]
+                mapping = self.config.targets[target].mapping(now.facts)
+                taken = [i for i in now.tables if mapping.takes(i.qualified)]
                 chosen = [i for i in taken if self._chosen((source, target, i.qualified), suspects)]
                 found.update(self._compare(_Pair(source, target, mapping), chosen, check, suspects or {}))
+                for table, finding in now.left_out.items():
+                    if mapping.takes(table) and self._chosen((source, target, table), suspects):
+                        report = TableReport(source, target, table, state="left out", reason=finding.message)
+                        found[source, target, table] = Outcome(report, {})
         return found
 
     def settle(
@@ -182,17 +183,8 @@ class _Run:
     def _chosen(self, key: _Key, suspects: dict[_Key, Suspects] | None) -> bool:
         return key in suspects if suspects is not None else not self.wanted or key[2] in self.wanted
 
-    def _tables(self, source: str) -> tuple[list[TableInfo], dict[str, Facts]]:
-        """The tables that are captured, and their facts: those that can't be have an alert of their own."""
-        settings = self.config.sources[source]
-        dsn = settings.plain
-        never = (self.config.control.schema_name,)
-        with translated(dsn), connect(dsn, timeout_s=settings.connect_timeout_s) as connection:
-            found = matching_tables(connection, settings.monitored_tables, settings.excluded_tables, never)
-            found = with_publication(connection, settings.publication, found)
-            facts = table_facts(connection, found)
-        left_out = {f.subject for f in preflight(settings, *never) if f.severity == "error"}
-        return [t for t in found if t.qualified not in left_out], facts
+    def _captured(self, source: str) -> Captured:
+        return captured(self.config.sources[source], self.config.control.schema_name)
 
     def _compare(
         self,
