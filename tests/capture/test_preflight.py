@@ -291,6 +291,28 @@ def test_partitions_and_inheritance_are_explained(database: Database) -> None:
 # ---------------------------------------------------------------------------------------------------- publication
 
 
+def test_a_published_table_whose_updates_postgresql_refuses_is_told_even_if_it_is_excluded(database: Database) -> None:
+    database.execute(
+        "create table person (id int primary key); create table bare (v text); create table whole (v text);"
+        "alter table whole replica identity full; create publication syncline for tables in schema public"
+    )
+    findings = look(database, excluded_tables=("bare",))
+    told = one(findings, "SL-UPDATES-REFUSED")
+    assert (told.severity, told.subject) == ("warning", "public.bare")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        database.execute("delete from bare")
+    database.execute("drop publication syncline; create publication syncline for table person")
+    assert found(look(database), "SL-UPDATES-REFUSED") == []
+
+
+def test_the_statement_for_a_missing_publication_names_no_table_that_it_would_harm(database: Database) -> None:
+    role = f"reader_{database.name}"
+    database.execute(f"create table person (id int primary key); create table bare (v text); create role {role} login")
+    finding = one(look(database, dsn=make_conninfo(database.dsn, user=role)), "SL-PUBLICATION")
+    assert "FOR TABLE public.person WITH" in finding.remedy
+    database.execute(f"drop role {role}")
+
+
 def test_a_publication_that_is_complete_is_ok(database: Database) -> None:
     database.execute("create table person (id int primary key); create publication syncline for table person")
     assert one(look(database), "SL-PUBLICATION").message == "It covers the 1 table(s)."

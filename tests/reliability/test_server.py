@@ -182,7 +182,8 @@ def test_a_second_engine_on_the_same_slot_says_so_and_takes_nothing_away(rig: Ri
             eventually(lambda: second.state() == "retrying")
             message = second.service.status()["sources"]["main"]["message"]
             assert rig.slot in message
-            assert "active" in message
+            assert "in use: syncline-capture at 127.0.0.1 reads from it" in message
+            assert "stop it" in message
             write(rig, 1)
             engine.settle()
         write(rig, 2)
@@ -223,3 +224,15 @@ def test_a_kill_while_the_slot_waits_for_an_open_transaction_does_not_stand_in_i
     assert child.wait() == 0
     nursery.finish(rig)
     assert rig.difference() == ""
+
+
+def test_a_server_without_a_free_slot_is_not_called_away(tmp_path: Path) -> None:
+    with EmbeddedPostgres.start(tmp_path / "pg", settings={"max_replication_slots": "1"}) as server:
+        server.create_database("own")
+        rig = Rig(Database(server, "own"), tmp_path)
+        rig.database.execute("create table t (id int primary key); insert into t values (1)")
+        with rig.running(until_loaded=False) as engine:
+            eventually(lambda: engine.state() == "retrying")
+            assert engine.source.error is not None
+            assert "has no room: all replication slots are in use" in str(engine.source.error)
+            assert "raise max_replication_slots" in str(engine.source.error)

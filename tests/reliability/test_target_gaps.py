@@ -150,3 +150,19 @@ def test_of_one_target_alone_its_gap_is_mended_too_and_the_engine_goes_on(databa
         eventually(lambda: rig.gaps(ever=True) == ["SL-DUCKDB-DAMAGED"])
         assert engine.service.wait(0.5) is None, "nothing ran any more, by the engine's own account"
         engine.equal()
+
+
+def test_a_plain_resync_ends_the_gap_of_one_table_at_one_target(database: Database, tmp_path: Path) -> None:
+    rig = Rig(database, tmp_path)
+    database.execute("create table item (id bigint primary key, name text); create table line (id int primary key)")
+    database.execute("insert into item select g, md5(g::text) from generate_series(1, 100) g")
+    with rig.open() as target:
+        target.execute("create table item (id integer)")  # the user's own, of another shape
+    with rig.running(until_loaded=False):
+        eventually(rig.gaps)
+    with rig.open() as target:
+        target.execute("drop table item")
+    with rig.running(until_loaded=False) as engine:
+        engine.service.resync()
+        eventually(lambda: not rig.gaps())
+        engine.equal()

@@ -53,3 +53,13 @@ def test_a_table_that_cannot_be_captured_is_said_to_be_left_out_and_hinders_no_o
     (table,) = json.loads(command(pipeline, "public.keyless", "--json").stdout)["tables"]
     assert (table["state"], table["rows"]) == ("left out", 0)
     assert "no primary key" in table["reason"]
+
+
+def test_a_target_is_compared_though_another_can_not_be_opened(pipeline: Pipeline) -> None:
+    pipeline.database.execute("create table items (id int primary key); insert into items values (1)")
+    file = pipeline.path.with_name("syncline.yaml")
+    text = file.read_text().replace("target:\n  type", "targets:\n a:\n  type")
+    file.write_text(text.replace("log:", f" b:\n  type: duckdb\n  path: {pipeline.path}.d/x.duckdb\nlog:"))
+    pipeline.path.with_name(pipeline.path.name + ".d").write_text("a file where a folder should be")
+    told = command(pipeline, "--target", "a")
+    assert (told.returncode, told.stdout.splitlines()[0]) == (0, "main -> a  public.items  1 rows  equal")

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from syncline.capture.source import SourceConfig, connect, connect_replication, describe, translated
 from syncline.capture.tables import TableInfo
-from syncline.errors import Gap, Misconfigured, SynclineError
+from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 
 __all__ = [
     "Identity",
@@ -30,6 +30,7 @@ __all__ = [
     "parse_lsn",
     "published_names",
     "read_slot",
+    "refuse_in_use",
     "snapshot_point",
     "with_publication",
 ]
@@ -205,6 +206,26 @@ def check_slot(slot: Slot | None, name: str, database: str, durable: int) -> Non
             f"{format_lsn(durable)}: what lies between was never captured.",
             remedy=remedy,
         )
+
+
+def refuse_in_use(connection: psycopg.Connection[Any], slot: Slot | None) -> None:
+    """Raise ``Unavailable`` while somebody reads from the slot: an engine that was killed just now, whose connection
+    the server has yet to miss, or another one, which must not share it."""
+    if slot is None or slot.active_pid is None:
+        return
+    row = connection.execute(
+        "select coalesce(nullif(application_name, ''), 'a program without a name')"
+        " || coalesce(' at ' || host(client_addr), ''), to_char(backend_start, 'YYYY-MM-DD HH24:MI:SS')"
+        " from pg_stat_activity where pid = %s",
+        [slot.active_pid],
+    ).fetchone()
+    who, since = row or ("somebody", "now")
+    raise Unavailable(
+        f"Replication slot {slot.name} is in use: {who} reads from it since {since} (process {slot.active_pid}).",
+        remedy="If that is another engine, stop it, or give this one a slot and a control schema of its own "
+        "(source.slot, control.schema). If it was killed, wait until the server notices.",
+        code="SL-SLOT-IN-USE",
+    )
 
 
 def create_slot(config: SourceConfig, name: str, talk: Talk) -> int:

@@ -44,6 +44,11 @@ _REFUSALS = re.compile(
 
 # Classes of SQLSTATE whose messages quote values: data exceptions, constraints, check options, RAISE in PL/pgSQL.
 _QUOTING = ("22", "23", "44", "P0")
+# Limits of the server that were met, which a restart with higher ones, or somebody who leaves, lifts.
+_FULL = {
+    "53300": "Close connections, or raise max_connections (max_wal_senders for replication) and restart the server.",
+    "53400": "Drop slots that nobody uses (pg_replication_slots), or raise max_replication_slots and restart it.",
+}
 # Connection strings that libpq can read and not use.
 _UNUSABLE = re.compile(r"invalid (port number|integer value|\w+ value)")
 _UNREADABLE = "(unreadable connection string)"
@@ -146,6 +151,8 @@ def translate(error: BaseException, dsn: Dsn) -> SynclineError:
         return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=f"Correct the database in {setting}.")
     if sqlstate == "42501":
         return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy="`syncline doctor` names the missing grant.")
+    if sqlstate in _FULL:
+        return Unavailable(f"PostgreSQL at {where} has no room: {text}.", remedy=_FULL[sqlstate])
     transient = ("08", "57", "53", "40", "55")
     connection = isinstance(error, (psycopg.OperationalError, psycopg2.OperationalError, psycopg2.InterfaceError))
     # A server that died leaves psycopg2 with the bare class: libpq had nothing to say.

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from syncline.capture.preflight import preflight, refuse
-from syncline.capture.slot import Identity, check_slot, create_slot, drop_slot, format_lsn, read_slot
+from syncline.capture.slot import Identity, check_slot, create_slot, drop_slot, format_lsn, read_slot, refuse_in_use
 from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo, matching_tables
 from syncline.change import Cursor
@@ -145,7 +145,10 @@ def attach_slot(
 
     Raises:
         Gap: see :func:`~syncline.capture.slot.check_slot`; or the source is older than the log.
+        Unavailable: somebody else reads from the slot, so whatever it shows is not about this log.
     """
+    slot = read_slot(connection, settings.slot)
+    refuse_in_use(connection, slot)
     row = connection.execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
     if row is not None and row[0] < durable:
         # Streaming from a place that this WAL has yet to reach would skip whatever commits before it.
@@ -155,7 +158,6 @@ def attach_slot(
             remedy="Run `syncline resync` to read the tables again, or set on_gap: resync.",
             code=SOURCE_OLDER,
         )
-    slot = read_slot(connection, settings.slot)
     if durable == 0 and slot is not None and slot.wal_status == "lost":
         drop_slot(connection, slot.name)
         slot = None

@@ -136,11 +136,11 @@ class SyncService:
         codes = [_code(e) for e in self.errors()]
         return min(codes) if codes else 0
 
-    def errors(self) -> list[SynclineError]:
-        """What ended sources and targets, if anything did."""
+    def errors(self, target: str | None = None) -> list[SynclineError]:
+        """What ended sources and targets (or sources and this one target), if anything did."""
         found = [s.error for s in self.sources.values() if s.error is not None and s.state in ("gap", "failed")]
-        found += [t.error for s in self.sources.values() for t in s.targets.values() if t.error is not None]
-        return found
+        targets = [(name, t) for s in self.sources.values() for name, t in s.targets.items()]
+        return found + [t.error for name, t in targets if t.error is not None and target in (None, name)]
 
     def resync(self, source: str | None = None, tables: list[str] | None = None, *, target: str | None = None) -> None:
         """Read tables again (all of them by default; for all targets by default), as ``syncline resync`` does."""

@@ -71,6 +71,7 @@ class Targets:
         self._starting = threading.Lock()  # the capture's thread starts targets, and housekeeping does
         self._cursors: dict[str, Cursor | None] = {}
         self._renewing: set[str] = set()
+        self._from_scratch: set[str] = set()  # behind a reset: tables in a gap are tried again too
         self._identity: Identity | None = None
 
     @property
@@ -217,11 +218,20 @@ class Targets:
         """Take over what an earlier run recorded, before anything is applied: pauses, and gaps of single tables."""
         context = self._context
         apply_pauses(context.control, context.name, target, self._owner.log, cursor, context.control.pauses())
+        again = context.resyncs or target.name in self._from_scratch or target.name in self._renewing
         for gap in context.control.gaps():
-            if gap["source"] == context.name and gap["table_name"] and gap["target"] in ("", target.name):
-                target.board.open_gap(gap["table_name"])
-                if context.resyncs:
-                    self._owner.read_again([gap["table_name"]], target.name)
+            table = gap["table_name"]
+            if gap["source"] != context.name or not table or gap["target"] not in ("", target.name):
+                continue
+            target.board.open_gap(table)
+            if again:
+                self._owner.read_again([table], target.name)
+            else:
+                context.talk(
+                    f"table {table} is still in a gap at target {target.name}: {gap['reason']} "
+                    f"When that is mended: `syncline resync --table {table} --target {target.name}`."
+                )
+        self._from_scratch.discard(target.name)
 
     def _forget_removed(self) -> None:
         """Targets that are no longer configured must not hold back trimming. Brought back later, they are in a gap."""
@@ -265,6 +275,7 @@ class Targets:
                     cursor = msgspec.structs.replace(cursor, loaded={})
                 self._cursors[target.name] = cursor
             self._renewing.clear()
+            self._from_scratch = set(self.by_name)
 
     def ask_to_stop(self) -> None:
         """Have each target end behind the step it is in."""

@@ -59,7 +59,7 @@ def verify(
     began = time.monotonic()
     run = _Run(config, tuple(tables), target, progress or _silent, talk or _log.info)
     run.refuse_unknown()
-    with engine_running(config, engine, run.talk) as check:
+    with engine_running(config, engine, run.talk, target) as check:
         found = run.look(check, None)
         deadline = time.monotonic() + _SETTLE_S
         run.settle(check, found, {}, deadline)

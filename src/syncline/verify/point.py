@@ -28,15 +28,18 @@ class Engine(Protocol):
     def __init__(self, config: Config, *, talk: Talk | None = None) -> None: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
-    def errors(self) -> list[SynclineError]: ...
+    def errors(self, target: str | None = None) -> list[SynclineError]: ...
     def status(self) -> dict[str, Any]: ...
 
 
 @contextmanager
-def engine_running(config: Config, engine: type[Engine] | None, talk: Talk) -> Iterator[Callable[[], None]]:
+def engine_running(
+    config: Config, engine: type[Engine] | None, talk: Talk, target: str | None = None
+) -> Iterator[Callable[[], None]]:
     """An engine that streams, for the block: one that runs already, else one of our own (if there is a class for it).
 
-    Yields a check that raises what ended our own engine, if something did.
+    Yields a check that raises what ended our own engine, if something did; what ended other targets than the one that
+    is asked for does not matter.
 
     Raises:
         Unavailable: none runs, and there is no class to run one; or it does not get as far as streaming.
@@ -49,7 +52,7 @@ def engine_running(config: Config, engine: type[Engine] | None, talk: Talk) -> I
     ours = engine(config, talk=talk)
 
     def check() -> None:
-        for error in ours.errors():
+        for error in ours.errors(target):
             raise error
 
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg import sql
 
-from syncline.capture.identity import key_columns
+from syncline.capture.identity import identity_problem, key_columns
 from syncline.capture.preflight.look import Look, name
 from syncline.capture.tables import TableInfo
 from syncline.finding import Finding
@@ -31,6 +31,18 @@ select r.prrelid::int8 as oid, n.nspname as namespace, c.relname as name, r.prqu
 from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
   join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
 where p.pubname = %s order by 2, 3
+"""
+
+_KEYLESS = """
+select n.nspname as namespace, c.relname as name
+from pg_publication p join pg_publication_tables t on t.pubname = p.pubname
+  join pg_namespace n on n.nspname = t.schemaname
+  join pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+where p.pubname = %s and (p.pubupdate or p.pubdelete) and c.relkind = 'r' and case c.relreplident
+  when 'd' then not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary and i.indimmediate)
+  when 'i' then not exists (select from pg_index i where i.indrelid = c.oid and i.indisreplident)
+  else c.relreplident = 'n' end
+order by 1, 2
 """
 
 
@@ -60,6 +72,7 @@ def check_publication(look: Look) -> Iterator[Finding]:
             f"ALTER PUBLICATION {name(publication)} SET (publish_via_partition_root = true);",
         )
     yield from _check_published(look, state)
+    yield from _check_keyless(look)
     if look.slot is not None and look.slot.before_publication:
         yield Finding(
             "SL-PUBLICATION-ORDER",
@@ -73,17 +86,17 @@ def check_publication(look: Look) -> Iterator[Finding]:
 
 
 def _missing_publication(look: Look) -> Finding:
-    publication = look.config.publication
-    if not look.server.may_create or _foreign(look, look.tables):
+    publication, tables = look.config.publication, _capturable(look)
+    if not look.server.may_create or _foreign(look, tables):
         return Finding(
             "SL-PUBLICATION",
             "error",
             publication,
             f"It does not exist, and role {look.server.role} may not create it for these tables.",
-            f"As the owner of the tables: CREATE PUBLICATION {name(publication)} FOR TABLE {_names(look.tables)} "
+            f"As the owner of the tables: CREATE PUBLICATION {name(publication)} FOR TABLE {_names(tables)} "
             "WITH (publish_via_partition_root = true);",
         )
-    return Finding("SL-PUBLICATION", "ok", publication, f"It will be created for {len(look.tables)} table(s).")
+    return Finding("SL-PUBLICATION", "ok", publication, f"It will be created for {len(tables)} table(s).")
 
 
 def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
@@ -94,7 +107,8 @@ def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("SL-PUBLICATION", "ok", publication, "It covers all tables of the database.")
         return
     published = {row["oid"]: row for row in look.rows(_PUBLISHED, publication)}
-    absent = [t for t in look.tables if t.oid not in published and t.namespace not in state["schemas"]]
+    tables = _capturable(look)
+    absent = [t for t in tables if t.oid not in published and t.namespace not in state["schemas"]]
     foreign = _foreign(look, absent) if state["owned"] else absent
     for table in foreign:
         yield Finding(
@@ -108,7 +122,7 @@ def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
     if absent:
         yield Finding("SL-PUBLICATION", "info", publication, f"Tables will be added to it: {_some(absent)}.")
     elif not foreign:
-        yield Finding("SL-PUBLICATION", "ok", publication, f"It covers the {len(look.tables)} table(s).")
+        yield Finding("SL-PUBLICATION", "ok", publication, f"It covers the {len(tables)} table(s).")
     wanted = {table.oid for table in look.tables}
     surplus = [f"{row['namespace']}.{row['name']}" for oid, row in published.items() if oid not in wanted]
     if surplus:
@@ -117,6 +131,22 @@ def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
     for table in look.tables:
         if table.oid in published:
             yield from _check_list(publication, table, published[table.oid])
+
+
+def _check_keyless(look: Look) -> Iterator[Finding]:
+    """Publishing a table takes its updates and deletes away where they name no row, monitored or not: the harm is the
+    application's."""
+    for row in look.rows(_KEYLESS, look.config.publication):
+        table = name(row["namespace"], row["name"])
+        yield Finding(
+            "SL-UPDATES-REFUSED",
+            "warning",
+            f"{row['namespace']}.{row['name']}",
+            f"Publication {look.config.publication} publishes it, and it has no replica identity: PostgreSQL refuses "
+            "every UPDATE and DELETE of it.",
+            f"ALTER TABLE {table} ADD PRIMARY KEY (...); or ALTER TABLE {table} REPLICA IDENTITY FULL; or make the "
+            "publication FOR TABLE with the names of the others.",
+        )
 
 
 def _check_list(publication: str, table: TableInfo, row: dict[str, Any]) -> Iterator[Finding]:
@@ -167,6 +197,11 @@ def _publishes_generated(publication: str, table: TableInfo, column: str) -> Fin
         f"ALTER PUBLICATION {name(publication)} SET (publish_generated_columns = none); or take it out of the column "
         "list.",
     )
+
+
+def _capturable(look: Look) -> list[TableInfo]:
+    """Those that would be published: to publish one without an identity takes its updates away."""
+    return [table for table in look.tables if identity_problem(table) is None]
 
 
 def _foreign(look: Look, tables: Sequence[TableInfo]) -> list[TableInfo]:
