@@ -13,6 +13,7 @@ from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, store_class
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.pipeline.context import Context
+from syncline.pipeline.exports import Exports
 from syncline.pipeline.housekeeping import Housekeeping
 from syncline.pipeline.memory import return_freed_memory
 from syncline.pipeline.reports import Reports
@@ -55,6 +56,7 @@ class SyncService:
         self._reports = Reports(self._control)
         self._stopped = threading.Event()
         self._housekeeping: Housekeeping | None = None
+        self._exports: Exports | None = None
         self.sources: dict[str, SourcePipeline] = {}
 
     def start(self) -> None:
@@ -76,6 +78,11 @@ class SyncService:
             for name, source in self.sources.items():
                 source.start(start_over=self._housekeeping.take_resync(name))
             self._housekeeping.start()
+            self._exports = Exports(
+                {name: target.store for source in self.sources.values() for name, target in source.targets.items()},
+                self._reports,
+            )
+            self._exports.start()
         except BaseException:
             self.stop()
             raise
@@ -98,6 +105,8 @@ class SyncService:
         self._await_end(timeout_s)
         for source in self.sources.values():
             source.note_stopped()
+        if self._exports:
+            self._exports.stop()
         if self._housekeeping:
             self._housekeeping.stop()
         for source in self.sources.values():

@@ -113,6 +113,9 @@ class Store(Protocol):
     ``reader(config) -> CopyReader``, and ``check(config) -> Iterator[Finding]``, which looks at what the configuration
     names for `syncline doctor`, changes nothing, raises nothing, and leaves the subject of its findings empty.
 
+    Optional, for a store that gives its copy to readers in files too: ``export() -> bool``, called every
+    ``export_every_s`` seconds (None: never) by a thread of its own, which raises as ``apply`` does; whether it wrote.
+
     Optional, for a store that can be where a source is: ``source_is(system_identifier, timeline, database)``, called
     once the target is open and before the first ``migrate``. It must never copy a table onto itself.
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.stores.duckdb.door import Door
+from syncline.stores.duckdb.parquet import ParquetConfig
 
 __all__ = ["Database", "DuckDBConfig", "looks_damaged", "opening_error", "probe", "quarantine", "translate"]
 
@@ -53,6 +54,9 @@ class DuckDBConfig(BaseModel):
     temp_directory: Path | None = Field(None, description="Where DuckDB spills; null: beside the file.")
     checkpoint_idle_s: float = Field(
         5.0, ge=0, description="Seconds without changes after which a checkpoint is written; 0: only at the size above."
+    )
+    parquet: ParquetConfig | None = Field(
+        None, description="Parquet files of the tables: `folder` and more, see docs/duckdb.md; null: none."
     )
     door: bool = Field(True, description="Let other processes query the file while the engine runs (a Unix socket).")
 

@@ -21,6 +21,7 @@ from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.stores import Limits, TableWork, Work, stored_columns
 from syncline.stores.duckdb.database import Database, DuckDBConfig
 from syncline.stores.duckdb.door import read_batches
+from syncline.stores.duckdb.parquet import export
 from syncline.stores.duckdb.sql import BOOKKEEPING, FORMAT, VERSION_COLUMN, Statements, quote
 from syncline.stores.duckdb.tables import TableState, migrate_table, table_state
 from syncline.stores.duckdb.writing import refused_rows, view_of_keys, write_table
@@ -244,6 +245,22 @@ class DuckDBStore:
         with self._db.session() as connection:
             for batch in read_batches(connection.sql(Statements(schema).select()).to_arrow_reader(_SCAN_ROWS)):
                 yield as_contract(schema, batch)
+
+    @property
+    def export_every_s(self) -> float | None:
+        return self.config.parquet.every_s if self.config.parquet else None
+
+    def export(self) -> bool:
+        """Refresh the Parquet files of the whole file; False when nothing changed, or the store is not open.
+
+        Raises:
+            Misconfigured, Unavailable: the folder can't be written to, or DuckDB failed.
+        """
+        database, config = self._database, self.config.parquet
+        if database is None or config is None:
+            return False
+        with database.session() as connection:
+            return export(connection, config)
 
     def purge(self, source: str, below: int) -> int:
         """Forget tombstones below ``below`` of the tables of ``source``, and record the horizon, in one transaction."""
