@@ -220,6 +220,11 @@ def test_the_tutorial_leads_to_a_verified_copy(
     monkeypatch.setenv("DATABASE_URL", pg_server.dsn("shop").replace("postgres@", "syncline@"))
     (tmp_path / "syncline.yaml").write_text(configuration)
     config = load_config()
+    (missing,) = [f for f in findings(config) if f.severity == "error"]
+    statement = missing.remedy.removeprefix("As the owner of the tables: ")
+    assert statement.startswith("CREATE PUBLICATION")
+    with psycopg.connect(pg_server.dsn("shop"), autocommit=True) as connection:
+        connection.execute(statement.encode())
     assert [f for f in findings(config) if f.severity == "error"] == []
     service = SyncService(config, talk=lambda line: None)
     service.start()
