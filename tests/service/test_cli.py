@@ -54,7 +54,7 @@ def test_check_refuses_a_connection_string_that_is_none_without_repeating_it(she
     shell.variables["DATABASE_URL"] = "postgresql://sync:hush hush@127.0.0.1/shop"
     refused = command("check")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "The connection string of source.dsn can't be read" in refused.stderr
+    assert "syncline.yaml:2 with ${DATABASE_URL}: source.dsn can't be read" in refused.stderr
     assert "hush" not in refused.stderr
 
 
@@ -142,17 +142,22 @@ REFUSED: dict[str, tuple[str | None, tuple[str, ...], list[str]]] = {
     "a pattern that is none": (
         MINIMAL,
         ("check", "--set", "source.monitored_tables=a.b.c"),
-        ["'a.b.c' is not a table"],
+        ["command line: source.monitored_tables.0 must be a table name or pattern", "not 'a.b.c'"],
     ),
     "a port that is none": (
         MINIMAL.replace("${DATABASE_URL}", "postgresql://a@b:99999/c"),
         ("check",),
-        ["source.dsn names port 99999"],
+        ["syncline.yaml:2: source.dsn names a port that is none"],
     ),
     "a port that is none, online": (
         MINIMAL.replace("${DATABASE_URL}", "postgresql://a@127.0.0.1:99999/c"),
         ("run",),
-        ["invalid port number", "Correct control.dsn"],
+        ["syncline.yaml:2: source.dsn names a port that is none"],
+    ),
+    "an empty variable": (
+        MINIMAL.replace("${DATABASE_URL}", "${SYNCLINE_TEST_NOTHING:-}"),
+        ("run",),
+        ["syncline.yaml:2 with ${SYNCLINE_TEST_NOTHING}: source.dsn is empty"],
     ),
     "an option without its value": (MINIMAL, ("check", "--set"), ["--set takes a value"]),
     "two formats": (MINIMAL, ("query", "select 1", "--json", "--csv"), ["--json and --csv are both given"]),

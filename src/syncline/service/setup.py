@@ -7,12 +7,9 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import psycopg
 import typer
-from psycopg import conninfo
 
-from syncline.capture.patterns import parse_pattern
-from syncline.capture.source import Dsn, describe, translate
+from syncline.capture.source import describe
 from syncline.config import DEFAULT_FILE, Config
 from syncline.config.settings import settings
 from syncline.config.template import template
@@ -52,31 +49,9 @@ def _write(file: Path, text: str) -> None:
 def check(context: typer.Context) -> None:
     """Validate the configuration without connecting anywhere, and say what it means."""
     found = session_of(context).config()
-    _refuse_unreadable(found)
     for line in _summary(found):
         stdout.print(line)
     talk.print("The configuration is valid. `syncline doctor` looks at the servers.")
-
-
-def _refuse_unreadable(config: Config) -> None:
-    """Every connection string and every pattern must be one, whether or not its server is there."""
-    given = [("control.dsn", config.control.dsn)]
-    for name, source in config.sources.items():
-        prefix = "source" if list(config.sources) == ["main"] else f"sources.{name}"
-        given += [(f"{prefix}.dsn", source.dsn), (f"{prefix}.replication_dsn", source.replication_dsn)]
-        for pattern in (*source.monitored_tables, *source.excluded_tables):
-            parse_pattern(pattern)
-    for setting, secret in given:
-        if secret is None:
-            continue
-        dsn = secret.get_secret_value()
-        try:
-            ports = str(conninfo.conninfo_to_dict(dsn).get("port") or "5432").split(",")
-        except psycopg.ProgrammingError as error:
-            raise translate(error, Dsn(dsn, setting)) from None
-        wrong = [port for port in ports if port and not (port.isdecimal() and 0 < int(port) < 65536)]
-        if wrong:
-            raise Misconfigured(f"{setting} names port {wrong[0]}, which is none.", remedy="A port is 1 to 65535.")
 
 
 def _summary(config: Config) -> list[str]:
