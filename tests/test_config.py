@@ -117,6 +117,25 @@ def test_lists_are_replaced_not_joined(load: Load) -> None:
     assert config.sources["main"].monitored_tables == ("public.b",)
 
 
+def test_an_overlay_of_another_type_leaves_the_settings_of_the_former_type_behind(load: Load) -> None:
+    base = MINIMAL + "  tables: {public.a: {}}\n  memory_limit: 1GB\n"
+    overlays = {"test": "target: {type: memory}\n", "other": "target:\n  type: qdrant\n  url: http://a:1\n"}
+    config = load(base, overlays=overlays, environment="test")
+    assert config.targets["main"].store == MemoryConfig()
+    assert list(config.targets["main"].tables or ()) == ["public.a"]
+    assert "targets.main.memory_limit" not in config.provenance
+    config = load(base, overlays=overlays, environment="other")
+    assert config.targets["main"].store.model_dump()["path"] is None
+    assert load(base, env={"SYNCLINE_TARGET__TYPE": "memory"}).targets["main"].store == MemoryConfig()
+    same = load(base, overlays={"same": "target: {type: duckdb, memory_limit: 2GB}\n"}, environment="same")
+    assert same.targets["main"].store.model_dump()["path"] == Path("analytics.duckdb")
+
+
+def test_a_wrong_setting_is_not_left_behind_with_the_former_type(refused: Callable[..., str]) -> None:
+    message = refused(MINIMAL + "  pathh: x\n", overlays={"test": "target: {type: memory}\n"}, environment="test")
+    assert "syncline.yaml:7: target.pathh is not a setting" in message
+
+
 def test_several_sources_and_targets_have_names(load: Load) -> None:
     text = """\
 sources:
