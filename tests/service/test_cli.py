@@ -154,6 +154,41 @@ REFUSED: dict[str, tuple[str | None, tuple[str, ...], list[str]]] = {
         ("run",),
         ["syncline.yaml:2: source.dsn names a port that is none"],
     ),
+    "a folder for a DuckDB file": (
+        MINIMAL.replace("copy.duckdb", "/"),
+        ("check",),
+        ["syncline.yaml:5: target main: / is a folder, not a database file. Correct"],
+    ),
+    "a file for the folder of a DuckDB file": (
+        MINIMAL.replace("copy.duckdb", "syncline.yaml/copy.duckdb"),
+        ("check",),
+        ["syncline.yaml:5: target main: ", "syncline.yaml is a file, not a folder"],
+    ),
+    "a file for the log's folder": (
+        MINIMAL + "log:\n  path: syncline.yaml\n",
+        ("check",),
+        ["syncline.yaml:7: log.path: ", "syncline.yaml is a file, not a folder", "may write"],
+    ),
+    "a DuckDB file called like our schema": (
+        MINIMAL.replace("copy.duckdb", "Syncline.duckdb"),
+        ("check",),
+        ["syncline.yaml:5", "Syncline.duckdb can't be called that: Syncline's own schema", "another name"],
+    ),
+    "a DuckDB file called like a schema of the source": (
+        MINIMAL.replace("copy.duckdb", "crm.duckdb").replace("target", "  monitored_tables: crm.*\ntarget"),
+        ("check",),
+        ["syncline.yaml:6", "crm.duckdb can't be called that: schema crm in it has the same name"],
+    ),
+    "a folder of a benchmark that is not there": (
+        None,
+        ("bench", "load", "--dir", "/nosuchdir"),
+        ["--dir", "'/nosuchdir' does not exist"],
+    ),
+    "a file for the folder of a benchmark": (
+        MINIMAL,
+        ("bench", "load", "--dir", "syncline.yaml"),
+        ["--dir", "is a file"],
+    ),
     "an empty variable": (
         MINIMAL.replace("${DATABASE_URL}", "${SYNCLINE_TEST_NOTHING:-}"),
         ("run",),
@@ -275,3 +310,13 @@ def test_a_source_is_told_in_one_line() -> None:
         "shop: loading, 2.0 KiB behind, log 4.0 KiB | loading public.a 25% (10 rows)"
         " | main applying: 1,000 rows, 50/s, lag 500 ms"
     )
+
+
+def test_check_only_warns_of_a_folder_that_can_t_be_made_here(shell: Shell) -> None:
+    """The configuration may be meant for another machine; what is there already can be judged."""
+    shell.write(MINIMAL.replace("copy.duckdb", "/proc/no/copy.duckdb") + "log:\n  path: /proc/no/log\n")
+    checked = shell("check")
+    assert checked.returncode == 0, checked.stderr
+    assert "Warning: syncline.yaml:5: target main: The folder /proc can't be written" in checked.stderr
+    assert "Warning: syncline.yaml:7: log.path: The folder /proc can't be written" in checked.stderr
+    assert "has no right to" in checked.stderr or "read-only" in checked.stderr
