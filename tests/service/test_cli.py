@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -312,11 +315,36 @@ def test_a_source_is_told_in_one_line() -> None:
     )
 
 
-def test_check_only_warns_of_a_folder_that_can_t_be_made_here(shell: Shell) -> None:
-    """The configuration may be meant for another machine; what is there already can be judged."""
-    shell.write(MINIMAL.replace("copy.duckdb", "/proc/no/copy.duckdb") + "log:\n  path: /proc/no/log\n")
-    checked = shell("check")
-    assert checked.returncode == 0, checked.stderr
-    assert "Warning: syncline.yaml:5: target main: The folder /proc can't be written" in checked.stderr
-    assert "Warning: syncline.yaml:7: log.path: The folder /proc can't be written" in checked.stderr
-    assert "has no right to" in checked.stderr or "read-only" in checked.stderr
+UNPRIVILEGED = """\
+import os, sys
+import syncline.stores.duckdb.check
+from syncline.service import cli
+if os.geteuid() == 0: os.seteuid(65534)  # root may write everywhere
+cli.main(sys.argv[1:])
+"""
+
+
+def test_check_refuses_a_folder_that_may_not_be_written_and_warns_of_one_that_can_t_be_made(shell: Shell) -> None:
+    """The configuration may be meant for another machine or user; what is there already can be judged."""
+
+    def checked(path: str, log: str) -> subprocess.CompletedProcess[str]:
+        shell.write(MINIMAL.replace("copy.duckdb", path) + f"log:\n  path: {log}\n")
+        return subprocess.run(
+            [sys.executable, "-c", UNPRIVILEGED, "check"],
+            check=False,
+            cwd=shell.folder,
+            env={**os.environ, **shell.variables},
+            capture_output=True,
+            text=True,
+        )
+
+    shell.folder.chmod(0o755)
+    there = checked("/copy.duckdb", "/")
+    assert there.returncode == 2, there.stderr
+    assert "syncline.yaml:5: target main: The folder / can't be written: " in there.stderr
+    assert "syncline.yaml:7: log.path: The folder / can't be written: " in there.stderr
+    assert "has no right to" in there.stderr or "read-only" in there.stderr
+    missing = checked("/no/where/copy.duckdb", "/no/where")
+    assert missing.returncode == 0, missing.stderr
+    assert "Warning: syncline.yaml:5: target main: The folder / can't be written, so /no/where can't" in missing.stderr
+    assert "Warning: syncline.yaml:7: log.path: The folder / can't be written, so /no/where can't" in missing.stderr
