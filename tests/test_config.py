@@ -14,14 +14,16 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from psycopg import OperationalError
 from pydantic import SecretStr
 
-from syncline.capture.source import SourceConfig
+from syncline.capture.source import Dsn, SourceConfig, translated
 from syncline.config import Config, TargetConfig, load_config
 from syncline.config.settings import settings as listed
 from syncline.config.template import template
 from syncline.config.tree import settings_of, store_settings
-from syncline.errors import Misconfigured
+from syncline.dsn import describe, flaw
+from syncline.errors import Misconfigured, SynclineError
 from syncline.stores import STORES
 from syncline.stores.memory import MemoryConfig
 
@@ -113,6 +115,25 @@ def test_lists_are_replaced_not_joined(load: Load) -> None:
     overlay = "source:\n  monitored_tables: [public.b]\n"
     config = load(MINIMAL.replace("public.*", "public.a, x.y"), overlays={"prod": overlay}, environment="prod")
     assert config.sources["main"].monitored_tables == ("public.b",)
+
+
+def test_an_overlay_of_another_type_leaves_the_settings_of_the_former_type_behind(load: Load) -> None:
+    base = MINIMAL + "  tables: {public.a: {}}\n  memory_limit: 1GB\n"
+    overlays = {"test": "target: {type: memory}\n", "other": "target:\n  type: qdrant\n  url: http://a:1\n"}
+    config = load(base, overlays=overlays, environment="test")
+    assert config.targets["main"].store == MemoryConfig()
+    assert list(config.targets["main"].tables or ()) == ["public.a"]
+    assert "targets.main.memory_limit" not in config.provenance
+    config = load(base, overlays=overlays, environment="other")
+    assert config.targets["main"].store.model_dump()["path"] is None
+    assert load(base, env={"SYNCLINE_TARGET__TYPE": "memory"}).targets["main"].store == MemoryConfig()
+    same = load(base, overlays={"same": "target: {type: duckdb, memory_limit: 2GB}\n"}, environment="same")
+    assert same.targets["main"].store.model_dump()["path"] == Path("analytics.duckdb")
+
+
+def test_a_wrong_setting_is_not_left_behind_with_the_former_type(refused: Callable[..., str]) -> None:
+    message = refused(MINIMAL + "  pathh: x\n", overlays={"test": "target: {type: memory}\n"}, environment="test")
+    assert "syncline.yaml:7: target.pathh is not a setting" in message
 
 
 def test_several_sources_and_targets_have_names(load: Load) -> None:
@@ -424,6 +445,117 @@ def test_a_wrong_override_is_told(refused: Callable[..., str]) -> None:
 def test_a_secret_with_the_wrong_form_is_not_repeated(refused: Callable[..., str]) -> None:
     message = refused("source:\n  dsn: [hush]\n")
     assert "source.dsn" in message
+
+
+SECRET = "GEHEIMNIS"
+FORMS = {
+    "the login of a URL": "postgresql://u:{}@h:1/db",
+    "a parameter of a URL": "postgresql://h:1/db?user=u&password={}",
+    "a keyword": "host=h port=1 dbname=db password={} user=u",
+    "a quoted keyword": "password='{}' host=h port=1 dbname=db",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(around=st.tuples(*[st.text(string.printable, max_size=8)] * 2))
+@example(around=("a/", ""))
+@example(around=("a@", ""))
+@example(around=("1/", "?"))
+@example(around=("1?", "#"))
+@example(around=("a/b@c?", "@"))
+@example(around=("%zz", "%"))
+@example(around=("", "' x='"))
+@example(around=("a b=", ""))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+def test_a_password_that_is_not_encoded_is_taken_whole_or_refused_and_never_shown(
+    load: Load, form: str, around: tuple[str, str]
+) -> None:
+    dsn = FORMS[form].format(f"{around[0]}{SECRET}{around[1]}")
+    if flaw(dsn) is None:
+        assert describe(dsn) == "h:1/db"
+        assert SECRET not in str(listed(load(env={"DATABASE_URL": dsn})))
+    else:
+        with pytest.raises(Misconfigured, match=r"^syncline\.yaml:2 with \$\{DATABASE_URL\}: source\.dsn") as refused:
+            load(env={"DATABASE_URL": dsn})
+        assert SECRET not in str(refused.value)
+    with pytest.raises(SynclineError) as told, translated(Dsn(dsn, "source.dsn")):
+        raise OperationalError(f"connection to server at {dsn} failed") if flaw(dsn) else OperationalError("no route")
+    assert SECRET not in str(told.value)
+
+
+@pytest.mark.parametrize("dsn", ["u:a/GEHEIMNIS@h:1/db", "u:a@GEHEIMNIS@h:1/db", "u:1/a?GEHEIMNIS@h/db", "u:GEHEIMNIS"])
+def test_every_setting_that_is_a_connection_string_says_where_it_is_and_how_to_write_it(
+    refused: Callable[..., str], dsn: str
+) -> None:
+    text = "source:\n  dsn: host=a\n  {}\ncontrol:\n  {}\ntarget:\n  type: postgres\n  {}\n"
+    whole = ["replication_dsn: x=", "dsn: x=", "dsn: host=b"]
+    wrong = {"source.replication_dsn": 3, "control.dsn": 5, "target.dsn": 8}
+    for number, (setting, line) in enumerate(wrong.items()):
+        lines = ["slot: a", "schema: c", "dsn: host=b"]
+        lines[number] = f"{whole[number].partition(':')[0]}: postgresql://{dsn}"
+        message = refused(text.format(*lines))
+        assert f"syncline.yaml:{line}: {setting} " in message
+        assert "@ as %40, / as %2F" in message
+        assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("redis", "url: redis://u:a/GEHEIMNIS@h:1/0"),
+        ("redis", "url: redis://u:12?GEHEIMNIS@h:1/0"),
+        ("redis", "url: redis://u:12#GEHEIMNIS@h:1/0"),
+        ("redis", "url: redis://u:GEHEIMNIS"),
+        ("redis", "url: http://u:GEHEIMNIS@h"),
+        ("neo4j", "uri: bolt://u:GEHEIMNIS@h:1"),
+        ("qdrant", "url: http://u:GEHEIMNIS@h:1"),
+        ("neo4j", "uri: bolt://h\n  password: [GEHEIMNIS]"),
+        ("neo4j", "uri: bolt://h\n  password: *GEHEIMNIS"),
+        ("bolt://u:GEHEIMNIS@h", "uri: bolt://h"),
+    ],
+)
+def test_a_login_in_the_address_of_a_store_is_not_shown(refused: Callable[..., str], kind: str, line: str) -> None:
+    message = refused(f"source: {{dsn: host=a}}\ntarget:\n  type: {kind}\n  {line}\n")
+    assert SECRET not in message
+    assert re.match(r"syncline.yaml:\d", message)
+
+
+def test_an_address_of_redis_that_is_read_as_it_was_meant_is_taken(load: Load) -> None:
+    for url in ("redis://u:a@b@h:1/0", "redis://:p%2F@h/0", "unix:///run/redis.sock?db=1", "rediss://[::1]:1"):
+        load(f"source: {{dsn: host=a}}\ntarget: {{type: redis, url: '{url}'}}\n")
+
+
+def test_a_tree_that_is_built_in_code_refuses_without_repeating() -> None:
+    for tree in ({"source": {"dsn": f"postgresql://u:a/{SECRET}@h"}}, {"source": {"dsn": [SECRET]}}):
+        with pytest.raises(ValueError, match="sources") as error:
+            Config.model_validate(tree)
+        assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("origin", ["dsn: ${EMPTY}", "dsn_file: empty", "dsn: ${file:empty}", "dsn: '  '"])
+def test_an_empty_secret_is_refused_with_where_it_should_come_from(
+    refused: Callable[..., str], tmp_path: Path, origin: str
+) -> None:
+    (tmp_path / "empty").write_text("\n")
+    message = refused(f"source:\n  {origin}\ntarget: {{type: memory}}\n", env={"EMPTY": ""})
+    assert message.startswith("syncline.yaml:2")
+    assert "source.dsn is empty" in message
+    assert len(message.splitlines()) == 1
+    assert re.search(r"\$\{EMPTY\}|from empty|file:empty|:2: ", message)
+
+
+def test_an_optional_secret_that_is_empty_is_refused_too(refused: Callable[..., str]) -> None:
+    message = refused("source: {dsn: host=a}\ntarget: {type: neo4j, uri: bolt://a, password: '${P}'}\n", env={"P": ""})
+    assert "syncline.yaml:2 with ${P}: target.password is empty" in message
+    assert "Write `null`" in message
+
+
+@pytest.mark.parametrize("key", ["monitored_tables", "excluded_tables"])
+def test_a_pattern_that_is_none_is_told_with_its_place(refused: Callable[..., str], key: str) -> None:
+    message = refused(f"source:\n  dsn: host=a\n  {key}:\n    - a.b\n    - a.b.c\n")
+    assert f"syncline.yaml:5: source.{key}.1 must be a table name or pattern" in message
+    assert "schema.table" in message
+    assert "'a.b.c'" in message
 
 
 def test_bytes_that_are_no_text_are_refused(load: Load, tmp_path: Path) -> None:

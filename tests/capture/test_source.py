@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import psycopg2
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from servers import Database
 from syncline.capture.slot import identify
-from syncline.capture.source import Dsn, connect, translated
+from syncline.capture.source import Dsn, connect, connect_replication, translate, translated
 from syncline.config import Config
 from syncline.errors import Misconfigured, Unavailable
 
@@ -57,3 +59,34 @@ def test_an_unreachable_server_is_told_with_the_setting_that_leads_to_it(databas
             identify(source)
         assert "127.0.0.1:1/shop cannot be reached" in caught.value.message
         assert f"that {setting} is right" in caught.value.remedy
+
+
+def test_a_role_that_may_not_replicate_is_told_the_statement_that_lets_it(database: Database) -> None:
+    role = f"{database.name}_reader"
+    with database.connect() as connection:
+        connection.execute(f"create role \"{role}\" login password 'hunter2'")
+    try:
+        dsn = make_conninfo(database.dsn, user=role, password="hunter2")
+        with pytest.raises(Misconfigured) as caught:
+            connect_replication(Dsn(dsn, "source.dsn"))
+        assert "WAL sender" in caught.value.message or "walsender" in caught.value.message
+        assert f'ALTER ROLE "{role}" REPLICATION;' in caught.value.remedy
+        assert "password" not in str(caught.value)
+    finally:
+        with database.connect() as connection:
+            connection.execute(f'drop role "{role}"')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "reader", database "shop", no encryption',
+        'FATAL:  no pg_hba.conf entry for replication connection from host "10.0.0.1", user "reader", SSL off',
+        'FATAL:  pg_hba.conf rejects connection for host "10.0.0.1", user "reader", database "shop"',
+    ],
+)
+def test_a_client_that_is_not_let_in_is_told_of_pg_hba_and_not_of_its_password(text: str) -> None:
+    told = translate(psycopg2.OperationalError(text), Dsn(NOBODY, "source.dsn"))
+    assert isinstance(told, Misconfigured)
+    assert "pg_hba.conf: host <database> <role>" in told.remedy
+    assert "password" not in told.remedy

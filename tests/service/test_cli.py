@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -54,7 +57,7 @@ def test_check_refuses_a_connection_string_that_is_none_without_repeating_it(she
     shell.variables["DATABASE_URL"] = "postgresql://sync:hush hush@127.0.0.1/shop"
     refused = command("check")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "The connection string of source.dsn can't be read" in refused.stderr
+    assert "syncline.yaml:2 with ${DATABASE_URL}: source.dsn can't be read" in refused.stderr
     assert "hush" not in refused.stderr
 
 
@@ -142,17 +145,57 @@ REFUSED: dict[str, tuple[str | None, tuple[str, ...], list[str]]] = {
     "a pattern that is none": (
         MINIMAL,
         ("check", "--set", "source.monitored_tables=a.b.c"),
-        ["'a.b.c' is not a table"],
+        ["command line: source.monitored_tables.0 must be a table name or pattern", "not 'a.b.c'"],
     ),
     "a port that is none": (
         MINIMAL.replace("${DATABASE_URL}", "postgresql://a@b:99999/c"),
         ("check",),
-        ["source.dsn names port 99999"],
+        ["syncline.yaml:2: source.dsn names a port that is none"],
     ),
     "a port that is none, online": (
         MINIMAL.replace("${DATABASE_URL}", "postgresql://a@127.0.0.1:99999/c"),
         ("run",),
-        ["invalid port number", "Correct control.dsn"],
+        ["syncline.yaml:2: source.dsn names a port that is none"],
+    ),
+    "a folder for a DuckDB file": (
+        MINIMAL.replace("copy.duckdb", "/"),
+        ("check",),
+        ["syncline.yaml:5: target main: / is a folder, not a database file. Correct"],
+    ),
+    "a file for the folder of a DuckDB file": (
+        MINIMAL.replace("copy.duckdb", "syncline.yaml/copy.duckdb"),
+        ("check",),
+        ["syncline.yaml:5: target main: ", "syncline.yaml is a file, not a folder"],
+    ),
+    "a file for the log's folder": (
+        MINIMAL + "log:\n  path: syncline.yaml\n",
+        ("check",),
+        ["syncline.yaml:7: log.path: ", "syncline.yaml is a file, not a folder", "may write"],
+    ),
+    "a DuckDB file called like our schema": (
+        MINIMAL.replace("copy.duckdb", "Syncline.duckdb"),
+        ("check",),
+        ["syncline.yaml:5", "Syncline.duckdb can't be called that: Syncline's own schema", "another name"],
+    ),
+    "a DuckDB file called like a schema of the source": (
+        MINIMAL.replace("copy.duckdb", "crm.duckdb").replace("target", "  monitored_tables: crm.*\ntarget"),
+        ("check",),
+        ["syncline.yaml:6", "crm.duckdb can't be called that: schema crm in it has the same name"],
+    ),
+    "a folder of a benchmark that is not there": (
+        None,
+        ("bench", "load", "--dir", "/nosuchdir"),
+        ["--dir", "'/nosuchdir' does not exist"],
+    ),
+    "a file for the folder of a benchmark": (
+        MINIMAL,
+        ("bench", "load", "--dir", "syncline.yaml"),
+        ["--dir", "is a file"],
+    ),
+    "an empty variable": (
+        MINIMAL.replace("${DATABASE_URL}", "${SYNCLINE_TEST_NOTHING:-}"),
+        ("run",),
+        ["syncline.yaml:2 with ${SYNCLINE_TEST_NOTHING}: source.dsn is empty"],
     ),
     "an option without its value": (MINIMAL, ("check", "--set"), ["--set takes a value"]),
     "two formats": (MINIMAL, ("query", "select 1", "--json", "--csv"), ["--json and --csv are both given"]),
@@ -270,3 +313,38 @@ def test_a_source_is_told_in_one_line() -> None:
         "shop: loading, 2.0 KiB behind, log 4.0 KiB | loading public.a 25% (10 rows)"
         " | main applying: 1,000 rows, 50/s, lag 500 ms"
     )
+
+
+UNPRIVILEGED = """\
+import os, sys
+import syncline.stores.duckdb.check
+from syncline.service import cli
+if os.geteuid() == 0: os.seteuid(65534)  # root may write everywhere
+cli.main(sys.argv[1:])
+"""
+
+
+def test_check_refuses_a_folder_that_may_not_be_written_and_warns_of_one_that_can_t_be_made(shell: Shell) -> None:
+    """The configuration may be meant for another machine or user; what is there already can be judged."""
+
+    def checked(path: str, log: str) -> subprocess.CompletedProcess[str]:
+        shell.write(MINIMAL.replace("copy.duckdb", path) + f"log:\n  path: {log}\n")
+        return subprocess.run(
+            [sys.executable, "-c", UNPRIVILEGED, "check"],
+            check=False,
+            cwd=shell.folder,
+            env={**os.environ, **shell.variables},
+            capture_output=True,
+            text=True,
+        )
+
+    shell.folder.chmod(0o755)
+    there = checked("/copy.duckdb", "/")
+    assert there.returncode == 2, there.stderr
+    assert "syncline.yaml:5: target main: The folder / can't be written: " in there.stderr
+    assert "syncline.yaml:7: log.path: The folder / can't be written: " in there.stderr
+    assert "has no right to" in there.stderr or "read-only" in there.stderr
+    missing = checked("/no/where/copy.duckdb", "/no/where")
+    assert missing.returncode == 0, missing.stderr
+    assert "Warning: syncline.yaml:5: target main: The folder / can't be written, so /no/where can't" in missing.stderr
+    assert "Warning: syncline.yaml:7: log.path: The folder / can't be written, so /no/where can't" in missing.stderr

@@ -64,6 +64,7 @@ def test_an_exception_is_told_by_its_class_alone_unless_debugging(capsys: pytest
 
 def test_connection_strings_lose_their_passwords_whatever_is_in_them() -> None:
     assert without_secrets("postgresql://u:p%40@h:1/d?x=1") == "postgresql://***@h:1/d?x=1"
+    assert without_secrets("postgresql://u:a/s3cret@h:1/d or u://a@s3cret@h/") == "postgresql://***@h:1/d or u://***@h/"
     assert without_secrets("host=h password='it\\'s' user=u") == "host=h password=*** user=u"
     assert without_secrets("PASSWORD=x") == "PASSWORD=***"
     assert without_secrets("the password was refused") == "the password was refused"

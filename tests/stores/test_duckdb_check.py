@@ -9,10 +9,13 @@ from ast import literal_eval
 from pathlib import Path
 
 import duckdb
+import msgspec
 import pytest
 
+from syncline.errors import Misconfigured
 from syncline.finding import Finding
 from syncline.stores.duckdb import DuckDBConfig, DuckDBStore
+from syncline.testing.store_suite import ITEM
 
 # DuckDB's checksum of a block of 4096 bytes is the XOR of its words times this, and 5381.
 _FACTOR, _WORD = 0xBF58476D1CE4E5B9, 1 << 64
@@ -176,3 +179,32 @@ def test_a_folder_for_spilling_that_can_t_be_made_is_named(path: Path, tmp_path:
     occupied.write_text("")
     (found, _) = check(path, temp_directory=occupied)
     assert (found.code, found.remedy) == ("SL-DUCKDB-WRITE", "Correct the target's temp_directory.")
+
+
+def test_a_file_called_like_our_schema_is_named_as_opening_it_does(path: Path) -> None:
+    clashing = path.with_name("SYNCLINE.db.duckdb")
+    (found,) = check(clashing)
+    assert (found.code, found.severity) == ("SL-DUCKDB-FILE", "error")
+    with pytest.raises(Misconfigured) as raised:
+        DuckDBStore(DuckDBConfig(path=clashing), "file").open("orders")
+    assert (found.message, found.remedy) == (raised.value.message, raised.value.remedy)
+
+
+def test_a_file_called_like_a_schema_of_the_source_is_refused_offline_and_when_its_table_comes(path: Path) -> None:
+    clashing = path.with_name("crm.duckdb")
+    (found,) = DuckDBStore.check_offline(DuckDBConfig(path=clashing), ["public", "crm"])
+    assert found.severity == "error"
+    store = DuckDBStore(DuckDBConfig(path=clashing), "file")
+    store.open("orders")
+    try:
+        with pytest.raises(Misconfigured) as raised:
+            store.migrate(msgspec.structs.replace(ITEM, namespace="crm"))
+    finally:
+        store.close()
+    assert (found.message, found.remedy) == (raised.value.message, raised.value.remedy)
+    assert not list(DuckDBStore.check_offline(DuckDBConfig(path=path.with_name("public.duckdb")), ["public"]))
+
+
+def test_opening_says_what_is_in_the_way(path: Path) -> None:
+    with pytest.raises(Misconfigured, match=f"can't be used: {path.parent} is a folder, not a database file"):
+        DuckDBStore(DuckDBConfig(path=path.parent), "file").open("orders")

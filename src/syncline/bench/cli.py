@@ -22,7 +22,15 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Folder = Annotated[
-    Path | None, typer.Option("--dir", metavar="FOLDER", help="Where the servers and files go for the time of the run.")
+    Path | None,
+    typer.Option(
+        "--dir",
+        metavar="FOLDER",
+        exists=True,
+        file_okay=False,
+        writable=True,
+        help="Where the servers and files go for the time of the run.",
+    ),
 ]
 
 

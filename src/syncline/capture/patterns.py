@@ -11,7 +11,7 @@ import psycopg
 
 from syncline.errors import Misconfigured
 
-__all__ = ["Candidate", "Matching", "TablePattern", "candidates", "matching", "parse_pattern"]
+__all__ = ["Candidate", "Matching", "TablePattern", "candidates", "matching", "named_schemas", "parse_pattern"]
 
 Connection = psycopg.Connection[Any]
 
@@ -42,12 +42,13 @@ class Matching:
 
 @dataclass(frozen=True, slots=True)
 class TablePattern:
-    """A parsed entry of ``monitored_tables``. ``exact`` when it holds no wildcard."""
+    """A parsed entry of ``monitored_tables``. ``exact`` when it holds no wildcard; ``schema`` None when that does."""
 
     text: str
     namespace: re.Pattern[str]
     name: re.Pattern[str]
     exact: bool
+    schema: str | None
 
     def matches(self, relation: Candidate) -> bool:
         return bool(self.namespace.fullmatch(relation.namespace) and self.name.fullmatch(relation.name))
@@ -77,7 +78,13 @@ def parse_pattern(text: str) -> TablePattern:
     if not schema or not table:
         raise _bad_pattern(text)
     exact = "*" not in pieces and "?" not in pieces
-    return TablePattern(text, _glob(schema), _glob(table), exact)
+    wild = {"*", "?"} & set(schema)
+    return TablePattern(text, _glob(schema), _glob(table), exact, None if wild else "".join(_literal(schema)))
+
+
+def named_schemas(patterns: Iterable[str]) -> set[str]:
+    """The schemas that patterns name without a wildcard."""
+    return {schema for text in patterns if (schema := parse_pattern(text).schema) is not None}
 
 
 def _bad_pattern(text: str) -> Misconfigured:
@@ -89,8 +96,12 @@ def _bad_pattern(text: str) -> Misconfigured:
 
 def _glob(pieces: Iterable[str]) -> re.Pattern[str]:
     wild = {"*": ".*", "?": "."}
-    literal = (p[1:-1].replace('""', '"') if len(p) > 1 and p[0] == '"' else p for p in pieces)
-    return re.compile("".join(wild.get(p) or re.escape(q) for p, q in zip(pieces, literal, strict=True)), re.DOTALL)
+    pairs = zip(pieces, _literal(pieces), strict=True)
+    return re.compile("".join(wild.get(p) or re.escape(q) for p, q in pairs), re.DOTALL)
+
+
+def _literal(pieces: Iterable[str]) -> list[str]:
+    return [p[1:-1].replace('""', '"') if len(p) > 1 and p[0] == '"' else p for p in pieces]
 
 
 # ------------------------------------------------------------------------------------------------------ selection

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import psycopg
 import psycopg2
 import psycopg2.extras
 from psycopg import conninfo, sql
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic_core import PydanticCustomError
 
+from syncline.capture.patterns import parse_pattern
+from syncline.dsn import SecretDsn, describe, flaw
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 
 __all__ = [
@@ -38,8 +41,13 @@ _SESSION = {
 
 # What a failed login says where the driver gives no SQLSTATE.
 _REFUSALS = re.compile(
-    r"password authentication failed|no pg_hba\.conf entry|permission denied to start WAL sender|permission denied for"
-    r' database|role ".*" (does not exist|is not permitted to log in)|no password supplied'
+    r"password authentication failed|permission denied for database|no password supplied"
+    r'|role ".*" (does not exist|is not permitted to log in)'
+)
+# A client that pg_hba.conf does not let in; a role that may not replicate (as PostgreSQL 16 says it, and older ones).
+_NOT_LET_IN = re.compile(r"no pg_hba\.conf entry|pg_hba\.conf rejects")
+_NO_REPLICATION = re.compile(
+    r"permission denied to (start WAL sender|use replication slots)|must be superuser or replication role to"
 )
 
 # Classes of SQLSTATE whose messages quote values: data exceptions, constraints, check options, RAISE in PL/pgSQL.
@@ -51,7 +59,6 @@ _FULL = {
 }
 # Connection strings that libpq can read and not use.
 _UNUSABLE = re.compile(r"invalid (port number|integer value|\w+ value)")
-_UNREADABLE = "(unreadable connection string)"
 
 
 class Dsn(str):
@@ -65,21 +72,34 @@ class Dsn(str):
         return dsn
 
 
+def _pattern(text: str) -> str:
+    try:
+        parse_pattern(text)
+    except Misconfigured as error:
+        raise PydanticCustomError(
+            "pattern", "{said}", {"said": f"must be a table name or pattern. {error.remedy}"}
+        ) from error
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+
+
 class SourceConfig(BaseModel):
     """One PostgreSQL database whose changes are captured from its WAL."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    dsn: SecretStr = Field(description="Connection to the source: a URL or a libpq keyword string.")
-    replication_dsn: SecretStr | None = Field(
+    dsn: SecretDsn = Field(description="Connection to the source: a URL or a libpq keyword string.")
+    replication_dsn: SecretDsn | None = Field(
         None, description="Connection for replication and snapshots, where it differs (a pooler can't replicate)."
     )
     slot: str = Field("syncline", pattern=r"^[a-z0-9_]{1,63}$", description="Replication slot, created if missing.")
     publication: str = Field("syncline", min_length=1, max_length=63, description="Publication, created if missing.")
-    monitored_tables: tuple[str, ...] = Field(
+    monitored_tables: tuple[Pattern, ...] = Field(
         ("public.*",), description="Tables to keep in step: schema.table, or patterns with * and ?."
     )
-    excluded_tables: tuple[str, ...] = Field((), description="Tables left out, by the same patterns.")
+    excluded_tables: tuple[Pattern, ...] = Field((), description="Tables left out, by the same patterns.")
     binary: bool | None = Field(
         None, description="Binary pgoutput: null picks it when every column's type is decoded exactly from it."
     )
@@ -116,36 +136,29 @@ class SourceConfig(BaseModel):
         return Dsn(self.replication_dsn.get_secret_value(), f"{self._section}.replication_dsn")
 
 
-def describe(dsn: str) -> str:
-    """``host:port/database`` of a connection string, never its secrets (Guarantee 11)."""
-    try:
-        parts = conninfo.conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
-        return _UNREADABLE
-    host = parts.get("host") or parts.get("hostaddr") or "local socket"
-    return f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
-
-
 def translate(error: BaseException, dsn: Dsn) -> SynclineError:
     """A driver's error as one of ours (Guarantee 11). Driver messages of failed queries may hold row values: only the
     first line of connection errors and the server's primary message are used, and none that quotes values."""
     where, setting = describe(dsn), dsn.setting
-    if where == _UNREADABLE:  # libpq repeats the part that it can't read, which may be the password
-        return Misconfigured(
-            f"The connection string of {setting} can't be read.",
-            remedy="Write a URL (special characters of the password as %XX) or `host=... dbname=...`.",
-        )
+    wrong = flaw(dsn)
+    if wrong is not None:  # libpq repeats the part that it can't read, which may be the password
+        return Misconfigured(f"The connection string of {setting} {wrong}.", remedy=f"Correct {setting}.")
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or ""
     diag = getattr(error, "diag", None)
     primary = (getattr(diag, "message_primary", None) or str(error)).strip().splitlines()
     text = primary[0].rstrip(".") if primary and sqlstate[:2] not in _QUOTING else type(error).__name__
     programming = isinstance(error, (psycopg.errors.ProgrammingError, psycopg2.ProgrammingError))
-    if not sqlstate and (programming or _UNUSABLE.search(text)):
-        return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=f"Correct {setting}.")
+    unusable = _UNUSABLE.search(text)
+    if not sqlstate and (programming or unusable):
+        told = f"{unusable[0]} in its connection string" if unusable else type(error).__name__
+        return Misconfigured(f"PostgreSQL at {where}: {told}.", remedy=f"Correct {setting}.")
+    if _NO_REPLICATION.search(text):
+        return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=_replicate(dsn))
+    if _NOT_LET_IN.search(text):
+        return Misconfigured(f"PostgreSQL at {where} refused the login: {text}.", remedy=_LET_IN)
     if sqlstate in {"28P01", "28000"} or _REFUSALS.search(text):
         return Misconfigured(
-            f"PostgreSQL at {where} refused the login: {text}.",
-            remedy=f"Correct user and password in {setting}, or pg_hba.conf, or grant the role REPLICATION.",
+            f"PostgreSQL at {where} refused the login: {text}.", remedy=f"Correct user and password in {setting}."
         )
     if sqlstate == "3D000" or ('database "' in text and "does not exist" in text):
         return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy=f"Correct the database in {setting}.")
@@ -165,6 +178,21 @@ def translate(error: BaseException, dsn: Dsn) -> SynclineError:
     return Misconfigured(
         f"PostgreSQL at {where}: {text} ({sqlstate or type(error).__name__}).",
         remedy="`syncline doctor` looks at what may be in the way.",
+    )
+
+
+_LET_IN = (
+    "Add a line for them to its pg_hba.conf: host <database> <role> <this client>/32 scram-sha-256 (the database's name"
+    " is right for logical replication, too); then SELECT pg_reload_conf();"
+)
+
+
+def _replicate(dsn: Dsn) -> str:
+    user = conninfo.conninfo_to_dict(dsn).get("user")
+    role = sql.Identifier(str(user)).as_string() if user else "<role>"
+    return (
+        f"As a superuser: ALTER ROLE {role} REPLICATION; (on Amazon RDS: GRANT rds_replication TO {role};), or name a"
+        f" role that may replicate in {dsn.setting}."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -25,11 +25,33 @@ _ONE = {many: one for one, many in SHORTHANDS.items()}
 def stack(base: Layer, top: Layer) -> tuple[Layer, list[Problem]]:
     """``top`` over ``base``: sections merge, other values are replaced; shorthands and ``..._file`` are resolved."""
     top, problems = _canonical(top, base)
+    base = _without_former_types(base, top)
     kinds = _merged(base.values, top.values)
     problems += _read_secrets(top, kinds)
     replaced = {place for place in top.origins if not isinstance(_at(top.values, place), dict)}
     kept = {p: o for p, o in base.origins.items() if not any(p[:n] in replaced for n in range(1, len(p) + 1))}
     return Layer(_merged(base.values, top.values), kept | top.origins), problems
+
+
+def _without_former_types(base: Layer, top: Layer) -> Layer:
+    """The base without the settings of a store that ``top`` replaces by one of another type: what is called ``path`` or
+    ``dsn`` by both means something else to each. What no store of the former type knows stays, to be refused."""
+    gone: set[Place] = set()
+    targets = base.values.get("targets")
+    for name, below in targets.items() if isinstance(targets, dict) else ():
+        kind, wanted = (_at(values, ("targets", name, "type")) for values in (base.values, top.values))
+        if isinstance(below, dict) and wanted not in (None, kind):
+            former = set(_target_settings(kind)) - set(_target_settings(None))
+            gone |= {("targets", name, key) for key in former & set(below)}
+    if not gone:
+        return base
+    kept = {
+        name: {key: value for key, value in below.items() if ("targets", name, key) not in gone}
+        if isinstance(below, dict)
+        else below
+        for name, below in base.values["targets"].items()
+    }
+    return Layer({**base.values, "targets": kept}, {p: o for p, o in base.origins.items() if p[:3] not in gone})
 
 
 def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +192,8 @@ def holds(field: FieldInfo, kind: type) -> bool:
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return tuple(get_args(part)[0] if get_origin(part) is Annotated else part for part in parts)
 
 
 def origin_of(layer: Layer, place: Place) -> str:

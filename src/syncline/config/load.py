@@ -160,6 +160,8 @@ def _coerced(layer: Layer, value: Any, place: Place, problems: list[Problem]) ->
     if not isinstance(value, str) or field is None:
         return value
     text = value.strip()
+    if not text and holds(field, SecretStr):
+        problems.append(Problem(origin_of(layer, place), _empty(layer, place, field)))
     if text in {"null", "~"} and holds(field, type(None)):
         return None
     if holds(field, tuple):
@@ -170,6 +172,12 @@ def _coerced(layer: Layer, value: Any, place: Place, problems: list[Problem]) ->
     if size:
         return int(float(size["number"]) * _UNITS.get(size["unit"].lower(), 1))
     return value
+
+
+def _empty(layer: Layer, place: Place, field: FieldInfo) -> str:
+    """An empty secret is one that was forgotten: libpq would take it for the local socket, a store for no login."""
+    instead = " Write `null` where there is none." if holds(field, type(None)) else ""
+    return f"{display(layer, place)} is empty. {field.description or ''}{instead}"
 
 
 def _at_home(layer: Layer, text: str, place: Place, problems: list[Problem]) -> Path:
@@ -218,9 +226,14 @@ def _said(layer: Layer, place: Place, details: ErrorDetails) -> str:
     item = isinstance(place[-1], int) if place else False
     field = _field(layer.values, place[:-1] if item else place)
     secret = field is None or holds(field, SecretStr) or " with $" in origin_of(layer, place)
-    given = "" if secret or isinstance(details["input"], dict) else f", not {details['input']!r:.60}"
+    given = "" if secret or not _repeatable(details["input"]) else f", not {details['input']!r:.60}"
     about = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
     return f"{text}{given}{about}."
+
+
+def _repeatable(value: Any) -> bool:
+    """Whether a value that is wrong may be shown: not what may be an address with a login (Guarantee 11)."""
+    return not isinstance(value, dict) and "@" not in str(value)
 
 
 def _nearest(layer: Layer, place: Place, where: str) -> str:
@@ -260,7 +273,8 @@ def _unknown_store(layer: Layer, place: Place) -> Problem:
     target = layer.values["targets"][place[1]]
     given = target.get("type") if isinstance(target, dict) else None
     where = origin_of(layer, (*place, "type"))
-    about = f"{display(layer, (*place, 'type'))}: there is no target type {given!r:.60}."
+    shown = f" {given!r:.60}" if _repeatable(given) else " of this name"
+    about = f"{display(layer, (*place, 'type'))}: there is no target type{shown}."
     return Problem(where, f"{about} {hint(str(given), STORES)}")
 
 

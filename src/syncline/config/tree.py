@@ -16,7 +16,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    SecretStr,
     SerializeAsAny,
     ValidationError,
 )
@@ -26,6 +25,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ErrorType
 
 from syncline.capture.source import SourceConfig
+from syncline.dsn import SecretDsn
 from syncline.errors import Misconfigured
 from syncline.log.embedded import EmbeddedLogConfig
 from syncline.mapping import FORMS, Facts, TableMapping, TargetMapping
@@ -76,9 +76,11 @@ class ApplyConfig(BaseModel):
 class ControlConfig(BaseModel):
     """Where Syncline keeps its own records: a schema in PostgreSQL, never captured itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, validate_by_name=True, validate_by_alias=True
+    )
 
-    dsn: SecretStr | None = Field(None, description="Connection to its database; null is that of the first source.")
+    dsn: SecretDsn | None = Field(None, description="Connection to its database; null is that of the first source.")
     schema_name: str = Field(
         "syncline", alias="schema", pattern=r"^[a-z_][a-z0-9_]{0,62}$", description="Name of the schema."
     )
@@ -156,7 +158,7 @@ class TargetConfig(BaseModel):
     In the file the store's settings stand beside ``type``; here they are ``store``, an object of the store's own class.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     type: str = Field(description="Kind of store: " + ", ".join(STORES) + ".")
     tables: dict[str, SerializeAsAny[TableMapping]] | None = Field(
@@ -200,7 +202,7 @@ class TargetConfig(BaseModel):
 class Config(BaseModel):
     """Everything that Syncline is told, in one frozen tree. Sources and targets have names; a single one is "main"."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     sources: dict[Name, SourceConfig] = Field(min_length=1, description="Databases whose changes are captured.")
     targets: dict[Name, TargetConfig] = Field(default_factory=dict, description="Copies that are kept in step.")

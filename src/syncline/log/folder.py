@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from syncline.errors import Misconfigured, SynclineError, Unavailable
+from syncline.writable import obstacle
 
 __all__ = ["file_bytes", "free_bytes", "inode", "lock_folder", "sync_folder", "translate_os"]
 
@@ -44,7 +45,7 @@ def lock_folder(folder: Path) -> int:
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise Misconfigured(
-            f"The log at {folder} cannot be made: {error.strerror}.",
+            f"The log at {folder} cannot be made: {obstacle(folder) or error.strerror}.",
             remedy="Its folder (log.path) must be on a local disk and writable by Syncline's user.",
         ) from error
     try:

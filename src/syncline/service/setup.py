@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import psycopg
 import typer
-from psycopg import conninfo
 
-from syncline.capture.patterns import parse_pattern
-from syncline.capture.source import Dsn, describe, translate
-from syncline.config import DEFAULT_FILE, Config
+from syncline.capture.patterns import named_schemas
+from syncline.capture.source import describe
+from syncline.config import DEFAULT_FILE, Config, store_class
+from syncline.config.document import Problem, refuse
 from syncline.config.settings import settings
 from syncline.config.template import template
 from syncline.errors import Misconfigured
+from syncline.finding import Severity
 from syncline.service.session import chosen, print_json, session_of, stdout, talk
 from syncline.stores import STORES
+from syncline.writable import nearest_present, obstacle
 
 __all__ = ["check", "config", "init"]
 
@@ -52,31 +54,37 @@ def _write(file: Path, text: str) -> None:
 def check(context: typer.Context) -> None:
     """Validate the configuration without connecting anywhere, and say what it means."""
     found = session_of(context).config()
-    _refuse_unreadable(found)
+    problems = list(_offline(found))
+    refuse([problem for severity, problem in problems if severity == "error"])
+    for _, problem in problems:
+        talk.print(f"Warning: {problem}")
     for line in _summary(found):
         stdout.print(line)
     talk.print("The configuration is valid. `syncline doctor` looks at the servers.")
 
 
-def _refuse_unreadable(config: Config) -> None:
-    """Every connection string and every pattern must be one, whether or not its server is there."""
-    given = [("control.dsn", config.control.dsn)]
-    for name, source in config.sources.items():
-        prefix = "source" if list(config.sources) == ["main"] else f"sources.{name}"
-        given += [(f"{prefix}.dsn", source.dsn), (f"{prefix}.replication_dsn", source.replication_dsn)]
-        for pattern in (*source.monitored_tables, *source.excluded_tables):
-            parse_pattern(pattern)
-    for setting, secret in given:
-        if secret is None:
-            continue
-        dsn = secret.get_secret_value()
-        try:
-            ports = str(conninfo.conninfo_to_dict(dsn).get("port") or "5432").split(",")
-        except psycopg.ProgrammingError as error:
-            raise translate(error, Dsn(dsn, setting)) from None
-        wrong = [port for port in ports if port and not (port.isdecimal() and 0 < int(port) < 65536)]
-        if wrong:
-            raise Misconfigured(f"{setting} names port {wrong[0]}, which is none.", remedy="A port is 1 to 65535.")
+def _offline(config: Config) -> Iterator[tuple[Severity, Problem]]:
+    """What is wrong with the places on this machine that the configuration names."""
+    for name, target in config.targets.items():
+        look = getattr(store_class(target.type), "check_offline", None)
+        where = config.provenance.get(f"targets.{name}.path", "")
+        for found in look(target.store, _schemas(config, name)) if look else ():
+            yield found.severity, Problem(where, f"target {name}: {found.message} {found.remedy}")
+    folder = config.log.path.absolute()
+    reason = obstacle(folder)
+    if reason is not None:
+        made = nearest_present(folder) == folder or not nearest_present(folder).is_dir()
+        remedy = "Set log.path to a folder that the user who runs Syncline may write."
+        where = config.provenance.get("log.path", "")
+        yield "error" if made else "warning", Problem(where, f"log.path: {reason}. {remedy}")
+
+
+def _schemas(config: Config, target: str) -> set[str]:
+    """The schemas that a target surely gets: a mapping may pick tables, and call them otherwise."""
+    if config.targets[target].tables is not None:
+        return set()
+    monitored = [config.sources[source].monitored_tables for source in config.followed_by(target)]
+    return {schema for patterns in monitored for schema in named_schemas(patterns)}
 
 
 def _summary(config: Config) -> list[str]:

@@ -109,9 +109,11 @@ class Work:
 class Store(Protocol):
     """A copy of tables under a version guard.
 
-    Two capabilities are optional, as static methods that take the store's configuration and open no store:
-    ``reader(config) -> CopyReader``, and ``check(config) -> Iterator[Finding]``, which looks at what the configuration
-    names for `syncline doctor`, changes nothing, raises nothing, and leaves the subject of its findings empty.
+    Three capabilities are optional, as static methods that take the store's configuration and open no store:
+    ``reader(config) -> CopyReader``; ``check(config) -> Iterator[Finding]``, which looks at what the configuration
+    names for `syncline doctor`, changes nothing, raises nothing, and leaves the subject of its findings empty; and
+    ``check_offline(config, schemas)``, the same for `syncline check`, which asks no server and opens no file, and knows
+    some of the schemas that the tables come from.
 
     Optional, for a store that gives its copy to readers in files too: ``export() -> bool``, called every
     ``export_every_s`` seconds (None: never) by a thread of its own, which raises as ``apply`` does; whether it wrote.

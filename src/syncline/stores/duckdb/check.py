@@ -15,25 +15,26 @@ from syncline.errors import Misconfigured
 from syncline.finding import Finding, Severity, size
 from syncline.stores.duckdb.database import DuckDBConfig, looks_damaged, opening_error, probe
 from syncline.stores.duckdb.door import socket_path
+from syncline.stores.duckdb.place import blocked, unwritable
 from syncline.stores.duckdb.sql import FORMAT
+from syncline.writable import nearest_present
 
 __all__ = ["check"]
 
 _SIZE = re.compile(r"(?P<number>[\d.]+) ?(?P<unit>[KMGT]?)(?P<binary>i?)B")
-_ELSEWHERE = "Correct the target's path, or move what is there away."
 
 
 def check(config: DuckDBConfig) -> Iterator[Finding]:
     """Folder, file, room and memory of one DuckDB file; findings without a subject."""
     path = config.path.expanduser().resolve()
     yield from _memory(config)
-    blocked = list(_blocked(path))
-    yield from blocked
-    if blocked:
+    stopped = list(blocked(path))
+    yield from stopped
+    if stopped:
         return
     yield from _room(config, path)
     if config.temp_directory is not None:
-        yield from _unwritable(config.temp_directory.expanduser().resolve(), "temp_directory")
+        yield from unwritable(config.temp_directory.expanduser().resolve(), "temp_directory")
     if not os.path.exists(path):
         fresh = "" if os.path.isdir(path.parent) else f", with its folder {path.parent}"
         yield _found("SL-DUCKDB", "ok", f"{path} is not there yet; `syncline run` creates it{fresh}.")
@@ -66,38 +67,9 @@ def _bytes(text: str) -> float:
     return float(match["number"]) * (1024 if match["binary"] else 1000) ** " KMGT".index(match["unit"] or " ")
 
 
-def _blocked(path: Path) -> Iterator[Finding]:
-    """Why the path can't be used at all."""
-    if os.path.isdir(path):
-        yield _found("SL-DUCKDB-FILE", "error", f"{path} is a folder, not a database file.", _ELSEWHERE)
-        return
-    yield from _unwritable(path.parent, "path")
-    if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
-        remedy = "Give the user that runs Syncline the right to read and write it."
-        yield _found("SL-DUCKDB-WRITE", "error", f"{path} can't be read and written.", remedy)
-
-
-def _present(folder: Path) -> Path:
-    """The folder, or the nearest one above it that can be seen (where it can't, ``Path.exists`` would raise)."""
-    return next((p for p in (folder, *folder.parents) if os.path.exists(p)), Path("/"))
-
-
-def _unwritable(folder: Path, setting: str) -> Iterator[Finding]:
-    """The folder holds the file, its write-ahead log and the query door, and is created where it is missing."""
-    present = _present(folder)
-    if not os.path.isdir(present):
-        yield _found(
-            "SL-DUCKDB-WRITE", "error", f"{present} is a file, not a folder.", f"Correct the target's {setting}."
-        )
-    elif not os.access(present, os.W_OK | os.X_OK, effective_ids=True):
-        what = "can't be written" if present == folder else f"can't be written, so {folder} can't be created"
-        remedy = f"Give the user that runs Syncline the right to write there, or set the target's {setting}."
-        yield _found("SL-DUCKDB-WRITE", "error", f"The folder {present} {what}.", remedy)
-
-
 def _room(config: DuckDBConfig, path: Path) -> Iterator[Finding]:
     """A checkpoint writes the rows of the write-ahead log a second time before it lets go of the log."""
-    free = shutil.disk_usage(_present(path.parent)).free
+    free = shutil.disk_usage(nearest_present(path.parent)).free
     log = _bytes(config.wal_autocheckpoint)
     if free < 4 * log:
         yield _found(

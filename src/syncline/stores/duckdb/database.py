@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.stores.duckdb.door import Door
 from syncline.stores.duckdb.parquet import ParquetConfig
+from syncline.stores.duckdb.place import blocked, clash
 
 __all__ = ["Database", "DuckDBConfig", "looks_damaged", "opening_error", "probe", "quarantine", "translate"]
 
@@ -239,12 +240,9 @@ def _connect(config: DuckDBConfig, path: Path) -> duckdb.DuckDBPyConnection:
     }
     if config.temp_directory is not None:
         settings["temp_directory"] = str(config.temp_directory)
-    if path.name.partition(".")[0].lower() == "syncline":
-        # DuckDB names the database after the file, and our bookkeeping is in a schema of that name.
-        raise Misconfigured(
-            f"The DuckDB file {path} can't be called that: Syncline's own schema in it has the same name.",
-            remedy="Give the file another name (the target's path), such as copy.duckdb.",
-        )
+    named = clash(path, ())
+    if named is not None:
+        raise named
     existed = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,13 +255,23 @@ def _connect(config: DuckDBConfig, path: Path) -> duckdb.DuckDBPyConnection:
             raise
         return connection
     except OSError as error:
-        raise Misconfigured(
+        raise _in_the_way(path) or Misconfigured(
             f"The DuckDB file {path} cannot be created: {error.strerror}.", remedy="Correct the target's path."
         ) from error
     except duckdb.Error as error:
+        if isinstance(error, duckdb.IOException) and (found := _in_the_way(path)):
+            raise found from error
         if existed and looks_damaged(error, path):
             raise quarantine(path, error) from error
         raise opening_error(error, path) from error
+
+
+def _in_the_way(path: Path) -> Misconfigured | None:
+    """Why a file that could not be opened can't be there."""
+    found = next(blocked(path), None)
+    return (
+        Misconfigured(f"The DuckDB file {path} can't be used: {found.message}", remedy=found.remedy) if found else None
+    )
 
 
 def probe(connection: duckdb.DuckDBPyConnection) -> None:

@@ -7,7 +7,7 @@ and no stored version is looked at; otherwise the rows that pass it are picked f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from syncline.stores import Limits, TableWork, Work, stored_columns
 from syncline.stores.duckdb.database import Database, DuckDBConfig
 from syncline.stores.duckdb.door import read_batches
 from syncline.stores.duckdb.parquet import export
+from syncline.stores.duckdb.place import offline
 from syncline.stores.duckdb.sql import BOOKKEEPING, FORMAT, VERSION_COLUMN, Statements, quote
 from syncline.stores.duckdb.tables import TableState, migrate_table, table_state
 from syncline.stores.duckdb.writing import refused_rows, view_of_keys, write_table
@@ -70,6 +71,11 @@ class DuckDBStore:
         from syncline.stores.duckdb.check import check
 
         return check(config)
+
+    @staticmethod
+    def check_offline(config: DuckDBConfig, schemas: Collection[str]) -> Iterator[Finding]:
+        """What is wrong with the path, for `syncline check`."""
+        return offline(config.path.expanduser().resolve(), schemas)
 
     @staticmethod
     def statements(schema: TableSchema) -> list[str]:

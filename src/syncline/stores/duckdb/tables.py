@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import duckdb
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from syncline.change import Column, TableSchema
 from syncline.errors import Misconfigured
 from syncline.shape import Rows
+from syncline.stores.duckdb.place import clash
 from syncline.stores.duckdb.sql import VERSION_COLUMN, Statements, duckdb_type, quote, soft_delete, target_name
 
 __all__ = ["TableState", "migrate_table", "table_state"]
@@ -107,6 +109,12 @@ def table_state(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> Table
 
 def _check_names(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSchema) -> None:
     """DuckDB compares names without case, and the version column's name is ours."""
+    ((file,),) = cursor.execute(
+        "select path from duckdb_databases() where database_name = current_database()"
+    ).fetchall()
+    named = clash(Path(file), [target_name(schema)[0]]) if file else None
+    if named is not None:
+        raise named
     seen: dict[str, str] = {VERSION_COLUMN: VERSION_COLUMN}
     for column in schema.columns:
         other = seen.setdefault(column.name.lower(), column.name)

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import neo4j
 from neo4j import exceptions
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic_core import PydanticCustomError
 
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.stores.neo4j.cypher import quote
@@ -26,7 +27,7 @@ _ONLINE_S = 600.0
 class Neo4jConfig(BaseModel):
     """One Neo4j database."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     # Variables under which documents of other systems know these settings; the configuration reads them.
     environment_names: ClassVar[dict[str, str]] = {
@@ -48,6 +49,14 @@ class Neo4jConfig(BaseModel):
     transaction_timeout_s: float = Field(
         300.0, gt=0, description="How long the server may work on one transaction, waiting for locks included."
     )
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _holds_no_login(cls, uri: object) -> object:
+        """It is shown in messages (Guarantee 11)."""
+        if "@" in str(uri):
+            raise PydanticCustomError("login", "must hold no login: user and password have settings of their own")
+        return uri
 
 
 class Refused(Misconfigured):

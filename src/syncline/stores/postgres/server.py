@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import psycopg
 from psycopg import RawCursor, conninfo
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field
 
+from syncline import dsn as connection_string
+from syncline.dsn import SecretDsn, flaw
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.stores.postgres.wire import Wire, WireDumper
 
@@ -62,9 +64,11 @@ _NO_LOGIN = ("password authentication failed", "no pg_hba.conf entry", "no passw
 class PostgresConfig(BaseModel):
     """Tables in a PostgreSQL database."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True, hide_input_in_errors=True
+    )
 
-    dsn: SecretStr = Field(
+    dsn: SecretDsn = Field(
         description="Connection to the target: a URL or a libpq keyword string.",
         examples=["${COPY_URL}"],
     )
@@ -90,12 +94,7 @@ class PostgresConfig(BaseModel):
 
 def describe(config: PostgresConfig) -> str:
     """``host:port/database``, never its secrets (Guarantee 11)."""
-    try:
-        parts = conninfo.conninfo_to_dict(config.dsn.get_secret_value())
-    except psycopg.ProgrammingError:
-        return "an unreadable dsn"
-    host = parts.get("host") or parts.get("hostaddr") or "local socket"
-    return f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
+    return connection_string.describe(config.dsn.get_secret_value())
 
 
 # ------------------------------------------------------------------------------------------------------- sessions
@@ -216,8 +215,11 @@ def failed(error: psycopg.Error, config: PostgresConfig) -> SynclineError:
     where, state = f"PostgreSQL at {describe(config)}", error.sqlstate or ""
     lines = (error.diag.message_primary or str(error)).strip().splitlines()
     text = type(error).__name__ if state[:2] in _REFUSED or not lines else lines[0].rstrip(".")
-    if isinstance(error, psycopg.ProgrammingError) and not state:  # libpq quotes the part that it can't read
-        return Misconfigured("The connection string of a PostgreSQL target can't be read.", remedy="Correct its dsn.")
+    wrong = flaw(config.dsn.get_secret_value())
+    if wrong is not None:  # libpq quotes the part that it can't read
+        return Misconfigured(f"The connection string of a PostgreSQL target {wrong}.", remedy="Correct its dsn.")
+    if isinstance(error, psycopg.ProgrammingError) and not state:
+        return Misconfigured(f"{where}: {type(error).__name__}.", remedy="Correct the target's dsn.")
     if state in ("28P01", "28000") or any(sign in text for sign in _NO_LOGIN) or _names_unknown(text, "role"):
         remedy = "Correct user and password in the target's dsn, or pg_hba.conf."
         return Misconfigured(f"{where} refused the login: {text}.", remedy=remedy)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured
@@ -38,7 +39,7 @@ __all__ = ["QdrantConfig", "QdrantStore", "connect"]
 class QdrantConfig(BaseModel):
     """A Qdrant server (``url``), or Qdrant Edge in a folder of this machine (``path``)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     environment_names: ClassVar[dict[str, str]] = {"QDRANT_URL": "url", "QDRANT_API_KEY": "api_key"}
 
@@ -57,6 +58,14 @@ class QdrantConfig(BaseModel):
     )
     door: bool = Field(True, description="Let other processes read the folder while the engine runs (a Unix socket).")
 
+    @field_validator("url", mode="before")
+    @classmethod
+    def _holds_no_login(cls, url: object) -> object:
+        """It is shown in messages (Guarantee 11), and Qdrant takes no login but its key."""
+        if "@" in str(url):
+            raise PydanticCustomError("login", "must hold no user or password: the server's key is api_key")
+        return url
+
     @model_validator(mode="after")
     def _has_one_place(self) -> QdrantConfig:
         if (self.url is None) == (self.path is None):
@@ -65,8 +74,8 @@ class QdrantConfig(BaseModel):
 
     @property
     def place(self) -> str:
-        """What to call it in messages; without what a URL may hold of secrets."""
-        return str(self.path) if self.path is not None else (self.url or "").rpartition("@")[2]
+        """What to call it in messages."""
+        return str(self.path) if self.path is not None else self.url or ""
 
 
 def connect(config: QdrantConfig) -> Points:

@@ -14,7 +14,7 @@ __all__ = ["RedisConfig", "shown"]
 class RedisConfig(BaseModel):
     """Keys in a Redis or Valkey server (one server, not a cluster)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: SecretStr = Field(
         description="redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or unix:///path.",
@@ -41,9 +41,23 @@ class RedisConfig(BaseModel):
     @field_validator("url")
     @classmethod
     def _is_a_url(cls, url: SecretStr) -> SecretStr:
-        if urlsplit(url.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
-            raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
+        """A password that is not encoded would be read, and shown, as something else: what is unclear is refused."""
+        found = _flaw(url.get_secret_value())
+        if found is not None:
+            raise PydanticCustomError("redis_url", "{flaw}", {"flaw": found})
         return url
+
+
+def _flaw(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        unclear = "@" in parts.path + parts.query + parts.fragment or (parts.port or 1) < 1
+    except ValueError:  # a port that is none
+        parts, unclear = urlsplit(""), True
+    if not unclear and parts.scheme not in ("redis", "rediss", "unix"):
+        return "must begin with redis://, rediss:// or unix://"
+    encoded = "special characters of user and password must be percent-encoded (@ as %40, / as %2F, ? as %3F, # as %23)"
+    return f"can't be read: {encoded}, and a port is 1 to 65535" if unclear else None
 
 
 def shown(url: SecretStr) -> str:
