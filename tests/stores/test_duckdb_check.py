@@ -179,6 +179,8 @@ def test_a_folder_for_spilling_that_can_t_be_made_is_named(path: Path, tmp_path:
     occupied.write_text("")
     (found, _) = check(path, temp_directory=occupied)
     assert (found.code, found.remedy) == ("SL-DUCKDB-WRITE", "Correct the target's temp_directory.")
+    (found, _) = check(path, parquet={"folder": occupied})
+    assert (found.code, found.remedy) == ("SL-DUCKDB-WRITE", "Correct the target's parquet.folder.")
 
 
 def test_a_file_called_like_our_schema_is_named_as_opening_it_does(path: Path) -> None:

@@ -35,6 +35,8 @@ def check(config: DuckDBConfig) -> Iterator[Finding]:
     yield from _room(config, path)
     if config.temp_directory is not None:
         yield from unwritable(config.temp_directory.expanduser().resolve(), "temp_directory")
+    if config.parquet is not None:
+        yield from unwritable(config.parquet.folder.expanduser().resolve(), "parquet.folder")
     if not os.path.exists(path):
         fresh = "" if os.path.isdir(path.parent) else f", with its folder {path.parent}"
         yield _found("SL-DUCKDB", "ok", f"{path} is not there yet; `syncline run` creates it{fresh}.")
