@@ -25,7 +25,7 @@ import typer
 from syncline import __version__
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.service import control, doctor, extras, mapping, plan, query, run, setup, status, verify
-from syncline.service.session import Session, as_message, exit_code, talk
+from syncline.service.session import Session, exit_code, talk, tell_error
 
 __all__ = ["app", "exit_code", "main"]
 
@@ -143,7 +143,7 @@ def _run(given: list[str], interrupt: _Interrupt) -> None:
             sys.exit(_INTERRUPTED)
         if "--debug" in given:
             traceback.print_exc()
-        talk.print(as_message(error))
+        tell_error(error)
         sys.exit(exit_code(error))
     except SystemExit as end:
         # The command line's library and rich end with 1, which is the code of a bug, when nobody reads on.
@@ -153,11 +153,11 @@ def _run(given: list[str], interrupt: _Interrupt) -> None:
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, one message
         if interrupt.asked:
             sys.exit(_INTERRUPTED)
-        failure = _output_failure() if isinstance(error, OSError) else None
+        failure = _output_failure() if isinstance(error, OSError) and error.filename is None else None
         if failure is None:
             _report_bug(error, debug="--debug" in given)
         else:
-            talk.print(as_message(failure))
+            tell_error(failure)
         sys.exit(exit_code(failure or error))
 
 

@@ -7,14 +7,18 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from syncline.capture.preflight import preflight
+from syncline.capture.slot import identify
+from syncline.capture.source import connect, translated
 from syncline.config import Config, TargetConfig, store_class
-from syncline.errors import SynclineError, Unavailable
+from syncline.errors import Gap, SynclineError, Unavailable
 from syncline.finding import Finding, Severity
+from syncline.log.embedded import EmbeddedLog
+from syncline.pipeline.attach import attach_slot, choose_incarnation
 from syncline.service.figures import size
 from syncline.service.session import control_schema, print_json, session_of, stdout, talk
 
@@ -42,24 +46,100 @@ def doctor(
     raise typer.Exit(_code(errors))
 
 
+class _Missing(Finding):
+    """Changes are known to be missing."""
+
+
 def _code(errors: list[Finding]) -> int:
-    """3 if all that is wrong is that a server is away, 2 if there is something to mend."""
-    if not errors:
-        return 0
-    return 3 if all(f.code == Unavailable.code for f in errors) else 2
+    """As `run` ends with the gravest of them: 2 if there is something to mend, 3 if a server is away, 4 for a gap."""
+    codes = {4 if isinstance(f, _Missing) else 3 if f.code == Unavailable.code else 2 for f in errors}
+    return min(codes, default=0)
 
 
 def findings(config: Config) -> Iterator[Finding]:
     """What is found, source by source and target by target, then the control schema and the log. Raises nothing."""
+    away: set[str] = set()
     for name, source in config.sources.items():
         try:
-            yield from preflight(source, config.control.schema_name)
+            missing = _gap(config, name)
+            looked = preflight(source, config.control.schema_name)
         except SynclineError as error:
+            away.add(error.message)
             yield _failed(f"source {name}", error)
+            continue
+        # A slot that is gone would be found fit to be created.
+        yield from (f for f in looked if not (missing and f.severity == "ok" and f.code == "SL-SLOT"))
+        yield from missing
     for name, target in config.targets.items():
         yield from _target(f"target {name}", target)
-    yield _control(config)
+    control = _control(config)
+    if control.message not in away:  # by default it is the source's server, of which that is said
+        yield control
     yield from _log(config)
+
+
+def _gap(config: Config, name: str) -> list[Finding]:
+    """The gaps of a source that are on record, and the one that the next run would find, with the error it ends in.
+
+    Raises:
+        SynclineError: the source can't be asked.
+    """
+    settings = config.sources[name]
+    gaps = _recorded(config, name)
+    try:
+        log = EmbeddedLog.peek(config.log, name)
+        known = [row for row in _statuses(config) if row["source"] == name and row["log"]]
+        if log is None and known:
+            raise Gap(
+                f"The log of source {name} is gone: {config.log.folder(name)}; {known[0]['log']} was its last.",
+                remedy="Put it back, or run `syncline resync` to read the tables again.",
+                code="SL-LOG-FOREIGN",
+            )
+        if log is not None and log.place:
+            identity = identify(settings)
+            with translated(settings.plain), connect(settings.plain, timeout_s=settings.connect_timeout_s) as source:
+                choose_incarnation(source, name, identity, EmbeddedLog.peek_incarnation(config.log, name), ())
+                attach_slot(source, settings, identity, log.place, lambda _: None)  # only looks: the log has a place
+    except Gap as error:
+        gaps.setdefault((error.code, f"source {name}"), _finding(config, name, f"source {name}", error))
+    return list(gaps.values())
+
+
+def _recorded(config: Config, name: str) -> dict[tuple[str, str], Finding]:
+    found: dict[tuple[str, str], Finding] = {}
+    try:
+        with control_schema(config) as control:
+            if control.version() is None:
+                return found
+            for gap in control.gaps():
+                if gap["source"] == name:
+                    parts = [f"source {name}"]
+                    parts += [
+                        f"{kind} {gap[key]}"
+                        for kind, key in (("target", "target"), ("table", "table_name"))
+                        if gap[key]
+                    ]
+                    subject = ", ".join(parts)
+                    scope = f" --target {gap['target']}" if gap["target"] else ""
+                    remedy = f"`syncline resync{scope}` reads again what is missing."
+                    error = Gap(gap["reason"], remedy=remedy, code=gap["code"])
+                    found[gap["code"], subject] = _finding(config, name, subject, error)
+    except SynclineError:
+        pass  # what is wrong with the control schema is a finding of its own
+    return found
+
+
+def _statuses(config: Config) -> list[dict[str, Any]]:
+    try:
+        with control_schema(config) as control:
+            return control.statuses() if control.version() is not None else []
+    except SynclineError:
+        return []  # a finding of its own
+
+
+def _finding(config: Config, name: str, subject: str, error: Gap) -> Finding:
+    heals = config.sources[name].on_gap == "resync"
+    return _Missing(error.code, "warning" if heals else "error", subject, error.message, error.remedy)
 
 
 def _failed(subject: str, error: SynclineError) -> Finding:

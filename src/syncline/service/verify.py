@@ -17,7 +17,10 @@ _DIFFERENT = 4
 
 def verify(
     context: typer.Context,
-    tables: Annotated[list[str] | None, typer.Argument(metavar="TABLE...", help="schema.table (default: all).")] = None,
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TABLE...", help="[schema.]table (default: all)."),
+    ] = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="NAME", help="Only this target (default: all).")
     ] = None,
@@ -30,8 +33,16 @@ def verify(
 
     config = session_of(context).config()
     chosen("target", target, config.targets)
+    names = [name if "." in name else f"public.{name}" for name in tables or ()]
     with RowBars(talk) as bars:
-        report = compare(config, tables or (), target, bars.show, engine=SyncService, talk=talk.print)
+        report = compare(
+            config,
+            names,
+            target,
+            bars.show,
+            engine=SyncService,
+            talk=talk.print,
+        )
     found = report.to_dict(show_keys=show_keys)
     if as_json:
         print_json(found)

@@ -391,8 +391,8 @@ class _FileReader(_Closing):
 
 
 def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], T]) -> T:
-    """Work done by another thread while this one can hear Ctrl-C: DuckDB itself does not always notice one, and raises a
-    RuntimeError where it does. One call of its interrupt() can be missed too, between two steps of a query."""
+    """Work done by another thread while this one can hear Ctrl-C: DuckDB itself does not always notice it, and raises
+    a RuntimeError where it does. One call of its interrupt() can be missed too, between two steps of a query."""
     with ThreadPoolExecutor(1, thread_name_prefix="duckdb-query") as pool:
         running = pool.submit(work)
         try:
