@@ -69,6 +69,7 @@ def test_a_run_is_seen_paused_resumed_and_stopped(shell: Shell, command: Command
         database.execute("insert into items values (4, 'four')")
         eventually(lambda: rows(shell) == 4, 60)
         assert "Nothing of that was paused" in command("resume").stderr
+        assert "public.items  4 rows  equal" in command("verify", "items").stdout
 
         asked = command("query", "select id, name from items order by id", "--csv")
         assert asked.stdout.splitlines() == ["id,name", "1,one", "2,two", "3,three", "4,four"]
