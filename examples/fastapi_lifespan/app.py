@@ -8,20 +8,27 @@ One process may run the engine, so use one worker (``--workers 1``, the default)
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 
-from syncline import SyncService, load_config
+from syncline import SynclineError, SyncService, load_config
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the engine between the application's start and its end. Its calls block, so they run in a thread."""
-    service = SyncService(load_config())
-    await asyncio.to_thread(service.start)
+    try:
+        service = SyncService(load_config())
+        await asyncio.to_thread(service.start)
+    except SynclineError as error:
+        # An exception from here would be shown as a long traceback; the message says all that is to be done.
+        print(f"Syncline can't start [{error.code}]: {error}", file=sys.stderr, flush=True)
+        os._exit(3)
     app.state.syncline = service
     try:
         yield

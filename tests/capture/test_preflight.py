@@ -93,6 +93,18 @@ def test_settings_of_the_server_are_named_with_their_statements(pg_server: Embed
     assert severities(found(mended, "SL-WAL-LEVEL") + found(mended, "SL-ROOM")) == {"ok"}
 
 
+def test_a_slot_of_ours_without_room_for_a_temporary_one_is_warned_of(pg_server: EmbeddedPostgres) -> None:
+    with psycopg.connect(pg_server.dsn(), autocommit=True) as connection:
+        connection.execute("select pg_create_logical_replication_slot('syncline', 'pgoutput')")
+        connection.execute("alter system set max_replication_slots = 1")
+    pg_server.restart()
+    slots = found(preflight(SourceConfig(dsn=pg_server.dsn())), "SL-ROOM")[0]
+    assert (slots.severity, slots.subject) == ("warning", "max_replication_slots")
+    assert "0 of 1 are free" in slots.message
+    assert "max_replication_slots = 6" in slots.remedy
+    assert "WHERE NOT active" in slots.remedy
+
+
 def test_limits_that_lose_slots_or_fill_disks_are_warned_of(pg_server: EmbeddedPostgres) -> None:
     unlimited = one(preflight(SourceConfig(dsn=pg_server.dsn())), "SL-WAL-LIMIT")
     assert (unlimited.severity, "unlimited" in unlimited.message) == ("warning", True)

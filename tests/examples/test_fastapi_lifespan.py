@@ -41,6 +41,25 @@ def application(configuration: Path) -> Iterator[str]:
         process.communicate()
 
 
+def test_a_database_that_is_away_is_one_message(tmp_path: Path) -> None:
+    file = tmp_path / "syncline.yaml"
+    file.write_text(
+        "source:\n  dsn: postgresql://reader:hush@127.0.0.1:1/shop\ntarget:\n  type: duckdb\n  path: copy.duckdb\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(EXAMPLE), "--port", "0"],
+        env={**os.environ, "SYNCLINE_CONFIG": str(file)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 3
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.count("127.0.0.1:1/shop cannot be reached") == 1
+
+
 def applied(url: str) -> int | None:
     """Rows that the copy has taken, None while the application is not streaming yet."""
     try:

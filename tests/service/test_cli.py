@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from syncline import __version__
 from syncline.errors import Damaged, Gap, Misconfigured, Rejected, Unavailable
 from syncline.finding import Severity
+from syncline.log.folder import lock_folder
 from syncline.service import cli, doctor
 from syncline.service.figures import amount, size, source_line, span
 
@@ -234,7 +235,39 @@ def test_doctor_goes_on_behind_a_server_that_is_away(shell: Shell, command: Comm
     found = json.loads(looked.stdout)["findings"]
     assert [f["severity"] for f in found if f["subject"].startswith("source")] == ["error"]
     assert any(f["subject"].startswith("log") for f in found)
+    assert looked.stdout.count("cannot be reached") == 1
     assert "hush" not in looked.stdout
+
+
+def test_status_knows_by_the_lock_of_the_log_that_an_engine_lives(shell: Shell, command: Command) -> None:
+    shell.write()
+    lock = lock_folder(shell.folder / "syncline-log" / "main.log")
+    shell.write(MINIMAL + "log:\n  path: syncline-log\n")
+    try:
+        asked = command("status", "--json")
+        assert (asked.returncode, json.loads(asked.stdout)["sources"]["main"]["state"]) == (3, "running")
+    finally:
+        os.close(lock)
+    assert json.loads(command("status", "--json").stdout)["sources"]["main"]["state"] == "not running"
+
+
+def test_status_watched_through_a_pipe_is_a_line_for_each_look(shell: Shell) -> None:
+    shell.write()
+    watching = shell.start("status", "--watch", "--every", "0.2")
+    try:
+        assert watching.stdout is not None
+        lines = [watching.stdout.readline() for _ in range(6)]
+    finally:
+        watching.kill()
+        watching.communicate()
+    assert sum(line.startswith("main: unknown") for line in lines) >= 2
+    assert any("cannot be reached" in line and "control.dsn" in line for line in lines)
+
+
+def test_a_failed_command_leaves_stdout_empty(shell: Shell, command: Command) -> None:
+    ended = command("bench", "load", "--rows", "1", "--json", "--dir", "/proc/no/such")
+    assert ended.returncode != 0
+    assert ended.stdout == ""
 
 
 def test_status_shows_what_it_can_read_and_ends_with_3_when_servers_are_away(shell: Shell, command: Command) -> None:
@@ -242,7 +275,7 @@ def test_status_shows_what_it_can_read_and_ends_with_3_when_servers_are_away(she
     asked = command("status", "--json")
     assert asked.returncode == 3
     found = json.loads(asked.stdout)
-    assert found["sources"]["main"]["state"] == "not running"
+    assert found["sources"]["main"]["state"] == "unknown"
     assert "127.0.0.1:1/shop" in found["sources"]["main"]["slot"]["error"]
     assert "127.0.0.1:1/shop" in found["control"]["error"]
     shown = command("status")
@@ -250,6 +283,7 @@ def test_status_shows_what_it_can_read_and_ends_with_3_when_servers_are_away(she
     assert "not reachable" in shown.stdout
     for said in (asked.stderr, shown.stderr):
         assert "Error [SL-UNAVAILABLE]: PostgreSQL at 127.0.0.1:1/shop cannot be reached" in said
+        assert said.count("Error [") == 1
         assert "control.dsn (by default source.dsn) is right" in said
     assert "hush" not in asked.stdout + asked.stderr + shown.stdout + shown.stderr
 

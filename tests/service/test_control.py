@@ -76,6 +76,16 @@ def test_a_table_that_is_not_captured_can_t_be_paused(shell: Shell, command: Com
     assert "There is no captured table public.people" in refused.stderr
 
 
+def test_of_a_table_that_is_left_out_that_is_said(command: Command, database: Database) -> None:
+    command("migrate")
+    database.execute("create table keyless (x int)")
+    for name in ("pause", "resync"):
+        said = command(name, "--table", "keyless").stderr
+        assert "Table public.keyless is left out until that is mended" in said
+        assert "ADD PRIMARY KEY" in said
+        assert "left out" not in command(name, "--table", "items").stderr
+
+
 def test_a_paused_table_that_was_dropped_at_the_source_can_still_be_resumed(
     command: Command, database: Database
 ) -> None:

@@ -65,7 +65,7 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, ending: signal.Signals) -> Non
     (pid,) = [int(p.read_text().split()[0]) for p in tmp_path.glob("*/postgres/postmaster.pid")]
     process.send_signal(ending)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err.splitlines()[-1]) == (0, "", "Stopped.")
+    assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "Stopped.")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

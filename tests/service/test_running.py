@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def test_a_run_is_seen_paused_resumed_and_stopped(shell: Shell, command: Command
         database.execute("insert into items values (4, 'four')")
         eventually(lambda: rows(shell) == 4, 60)
         assert "Nothing of that was paused" in command("resume").stderr
+        assert "public.items  4 rows  equal" in command("verify", "items").stdout
 
         asked = command("query", "select id, name from items order by id", "--csv")
         assert asked.stdout.splitlines() == ["id,name", "1,one", "2,two", "3,three", "4,four"]
@@ -110,7 +112,8 @@ def test_logs_asked_for_as_json_are_json_line_by_line(shell: Shell) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         lines = process.stderr.read().splitlines() if process.stderr else []
-    events = [json.loads(line)["event"] for line in lines if not line.startswith("Stopping (SIGTERM)")]
+    events = [json.loads(line)["event"] for line in lines]
+    assert any(event.startswith("Stopping (SIGTERM)") for event in events)
     assert any(event.startswith("Syncline runs") for event in events)
     assert events[-1] == "Stopped."
 
@@ -138,6 +141,71 @@ def test_doctor_names_the_statement_that_mends(command: Command, database: Datab
     errors = [f for f in json.loads(looked.stdout)["findings"] if f["severity"] == "error"]
     assert looked.returncode == 2
     assert [("keyless" in f["subject"] + f["message"], bool(f["remedy"])) for f in errors] == [(True, True)]
+
+
+def test_what_a_run_refuses_is_said_once(command: Command, shell: Shell, database: Database) -> None:
+    database.execute("drop table items; create table keyless (x int)")
+    ended = shell("run")
+    assert ended.returncode == 2
+    assert ended.stderr.count("it has no primary key") == 1, ended.stderr
+
+
+def test_a_gap_is_told_by_run_by_status_and_by_doctor_alike(command: Command, shell: Shell, database: Database) -> None:
+    with running(shell) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert command("status").returncode == 0
+    database.execute("select pg_drop_replication_slot('cli')")
+    looked = command("doctor", "--json")
+    assert looked.returncode == 4, looked.stdout
+    found = [f for f in json.loads(looked.stdout)["findings"] if f["severity"] == "error"]
+    assert [(f["code"], f["subject"]) for f in found] == [("SL-GAP", "source main")]
+    assert "`syncline resync`" in found[0]["remedy"]
+    ended = shell("run")
+    assert ended.returncode == 4
+    assert ended.stderr.count(found[0]["message"]) == 1, ended.stderr
+    assert found[0]["remedy"] in ended.stderr
+    asked = command("status", "--json")
+    assert asked.returncode == 4
+    assert json.loads(asked.stdout)["sources"]["main"]["targets"]["main"]["state"] == "stopped"
+    assert command("status").returncode == 4
+    again = [f for f in json.loads(command("doctor", "--json").stdout)["findings"] if f["severity"] == "error"]
+    assert [f["code"] for f in again] == ["SL-GAP"], again
+
+
+def test_doctor_finds_a_log_that_is_gone(command: Command, shell: Shell) -> None:
+    with running(shell) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    shutil.rmtree(next(shell.folder.rglob("main.log")))
+    looked = command("doctor", "--json")
+    found = [f for f in json.loads(looked.stdout)["findings"] if f["severity"] == "error"]
+    assert (looked.returncode, [f["code"] for f in found]) == (4, ["SL-LOG-FOREIGN"])
+    ended = shell("run")
+    assert ended.returncode == 4
+    assert "Error [SL-LOG-FOREIGN]" in ended.stderr
+
+
+def test_a_slot_that_was_dropped_as_doctor_says_is_made_anew_by_a_resync(
+    command: Command, shell: Shell, database: Database
+) -> None:
+    with running(shell) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    database.execute("drop publication cli; create publication cli for table items")
+    looked = json.loads(command("doctor", "--json").stdout)["findings"]
+    remedy = next(f["remedy"] for f in looked if f["code"] == "SL-PUBLICATION-ORDER")
+    statement, _, then = remedy.partition(";")
+    assert "`syncline resync`" in then
+    database.execute(statement)
+    database.execute("insert into items values (4, 'four')")
+    assert command("resync").returncode == 0
+    process = shell.start("run")
+    try:
+        eventually(lambda: rows(shell) == 4, 60)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_doctor_looks_at_every_target(shell: Shell, command: Command) -> None:

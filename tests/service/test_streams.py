@@ -114,11 +114,21 @@ def open_files(pid: int) -> set[Path]:
     return found
 
 
-def test_ctrl_c_in_a_long_command_ends_with_130(copy: Shell) -> None:
+def seconds_of_work(pid: int) -> float:
+    """Processor time that the process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_ctrl_c_while_a_query_works_ends_with_130(copy: Shell, form: tuple[str, ...]) -> None:
     slow = "select count(*) from items a, items b, items c where a.id + b.id > c.id"
-    with interruptible(copy.folder, "query", slow, **copy.variables) as process:
+    with interruptible(copy.folder, "query", slow, *form, **copy.variables) as process:
         eventually(lambda: copy.folder / "copy.duckdb" in open_files(process.pid), 60)
+        begun = seconds_of_work(process.pid)
+        eventually(lambda: seconds_of_work(process.pid) > begun + 2, 60)  # in the query, whatever comes before it
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
+    assert "Internal error" not in err

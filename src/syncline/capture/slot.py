@@ -19,6 +19,7 @@ from syncline.capture.tables import TableInfo
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 
 __all__ = [
+    "SLOT_IN_USE",
     "Identity",
     "Slot",
     "check_slot",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 Talk = Callable[[str], None]
+
+SLOT_IN_USE = "SL-SLOT-IN-USE"
 
 
 def parse_lsn(text: str) -> int:
@@ -224,7 +227,7 @@ def refuse_in_use(connection: psycopg.Connection[Any], slot: Slot | None) -> Non
         f"Replication slot {slot.name} is in use: {who} reads from it since {since} (process {slot.active_pid}).",
         remedy="If that is another engine, stop it, or give this one a slot and a control schema of its own "
         "(source.slot, control.schema). If it was killed, wait until the server notices.",
-        code="SL-SLOT-IN-USE",
+        code=SLOT_IN_USE,
     )
 
 

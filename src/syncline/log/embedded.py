@@ -426,6 +426,18 @@ class EmbeddedLog:
         finally:
             rows.close()
 
+    @staticmethod
+    def peek_incarnation(config: EmbeddedLogConfig, name: str) -> Incarnation | None:
+        """The source incarnation of a log that another process may have open; nothing is written."""
+        database = config.folder(name) / _DATABASE
+        if not database.exists():
+            return None
+        rows = Rows(database, readonly=True)
+        try:
+            return rows.incarnation()
+        finally:
+            rows.close()
+
     def close(self) -> None:
         with self._changed:
             if self._closed:

@@ -10,7 +10,7 @@ from pathlib import Path
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.writable import obstacle
 
-__all__ = ["file_bytes", "free_bytes", "inode", "lock_folder", "sync_folder", "translate_os"]
+__all__ = ["file_bytes", "free_bytes", "holder", "inode", "lock_folder", "sync_folder", "translate_os"]
 
 
 def translate_os(error: OSError, path: Path) -> SynclineError:
@@ -61,6 +61,26 @@ def lock_folder(folder: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def holder(folder: Path) -> int | None:
+    """The process that holds the folder just now, None if none does on this machine. It is held up for no longer than
+    one that died while it held it could be."""
+    try:
+        fd = os.open(folder / "lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        pid = int(os.pread(fd, 32, 0) or b"0")
+        os.kill(pid, 0)  # before the lock is tried: an engine that begins must not be refused for our look
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except (ProcessLookupError, ValueError):
+        return None
+    except (BlockingIOError, PermissionError):
+        return pid
+    finally:
+        os.close(fd)
 
 
 def free_bytes(folder: Path) -> int:

@@ -61,7 +61,7 @@ def usable_tables(
     _tell_missing(name, {f.subject: f for f in findings if f.code == _NO_TABLE}, reports)
     reasons = {f.subject: f for f in findings}
     usable: list[TableInfo] = []
-    left_out: set[str] = set()
+    left_out: dict[str, Misconfigured] = {}
     for info in matching_tables(connection, settings.monitored_tables, settings.excluded_tables, (control_schema,)):
         subject, finding = f"{name}/{info.qualified}", reasons.get(info.qualified)
         if any(other.qualified == info.qualified for other in usable):
@@ -70,20 +70,20 @@ def usable_tables(
                 f"{info.sql_name} is left out.",
                 remedy="Rename one of them, or exclude it.",
             )
-            left_out.add(f"{subject} (2)")
-            reports.alert(_LEFT_OUT, "error", f"{subject} (2)", clash)
+            left_out[f"{subject} (2)"] = clash
         elif finding is None:
             usable.append(info)
         else:
-            error = Misconfigured(f"Table {info.qualified} is left out. {finding.message}", remedy=finding.remedy)
-            left_out.add(subject)
-            reports.alert(_LEFT_OUT, "error", subject, error)
-    reports.still(_LEFT_OUT, f"{name}/", left_out)
+            text = f"Table {info.qualified} is left out. {finding.message}"
+            left_out[subject] = Misconfigured(text, remedy=finding.remedy)
     if not usable:
-        refuse(findings)
+        refuse(findings)  # which says what the alerts would
         raise Misconfigured(
             f"Source {name} has no table to capture.", remedy="Correct monitored_tables; `syncline doctor` shows more."
         )
+    for subject, error in left_out.items():
+        reports.alert(_LEFT_OUT, "error", subject, error)
+    reports.still(_LEFT_OUT, f"{name}/", left_out)
     return usable
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-import structlog
 
 from syncline.capture.source import connect, translated
 from syncline.catalog.repository import ControlSchema, Request
 from syncline.errors import SynclineError, Unavailable, defect
+from syncline.logs import logger
 from syncline.pipeline.pauses import apply_pauses
 from syncline.pipeline.reports import Reports
 from syncline.pipeline.source import SourcePipeline
@@ -20,7 +20,7 @@ from syncline.pipeline.status import source_status, status_rows
 
 __all__ = ["Housekeeping"]
 
-_log = structlog.get_logger()
+_log = logger()
 _EVERY_S = 1.0
 _REFRESH_S = 3.0
 

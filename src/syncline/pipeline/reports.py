@@ -5,36 +5,46 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Sequence
 
-import structlog
-
 from syncline.catalog.repository import ControlSchema, StatusRow
 from syncline.errors import SynclineError
+from syncline.logs import logger
 
 __all__ = ["Reports"]
 
-_log = structlog.get_logger()
+_log = logger()
 
 
 class Reports:
     """Writes for the engine without ever holding it up: what can't be written now is written at the next tick.
 
-    Of several reports about one thing only the newest waits, so the memory is bounded by what there is to say.
+    Of several reports about one thing only the newest waits, so the memory is bounded by what there is to say. An alert
+    is logged when it opens, not each time it is renewed. ``ended`` hears, from any thread, what ends a source or a
+    target until a person has mended it; without it, that is logged too.
     """
 
-    def __init__(self, control: ControlSchema) -> None:
+    def __init__(self, control: ControlSchema, ended: Callable[[SynclineError], None] | None = None) -> None:
         self._control = control
+        self._ended = ended
+        self._open: set[tuple[str, str]] = set()  # alerts that were said, by code and subject
         self._lock = threading.Lock()
         self._waiting: dict[tuple[str, ...], Callable[[], object]] = {}
         self._away = False
 
-    def alert(self, code: str, severity: str, subject: str, error: SynclineError) -> None:
-        """Open (or renew) an alert with the error's message and remedy."""
+    def alert(self, code: str, severity: str, subject: str, error: SynclineError, *, ends: bool = False) -> None:
+        """Open (or renew) an alert with the error's message and remedy. ``ends``: its subject waits for a person."""
         message, remedy = error.message, error.remedy
-        _log.warning("alert raised", code=code, subject=subject, message=message, remedy=remedy)
+        with self._lock:
+            new = (code, subject) not in self._open
+            self._open.add((code, subject))
+        if new and ends and self._ended:
+            self._ended(error)
+        elif new:
+            _log.warning("alert raised", code=code, subject=subject, message=message, remedy=remedy)
         self._put(("alert", code, subject), lambda: self._control.raise_alert(code, severity, subject, message, remedy))
 
     def resolve(self, code: str, subject: str) -> None:
         """Close an alert."""
+        self._forget(lambda known: known == (code, subject))
         self._put(("alert", code, subject), lambda: self._control.resolve_alert(code, subject))
 
     def still(self, code: str, under: str, subjects: Collection[str]) -> None:
@@ -47,16 +57,17 @@ class Reports:
                 if alert["code"] == code and subject.startswith(under) and subject not in subjects:
                     self._control.resolve_alert(code, subject)
 
+        self._forget(lambda known: known[0] == code and known[1].startswith(under) and known[1] not in subjects)
         self._put(("still", code, under), resolve)
 
-    def gap(self, source: str, error: SynclineError, *, target: str = "", table: str = "") -> None:
-        """Record a gap, and alert of it."""
+    def gap(self, source: str, error: SynclineError, *, target: str = "", table: str = "", ends: bool = False) -> None:
+        """Record a gap, and alert of it. ``ends`` as in :meth:`alert`."""
         subject = "/".join(part for part in (source, target, table) if part)
         self._put(
             ("gap", error.code, source, target, table),
             lambda: self._control.open_gap(source, error.code, error.message, target=target, table=table),
         )
-        self.alert(error.code, "critical", subject, error)
+        self.alert(error.code, "critical", subject, error, ends=ends)
 
     def gap_closed(self, source: str, *, target: str = "", table: str = "") -> None:
         """The gaps of exactly these names are mended."""
@@ -67,6 +78,7 @@ class Reports:
                     self._control.resolve_alert(gap["code"], "/".join(p for p in (source, target, table) if p))
             self._control.resolve_gap(source, target=target, table=table)
 
+        self._forget(lambda known: known[1] == "/".join(p for p in (source, target, table) if p))
         self._put(("gap closed", source, target, table), close)
 
     def recovered(self, subjects: Sequence[str]) -> None:
@@ -78,6 +90,7 @@ class Reports:
                 if alert["subject"] in subjects:
                     self._control.resolve_alert(alert["code"], alert["subject"])
 
+        self._forget(lambda known: known[1] in subjects)
         self._put(("recovered", *subjects), resolve)
 
     def status(self, rows: list[StatusRow]) -> None:
@@ -102,6 +115,11 @@ class Reports:
             with self._lock:
                 if self._waiting.get(key) is write:
                     del self._waiting[key]
+
+    def _forget(self, over: Callable[[tuple[str, str]], bool]) -> None:
+        """These alerts are closed: raised again, they are said again."""
+        with self._lock:
+            self._open = {known for known in self._open if not over(known)}
 
     def _put(self, key: tuple[str, ...], write: Callable[[], object]) -> None:
         with self._lock:

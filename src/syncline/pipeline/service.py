@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, store_class
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
+from syncline.logs import logger
 from syncline.pipeline.context import Context
 from syncline.pipeline.exports import Exports
 from syncline.pipeline.housekeeping import Housekeeping
@@ -23,7 +22,7 @@ from syncline.stores import Store
 
 __all__ = ["EXIT_GAP", "EXIT_INTERNAL", "EXIT_MISCONFIGURED", "EXIT_UNAVAILABLE", "SyncService"]
 
-_log = structlog.get_logger()
+_log = logger()
 
 # Stopping says what it waits for after this time.
 _PATIENCE_S = 3.0
@@ -41,7 +40,8 @@ class SyncService:
     'streaming'
     >>> service.stop()                            # doctest: +SKIP
 
-    ``talk`` hears what a person starting it wants to know, from any thread.
+    ``talk`` hears what a person starting it wants to know, from any thread; ``ended`` each error that ends a source or
+    a target (logged otherwise). What is logged goes to structlog, if that was set up, else to ``logging``.
     """
 
     def __init__(
@@ -49,11 +49,12 @@ class SyncService:
         config: Config,
         *,
         talk: Callable[[str], None] | None = None,
+        ended: Callable[[SynclineError], None] | None = None,
     ) -> None:
         self.config = config
         self._talk = talk or _log.info
         self._control = ControlSchema(config.control_dsn, config.control.schema_name)
-        self._reports = Reports(self._control)
+        self._reports = Reports(self._control, ended)
         self._stopped = threading.Event()
         self._housekeeping: Housekeeping | None = None
         self._exports: Exports | None = None

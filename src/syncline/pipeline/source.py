@@ -177,7 +177,7 @@ class SourcePipeline:
             self.stopping.wait(self._backoff.next())
             return
         if isinstance(error, Gap):
-            self._reports.gap(self.name, error)
+            self._reports.gap(self.name, error, ends=not self._context.resyncs)
             self._reports.flush()
             if self._context.resyncs:
                 self._start_over = True
@@ -186,7 +186,7 @@ class SourcePipeline:
             self.state = "gap"
         else:
             self.state = "failed"
-            self._reports.alert(error.code, "critical", self.name, error)
+            self._reports.alert(error.code, "critical", self.name, error, ends=True)
         self._again.wait()
         self._again.clear()
 

@@ -27,14 +27,17 @@ def source_status(source: SourcePipeline, lag_bytes: int | None, *, latencies: b
             for p in list(source.loads.progress.values())
         },
         "log": {"log": log.log, "head": log.head, "end": log.end, "size_bytes": log.size_bytes},
-        "targets": {name: _target_status(target, log.end, latencies) for name, target in source.targets.items()},
+        "targets": {
+            name: _target_status(target, source.state, log.end, latencies) for name, target in source.targets.items()
+        },
     }
 
 
-def _target_status(target: Target, end: int, latencies: bool) -> dict[str, Any]:
+def _target_status(target: Target, source: str, end: int, latencies: bool) -> dict[str, Any]:
     worker = target.worker
     if worker is None:
-        state = "starting" if target.error is None else ("gap" if isinstance(target.error, Gap) else "failed")
+        waiting = "stopped" if source in ("gap", "failed", "stopped") else "starting"
+        state = waiting if target.error is None else ("gap" if isinstance(target.error, Gap) else "failed")
         return {"state": state, "message": str(target.error) if target.error else ""}
     progress, cursor = worker.progress, worker.cursor
     behind = end > cursor.position.n

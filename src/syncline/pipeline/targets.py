@@ -209,7 +209,7 @@ class Targets:
             self._owner.log.read(cursor.position, 1)
         except Gap as gap:
             if cursor.loaded:
-                self._context.reports.gap(self._context.name, gap, target=target.name)
+                self._context.reports.gap(self._context.name, gap, target=target.name, ends=not self._context.resyncs)
                 target.error = None if self._context.resyncs else gap
             return False
         return True
@@ -302,9 +302,9 @@ class Targets:
         """Record what ended a target; whether it is mended without a person."""
         context = self._context
         if not isinstance(error, Gap):
-            context.reports.alert(error.code, "critical", f"{context.name}/{name}", error)
+            context.reports.alert(error.code, "critical", f"{context.name}/{name}", error, ends=True)
             return False
-        context.reports.gap(context.name, error, target=name)
+        context.reports.gap(context.name, error, target=name, ends=not context.resyncs)
         if context.resyncs and isinstance(error, Damaged):
             self._owner.start_over()  # the log is damaged, which other targets have yet to find
         elif context.resyncs:

@@ -11,10 +11,13 @@ Results go to stdout, talk and logs to stderr. A traceback is shown only with ``
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -22,7 +25,7 @@ import typer
 from syncline import __version__
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.service import control, doctor, extras, mapping, plan, query, run, setup, status, verify
-from syncline.service.session import Session, as_message, exit_code, talk
+from syncline.service.session import Session, exit_code, talk, tell_error
 
 __all__ = ["app", "exit_code", "main"]
 
@@ -106,12 +109,41 @@ app.command("bench", context_settings=extras.PASS_ON, add_help_option=False)(ext
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit. Never returns, never shows a traceback of its own accord."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    with _Interrupt() as interrupt:
+        _run(given, interrupt)
+
+
+class _Interrupt:
+    """Remembers Ctrl-C: libraries that look for it while they work, as databases inside the process do, end with an
+    error of their own instead."""
+
+    asked = False
+
+    def __enter__(self) -> _Interrupt:
+        main = threading.current_thread() is threading.main_thread()
+        self._ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _on_signal(self, _: int, __: FrameType | None) -> None:
+        self.asked = True
+        raise KeyboardInterrupt
+
+
+def _run(given: list[str], interrupt: _Interrupt) -> None:
     try:
         app(args=_hoisted(given), prog_name="syncline")
     except SynclineError as error:
+        if interrupt.asked:
+            sys.exit(_INTERRUPTED)
         if "--debug" in given:
             traceback.print_exc()
-        talk.print(as_message(error))
+        tell_error(error)
         sys.exit(exit_code(error))
     except SystemExit as end:
         # The command line's library and rich end with 1, which is the code of a bug, when nobody reads on.
@@ -119,11 +151,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, one message
-        failure = _output_failure() if isinstance(error, OSError) else None
+        if interrupt.asked:
+            sys.exit(_INTERRUPTED)
+        failure = _output_failure() if isinstance(error, OSError) and error.filename is None else None
         if failure is None:
             _report_bug(error, debug="--debug" in given)
         else:
-            talk.print(as_message(failure))
+            tell_error(failure)
         sys.exit(exit_code(failure or error))
 
 

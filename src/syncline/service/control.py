@@ -6,12 +6,13 @@ What they name must be there: a request for a table that nobody has would wait f
 from __future__ import annotations
 
 import getpass
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from syncline.capture.patterns import candidates, matching
+from syncline.capture.preflight import preflight
 from syncline.capture.source import connect, translated
 from syncline.config import Config, hint
 from syncline.errors import Misconfigured
@@ -48,6 +49,8 @@ def pause(context: typer.Context, source: Source = None, target: Target = None, 
     with control_schema(config) as control:
         name = _table(config, control, sources, table)
         control.pause(source or "", target or "", name, requested_by=_user())
+    if name:
+        _tell_left_out(config, {source: [name] for source in sources})
     talk.print(f"Paused: {_scope(source, target, name)}. The log keeps what happens meanwhile, within its budget.")
 
 
@@ -76,6 +79,7 @@ def resync(
     with control_schema(config) as control:
         for name, tables in wanted.items():
             number = control.request_resync(name, tables, target=target or "")
+            _tell_left_out(config, {name: tables or []})
             what = (", ".join(tables) if tables else "all tables") + (f" for target {target}" if target else "")
             talk.print(f"Request {number}: source {name}, {what} will be read again. `syncline status` shows how far.")
 
@@ -121,6 +125,17 @@ def _at_their_sources(config: Config, sources: Sequence[str], given: Sequence[st
     wanted = [_known(name, everywhere) for name in given]
     found = {source: [name for name in wanted if name in names] for source, names in captured.items()}
     return {source: names for source, names in found.items() if names}
+
+
+def _tell_left_out(config: Config, wanted: Mapping[str, Sequence[str]]) -> None:
+    """Say of tables that the engine leaves out, and why, so that nobody waits for them."""
+    for source, tables in wanted.items():
+        if not tables:
+            continue
+        for finding in preflight(config.sources[source], config.control.schema_name):
+            if finding.severity == "error" and finding.subject in tables:
+                talk.print(f"Table {finding.subject} is left out until that is mended: {finding.message}")
+                talk.print(f"  {finding.remedy}")
 
 
 def _known(given: str, names: Collection[str]) -> str:

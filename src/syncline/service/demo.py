@@ -34,6 +34,7 @@ from syncline.verify import Report, verify
 __all__ = ["run_demo"]
 
 _DIFFERENT = 4
+_INTERRUPTED = 130
 _LOOK_EVERY_S = 0.125
 _EXISTING = 250_000  # rows that are there before Syncline comes, at most
 _CONFIGURATION = """\
@@ -48,7 +49,8 @@ log:
 
 
 def run_demo(rows: int, as_json: bool, keep: bool, console: Console) -> int:
-    """Run the demo with a workload of ``rows`` row changes; the exit code: 0 equal, 4 not. Talks on ``console``.
+    """Run the demo with a workload of ``rows`` row changes; the exit code: 0 equal, 4 not, 130 if it
+    was interrupted. Talks on ``console``.
 
     ``as_json`` prints one object on stdout instead; ``keep`` leaves the databases' files and says where.
 
@@ -64,7 +66,7 @@ def run_demo(rows: int, as_json: bool, keep: bool, console: Console) -> int:
         return _DIFFERENT if found["differences"] else 0
     except KeyboardInterrupt:
         console.print("Stopped.")
-        return 0
+        return _INTERRUPTED
     finally:
         if keep:
             console.print(f"Kept: {folder} (PostgreSQL's data in postgres/, the copy in shop.duckdb).")
@@ -113,8 +115,9 @@ class _Demo:
             self.view.say(f'Ask the copy while it runs: syncline query -c {file} "from orders limit 5"')
             applied = self._follow(service, workload, config, connection)
             report = self._compare(config)
+            _arrive(service, connection)
             with _reader(config) as reader:
-                self._show(service, reader, workload)
+                self._show(service, reader, workload, arrived=True)
             return self._figures(connection, workload, loaded, applied, report) | {
                 "seconds": round(time.monotonic() - began, 2)
             }
@@ -160,7 +163,7 @@ class _Demo:
                 written = time.monotonic() - began
                 _arrive(service, connection, lambda: self._show(service, reader, workload))
                 seconds = time.monotonic() - began
-                self._show(service, reader, workload)
+                self._show(service, reader, workload, arrived=True)
         finally:
             stop.set()
             thread.join()
@@ -174,12 +177,14 @@ class _Demo:
             "applied_s": round(seconds, 2),
         }
 
-    def _show(self, service: SyncService, reader: Any, workload: Workload) -> None:
+    def _show(self, service: SyncService, reader: Any, workload: Workload, *, arrived: bool = False) -> None:
+        """``arrived``: all that was committed is in the copy; how far behind it is was measured before that."""
         _raise_errors(service)
+        status = service.status()["sources"]["main"]
+        if arrived:
+            status["lag_bytes"] = 0
         counts = reader.query("select " + ", ".join(f"(select count(*) from {t}) as {t}" for t in TABLES))
-        self.view.show(
-            service.status()["sources"]["main"], counts.to_pylist()[0], min(workload.rows, self.rows), self.rows
-        )
+        self.view.show(status, counts.to_pylist()[0], min(workload.rows, self.rows), self.rows)
 
     def _compare(self, config: Config) -> Report:
         self.view.say("Comparing both databases by content ...")

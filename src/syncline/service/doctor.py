@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from syncline.capture.preflight import preflight
-from syncline.config import Config, TargetConfig, store_class
-from syncline.errors import SynclineError, Unavailable
+from syncline.capture.slot import SLOT_IN_USE, identify
+from syncline.capture.source import connect, translated
+from syncline.config import Config, store_class
+from syncline.errors import Gap, SynclineError, Unavailable
 from syncline.finding import Finding, Severity
+from syncline.log.embedded import EmbeddedLog
+from syncline.pipeline.attach import attach_slot, choose_incarnation
 from syncline.service.figures import size
 from syncline.service.session import control_schema, print_json, session_of, stdout, talk
+from syncline.service.setup import schemas_of
+from syncline.writable import nearest_present, obstacle
+
+if TYPE_CHECKING:
+    from syncline.catalog import ControlSchema
 
 __all__ = ["doctor", "findings"]
 
@@ -42,39 +49,117 @@ def doctor(
     raise typer.Exit(_code(errors))
 
 
+class _Missing(Finding):
+    """Changes are known to be missing."""
+
+
 def _code(errors: list[Finding]) -> int:
-    """3 if all that is wrong is that a server is away, 2 if there is something to mend."""
-    if not errors:
-        return 0
-    return 3 if all(f.code == Unavailable.code for f in errors) else 2
+    """As `run` ends with the gravest of them: 2 if there is something to mend, 3 if a server is away, 4 for a gap."""
+    codes = {4 if isinstance(f, _Missing) else 3 if f.code == Unavailable.code else 2 for f in errors}
+    return min(codes, default=0)
 
 
 def findings(config: Config) -> Iterator[Finding]:
     """What is found, source by source and target by target, then the control schema and the log. Raises nothing."""
+    away: set[str] = set()
     for name, source in config.sources.items():
         try:
-            yield from preflight(source, config.control.schema_name)
+            missing = _gap(config, name)
+            looked = preflight(source, config.control.schema_name)
         except SynclineError as error:
+            away.add(error.message)
             yield _failed(f"source {name}", error)
-    for name, target in config.targets.items():
-        yield from _target(f"target {name}", target)
-    yield _control(config)
+            continue
+        # A slot that is gone would be found fit to be created.
+        yield from (f for f in looked if not (missing and f.severity == "ok" and f.code == "SL-SLOT"))
+        yield from missing
+    for name in config.targets:
+        yield from _target(config, name)
+    control = _control(config)
+    if control.message not in away:  # by default it is the source's server, of which that is said
+        yield control
     yield from _log(config)
+
+
+def _gap(config: Config, name: str) -> list[Finding]:
+    """The gaps of a source that are on record, and the one that the next run would find, with the error it ends in.
+
+    Raises:
+        SynclineError: the source can't be asked.
+    """
+    settings = config.sources[name]
+    gaps = _recorded(config, name)
+    try:
+        log = EmbeddedLog.peek(config.log, name)
+        known = [
+            row for row in _asked(config, lambda control: control.statuses()) if row["source"] == name and row["log"]
+        ]
+        if log is None and known:
+            raise Gap(
+                f"The log of source {name} is gone: {config.log.folder(name)}; {known[0]['log']} was its last.",
+                remedy="Put it back, or run `syncline resync` to read the tables again.",
+                code="SL-LOG-FOREIGN",
+            )
+        if log is not None and log.place:
+            identity = identify(settings)
+            with translated(settings.plain), connect(settings.plain, timeout_s=settings.connect_timeout_s) as source:
+                choose_incarnation(source, name, identity, EmbeddedLog.peek_incarnation(config.log, name), ())
+                attach_slot(source, settings, identity, log.place, lambda _: None)  # only looks: the log has a place
+    except Gap as error:
+        gaps.setdefault((error.code, f"source {name}"), _finding(config, name, f"source {name}", error))
+    except Unavailable as error:
+        if error.code != SLOT_IN_USE:
+            raise  # an engine that runs has looked itself, and moves log and slot on while we look
+    return list(gaps.values())
+
+
+def _recorded(config: Config, name: str) -> dict[tuple[str, str], Finding]:
+    """The gaps of the source that are open, by code and subject."""
+    found: dict[tuple[str, str], Finding] = {}
+    for gap in _asked(config, lambda control: control.gaps()):
+        if gap["source"] == name:
+            named = {"target": gap["target"], "table": gap["table_name"]}
+            subject = ", ".join([f"source {name}", *(f"{kind} {which}" for kind, which in named.items() if which)])
+            scope = "".join(f" --{kind} {which}" for kind, which in named.items() if which)
+            error = Gap(
+                gap["reason"], remedy=f"`syncline resync{scope}` reads again what is missing.", code=gap["code"]
+            )
+            found[gap["code"], subject] = _finding(config, name, subject, error)
+    return found
+
+
+def _asked(config: Config, what: Callable[[ControlSchema], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What the control schema holds; nothing where it is away or not there, which is a finding of its own."""
+    try:
+        with control_schema(config) as control:
+            return what(control) if control.version() is not None else []
+    except SynclineError:
+        return []
+
+
+def _finding(config: Config, name: str, subject: str, error: Gap) -> Finding:
+    heals = config.sources[name].on_gap == "resync"
+    return _Missing(error.code, "warning" if heals else "error", subject, error.message, error.remedy)
 
 
 def _failed(subject: str, error: SynclineError) -> Finding:
     return Finding(error.code, "error", subject, error.message, error.remedy)
 
 
-def _target(subject: str, target: TargetConfig) -> Iterator[Finding]:
+def _target(config: Config, name: str) -> Iterator[Finding]:
     """What the store says of itself, if it is of a kind that can."""
+    subject, target = f"target {name}", config.targets[name]
     try:
-        look = getattr(store_class(target.type), "check", None)
+        store = store_class(target.type)
+        look, offline = getattr(store, "check", None), getattr(store, "check_offline", None)
         if look is None:
             message = f"There is nothing to look at before a target of type {target.type} is opened."
             yield Finding("SL-TARGET", "info", subject, message)
             return
-        yield from (replace(finding, subject=subject) for finding in look(target.store))
+        looked = [*offline(target.store, schemas_of(config, name))] if offline is not None else []
+        known = {finding.message for finding in looked}
+        looked += [finding for finding in look(target.store) if finding.message not in known]
+        yield from (replace(finding, subject=subject) for finding in looked)
     except SynclineError as error:
         yield _failed(subject, error)
 
@@ -97,14 +182,13 @@ def _control(config: Config) -> Finding:
 
 def _log(config: Config) -> Iterator[Finding]:
     """The log's folder, or the nearest one above it that exists: writable, and with room for the budget?"""
-    folder = Path(config.log.path).absolute()
-    present = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # Path.exists raises below a locked one
-    subject = f"log {config.log.path}"
-    if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
+    folder = config.log.path.absolute()
+    subject, reason = f"log {config.log.path}", obstacle(folder)
+    if reason is not None:
         remedy = "Give the user that runs Syncline the right to write there, or set log.path."
-        yield Finding("SL-LOG-WRITE", "error", subject, f"{present} can't be written.", remedy)
+        yield Finding("SL-LOG-WRITE", "error", subject, f"{reason}.", remedy)
         return
-    free = shutil.disk_usage(present).free
+    free = shutil.disk_usage(nearest_present(folder)).free
     wanted = config.log.max_bytes * len(config.sources) + config.log.disk_reserve_bytes
     if free < config.log.disk_reserve_bytes:
         message = f"only {size(free)} are free, less than the reserve of {size(config.log.disk_reserve_bytes)}."

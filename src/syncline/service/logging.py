@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from syncline.config import LoggingConfig
 
-__all__ = ["configure_logging", "without_secrets"]
+__all__ = ["configure_logging", "speaks_json", "without_secrets"]
 
 Event = MutableMapping[str, Any]
 
@@ -62,6 +62,12 @@ def _route_libraries(shared: list[structlog.typing.Processor], final: Any, level
     root.setLevel(max(level, logging.WARNING))
 
 
+def speaks_json() -> bool:
+    """Whether what is said on stderr shall be JSON, line by line."""
+    processors = structlog.get_config()["processors"]
+    return structlog.is_configured() and isinstance(processors[-1], structlog.processors.JSONRenderer)
+
+
 class _Stderr:
     """Prints to whatever stderr is at that moment: a live view replaces it while it is drawn."""
 
@@ -79,7 +85,8 @@ class _StderrHandler(logging.Handler):
 def _say(line: str) -> None:
     """A line on stderr; lost if that can't be written, for the thread that logs has other things to do."""
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{line}\n")  # in one piece: print() writes the end of the line by itself, and threads mix
+        sys.stderr.flush()
 
 
 def _name_of_exception(_: Any, __: str, event: Event) -> Event:

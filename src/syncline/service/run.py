@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
-import structlog
 import typer
 
 from syncline.errors import Misconfigured, SynclineError
+from syncline.logs import logger
 from syncline.service.figures import source_line
 from syncline.service.loads import LoadBars
-from syncline.service.session import as_message, session_of, talk
+from syncline.service.session import session_of, talk, tell_error
 
 if TYPE_CHECKING:
     from syncline.pipeline import SyncService
 
 __all__ = ["run"]
 
-_log = structlog.get_logger()
+_log = logger()
 
 _ABORTED = 130  # 128 + SIGINT: ended without draining; nothing is lost, the next start replays
 _STOP_S = 30.0
@@ -37,7 +39,8 @@ class _AskedWhileStarting(BaseException):
 class _Signals:
     """SIGTERM and SIGINT ask once; the second time they end the process at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, json_lines: bool = False) -> None:
+        self._json = json_lines
         self.asked = False
         self.starting = True
 
@@ -51,14 +54,19 @@ class _Signals:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.asked:
-            with suppress(OSError):
-                os.write(2, b"Aborted. Nothing is lost: the next start goes on from the durable place.\n")
+            self._say("Aborted. Nothing is lost: the next start goes on from the durable place.")
             os._exit(_ABORTED)
         self.asked = True
-        with suppress(OSError):
-            os.write(2, f"Stopping ({signal.Signals(number).name}); once more to abort.\n".encode())
+        self._say(f"Stopping ({signal.Signals(number).name}); once more to abort.")
         if self.starting:
             raise _AskedWhileStarting
+
+    def _say(self, text: str) -> None:
+        """Straight to stderr: the thread that a signal interrupts may hold the lock of the stream."""
+        stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        line = json.dumps({"event": text, "level": "info", "timestamp": stamp}) if self._json else text
+        with suppress(OSError):
+            os.write(2, f"{line}\n".encode())
 
 
 def run(
@@ -75,8 +83,8 @@ def run(
     if not config.targets:
         raise Misconfigured("There is no target: changes would fill the log for nobody.", remedy="Configure `target:`.")
     tell = _log.info if config.logging.json_lines else talk.print
-    service = SyncService(config, talk=tell)
-    with _Signals() as signals:
+    service = SyncService(config, talk=tell, ended=tell_error)
+    with _Signals(config.logging.json_lines) as signals:
         try:
             service.start()
             signals.starting = False
@@ -91,8 +99,6 @@ def run(
     if signals.asked:
         tell("Stopped.")
         raise typer.Exit(0)
-    for error in service.errors():
-        talk.print(as_message(error))
     raise typer.Exit(code)
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from syncline.config import Config, hint, load_config
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
-from syncline.service.logging import configure_logging, without_secrets
+from syncline.logs import logger
+from syncline.service.logging import configure_logging, speaks_json, without_secrets
 
 if TYPE_CHECKING:
     from syncline.catalog import ControlSchema
@@ -30,7 +31,10 @@ __all__ = [
     "session_of",
     "stdout",
     "talk",
+    "tell_error",
 ]
+
+_log = logger()
 
 
 class _Talk(Console):
@@ -83,6 +87,14 @@ def as_message(error: SynclineError) -> str:
     lines = [f"Error [{error.code}]:", *error.message.splitlines()]
     text = "\n  ".join(lines) if len(lines) > 2 else " ".join(lines)
     return without_secrets(f"{text}\n  {error.remedy}" if error.remedy else text)
+
+
+def tell_error(error: SynclineError) -> None:
+    """Say an error on stderr, as a line of JSON where the logs are that."""
+    if speaks_json():
+        _log.error(without_secrets(error.message), code=error.code, remedy=without_secrets(error.remedy))
+    else:
+        talk.print(as_message(error))
 
 
 def exit_code(error: BaseException) -> int:

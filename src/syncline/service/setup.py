@@ -22,7 +22,7 @@ from syncline.service.session import chosen, print_json, session_of, stdout, tal
 from syncline.stores import STORES
 from syncline.writable import nearest_present, obstacle
 
-__all__ = ["check", "config", "init"]
+__all__ = ["check", "config", "init", "schemas_of"]
 
 
 def init(
@@ -68,7 +68,7 @@ def _offline(config: Config) -> Iterator[tuple[Severity, Problem]]:
     for name, target in config.targets.items():
         look = getattr(store_class(target.type), "check_offline", None)
         where = config.provenance.get(f"targets.{name}.path", "")
-        for found in look(target.store, _schemas(config, name)) if look else ():
+        for found in look(target.store, schemas_of(config, name)) if look else ():
             yield found.severity, Problem(where, f"target {name}: {found.message} {found.remedy}")
     folder = config.log.path.absolute()
     reason = obstacle(folder)
@@ -79,7 +79,7 @@ def _offline(config: Config) -> Iterator[tuple[Severity, Problem]]:
         yield "error" if made else "warning", Problem(where, f"log.path: {reason}. {remedy}")
 
 
-def _schemas(config: Config, target: str) -> set[str]:
+def schemas_of(config: Config, target: str) -> set[str]:
     """The schemas that a target surely gets: a mapping may pick tables, and call them otherwise."""
     if config.targets[target].tables is not None:
         return set()

@@ -6,6 +6,7 @@ decides the exit code; the rest is shown all the same.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Annotated, Any
 
@@ -20,12 +21,14 @@ from syncline.capture.source import SourceConfig, connect, translated
 from syncline.config import Config
 from syncline.errors import SynclineError
 from syncline.log.embedded import EmbeddedLog
-from syncline.service.figures import amount, size, span
-from syncline.service.session import as_message, control_schema, exit_code, print_json, session_of, stdout, talk
+from syncline.log.folder import holder
+from syncline.service.figures import amount, size, source_line, span
+from syncline.service.session import control_schema, exit_code, print_json, session_of, stdout, tell_error
 
 __all__ = ["collect", "status"]
 
 _WAL_END = "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text"
+_WRONG = 4
 _FRESH_S = 10.0  # the engine writes its status every second
 
 
@@ -35,7 +38,8 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Keep looking until Ctrl-C.")] = False,
     every_s: Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="How often to look.")] = 1.0,
 ) -> None:
-    """Show sources, slots, logs and targets: how far they are, and what is wrong."""
+    """Show sources, slots, logs and targets: how far they are, and what is wrong. Exit code 4: an open gap, a failed
+    target or a critical alert."""
     config = session_of(context).config()
     if not watch:
         _show_once(config, as_json=as_json)
@@ -47,17 +51,25 @@ def status(
 
 
 def _show_once(config: Config, *, as_json: bool) -> None:
-    """Show what is known, then end with the gravest of the errors that kept the rest from being seen."""
+    """Show what is known, then end with the gravest of what is wrong, or kept the rest from being seen."""
     failures: list[SynclineError] = []
     found = collect(config, failures)
     if as_json:
         print_json(found)
     else:
         stdout.print(_view(found, errors=False))
-    for message in dict.fromkeys(map(as_message, failures)):
-        talk.print(message)
-    if failures:
-        raise typer.Exit(min(map(exit_code, failures)))
+    for failure in {failure.message: failure for failure in reversed(failures)}.values():
+        tell_error(failure)  # one server that is away keeps several things from being seen
+    codes = [exit_code(failure) for failure in failures] + ([_WRONG] if _wrong(found) else [])
+    raise typer.Exit(min(codes, default=0))
+
+
+def _wrong(found: dict[str, Any]) -> bool:
+    """Whether changes are known to be missing, or something waits for a person."""
+    control, sources = found["control"], found["sources"].values()
+    states = {s["state"] for s in sources} | {t["state"] for s in sources for t in s["targets"].values()}
+    critical = any(alert["severity"] == "critical" for alert in control.get("alerts", ()))
+    return critical or bool(control.get("gaps")) or not states.isdisjoint({"gap", "failed"})
 
 
 def _keep_looking(config: Config, every_s: float, *, as_json: bool) -> None:
@@ -65,10 +77,26 @@ def _keep_looking(config: Config, every_s: float, *, as_json: bool) -> None:
         while True:
             print_json(collect(config))
             time.sleep(every_s)
-    with Live(_view(collect(config)), console=stdout, auto_refresh=False) as live:
+    if not stdout.is_terminal:
+        _keep_telling(config, every_s)
+    with Live(_view(collect(config)), console=stdout, auto_refresh=False, vertical_overflow="visible") as live:
         while True:
             time.sleep(every_s)
             live.update(_view(collect(config)), refresh=True)
+
+
+def _keep_telling(config: Config, every_s: float) -> None:
+    """For files and pipes: a line for each source, and what is wrong when that changes."""
+    told: list[str] = []
+    while True:
+        found = collect(config)
+        notes = _all_notes(found)
+        lines = [source_line(name, source) for name, source in found["sources"].items()]
+        for line in [*lines, *(note for note in notes if note not in told)]:
+            stdout.print(line)
+        sys.stdout.flush()
+        told = notes
+        time.sleep(every_s)
 
 
 def collect(config: Config, failures: list[SynclineError] | None = None) -> dict[str, Any]:
@@ -79,10 +107,20 @@ def collect(config: Config, failures: list[SynclineError] | None = None) -> dict
     failures = [] if failures is None else failures
     control = _control(config, failures)
     rows = control.pop("statuses", [])
-    sources = {
-        name: _source(config, name, [r for r in rows if r["source"] == name], failures) for name in config.sources
-    }
+    sources = {}
+    for name in config.sources:
+        silent = _state_without_words(config, name, known="error" not in control)
+        sources[name] = _source(config, name, [r for r in rows if r["source"] == name], silent, failures)
     return {"sources": sources, "control": control}
+
+
+def _state_without_words(config: Config, name: str, *, known: bool) -> str:
+    """What the log's lock tells of an engine that says nothing; where neither it nor the control schema does, nobody
+    knows."""
+    folder = config.log.folder(name)
+    if holder(folder) is not None:
+        return "running"
+    return "not running" if known or folder.exists() else "unknown"
 
 
 def _failed(error: SynclineError, failures: list[SynclineError]) -> dict[str, Any]:
@@ -110,23 +148,27 @@ def _control(config: Config, failures: list[SynclineError]) -> dict[str, Any]:
         return _failed(error, failures)
 
 
-def _source(config: Config, name: str, rows: list[dict[str, Any]], failures: list[SynclineError]) -> dict[str, Any]:
-    """One source: the engine's own words while they are fresh, its log's and slot's in any case."""
+def _source(
+    config: Config, name: str, rows: list[dict[str, Any]], silent: str, failures: list[SynclineError]
+) -> dict[str, Any]:
+    """One source: the engine's own words while they are fresh, its log's and slot's in any case. ``silent``: its state
+    where it says nothing."""
     capture = next((r for r in rows if not r["target"]), {})
     running = bool(rows) and capture.get("age_s", _FRESH_S) < _FRESH_S
     log = _log(config, name, failures)
     slot = _slot(config.sources[name], failures)
     targets: dict[str, Any] = {t: {"state": "unknown"} for t in config.targets if name in config.followed_by(t)}
+    silent_target = "unknown" if silent == "running" else silent
     for target, cursor in log.get("cursors", {}).items():
         if target in targets:
-            targets[target] = {"state": "not running", "cursor": cursor}
+            targets[target] = {"state": silent_target, "cursor": cursor}
     for row in rows:
         if row["target"] in targets and not row["table_name"]:
-            targets[row["target"]] = _target(row, running)
+            targets[row["target"]] = _target(row, running, silent_target)
     place = log.get("place") or capture.get("place")
     behind = slot["wal_lsn_bytes"] - place if place and "wal_lsn_bytes" in slot else None
     return {
-        "state": capture.get("state", "unknown") if running else "not running",
+        "state": capture.get("state", "unknown") if running else silent,
         "message": capture.get("message", ""),
         "place": place,
         "lag_bytes": max(0, behind) if behind is not None else capture.get("lag_bytes"),
@@ -136,9 +178,9 @@ def _source(config: Config, name: str, rows: list[dict[str, Any]], failures: lis
     }
 
 
-def _target(row: dict[str, Any], running: bool) -> dict[str, Any]:
+def _target(row: dict[str, Any], running: bool, silent: str) -> dict[str, Any]:
     return {
-        "state": row["state"] if running else "not running",
+        "state": row["state"] if running else silent,
         "message": row["message"],
         "cursor": row["n"],
         "place": row["place"],
@@ -198,7 +240,6 @@ def _view(found: dict[str, Any], *, errors: bool = True) -> RenderableType:
     )
     targets = Table("target", "source", "state", "cursor", "rows", "rows/s", "lag", box=None, header_style="bold")
     targets.pad_edge = False
-    notes: list[str] = []
     for name, source in found["sources"].items():
         slot, log = source["slot"], source["log"]
         sources.add_row(
@@ -214,12 +255,23 @@ def _view(found: dict[str, Any], *, errors: bool = True) -> RenderableType:
         for target, t in source["targets"].items():
             figures = (amount(t.get("cursor")), amount(t.get("rows_applied")), amount(t.get("rows_per_s")))
             targets.add_row(target, name, t["state"], *figures, span(t.get("lag_s")))
-            notes += [f"{target}: {t['message']}"] if t.get("message") else []
+    notes = _all_notes(found, errors=errors)
+    # On a terminal what to do about it is wrapped; a pipe gets whole lines.
+    wrapped: dict[str, Any] = {"overflow": "fold", "no_wrap": False} if stdout.is_terminal else {}
+    lines = (Text(note, **wrapped) for note in notes)
+    return Group(sources, Text(), targets, *([Text()] if notes else []), *lines)
+
+
+def _all_notes(found: dict[str, Any], *, errors: bool = True) -> list[str]:
+    """What is wrong, a line each."""
+    notes: list[str] = []
+    for name, source in found["sources"].items():
+        notes += [f"{target}: {t['message']}" for target, t in source["targets"].items() if t.get("message")]
         notes += [f"{name}: {source['message']}"] if source["message"] else []
-        notes += [f"{name}: {one['error']}" for one in (slot, log) if errors and "error" in one]
+        notes += [f"{name}: {one['error']}" for one in (source["slot"], source["log"]) if errors and "error" in one]
     if errors or "error" not in found["control"]:
         notes += _notes(found["control"])
-    return Group(sources, Text(), targets, *([Text()] if notes else []), *(Text(note) for note in notes))
+    return notes
 
 
 def _slot_state(slot: dict[str, Any]) -> str:

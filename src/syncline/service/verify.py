@@ -21,7 +21,10 @@ _DIFFERENT = 4
 
 def verify(
     context: typer.Context,
-    tables: Annotated[list[str] | None, typer.Argument(metavar="TABLE...", help="schema.table (default: all).")] = None,
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TABLE...", help="[schema.]table (default: all)."),
+    ] = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="NAME", help="Only this target (default: all).")
     ] = None,
@@ -34,8 +37,9 @@ def verify(
 
     config = session_of(context).config()
     chosen("target", target, config.targets)
+    names = [name if "." in name else f"public.{name}" for name in tables or ()]
     with RowBars(talk) as bars:
-        report = compare(config, tables or (), target, bars.show, engine=SyncService, talk=talk.print)
+        report = compare(config, names, target, bars.show, engine=SyncService, talk=talk.print)
     if as_json:
         print_json(report.to_dict(show_keys=show_keys))
     else:

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-import structlog
-
 from syncline.capture.captured import Captured, captured
 from syncline.capture.snapshot import Rewritten, consistent_point
 from syncline.capture.tables import TableInfo, reshaped
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, hint
 from syncline.errors import Gap, Misconfigured
+from syncline.logs import logger
 from syncline.mapping import TargetMapping
 from syncline.verify.point import Engine, engine_running, reach
 from syncline.verify.report import KINDS, Report, TableReport
@@ -29,7 +28,7 @@ from syncline.verify.table import Copy, Outcome, Point, Progress, Suspects, comp
 
 __all__ = ["verify"]
 
-_log = structlog.get_logger()
+_log = logger()
 _ATTEMPTS = 5
 # Before the second look: what was differing in flight has arrived by then.
 _AGAIN_S = 2.0

@@ -80,8 +80,8 @@ def check_publication(look: Look) -> Iterator[Finding]:
             publication,
             f"It is younger than what slot {look.config.slot} has still to deliver. If it was created after the slot "
             "(not merely altered), those changes can never be decoded.",
-            f"SELECT pg_drop_replication_slot({sql.quote(look.config.slot)}); "
-            "Syncline then makes it anew, and loads again.",
+            f"SELECT pg_drop_replication_slot({sql.quote(look.config.slot)}); then `syncline resync`, and "
+            "`syncline run`, which makes it anew and reads every table again (without the resync it ends in a gap).",
         )
 
 

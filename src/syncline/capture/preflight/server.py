@@ -63,7 +63,7 @@ def check_server(look: Look) -> Iterator[Finding]:
 
 
 def check_room(look: Look) -> Iterator[Finding]:
-    """Slots and senders: one of each to stream, one more while a load reads its snapshot."""
+    """Slots and senders: one of each to stream, one more while a load or a verification takes its snapshot."""
     server, slot = look.server, look.slot
     loading = 1 if look.config.initial_load and slot is None else 0
     streaming = slot is not None and slot.active_pid is not None
@@ -72,6 +72,10 @@ def check_room(look: Look) -> Iterator[Finding]:
         ("max_wal_senders", server.max_senders, server.used_senders, 0 if streaming else 1),
     ):
         free = most - used
+        remedy = (
+            f"ALTER SYSTEM SET {setting} = {most + 5}; then restart PostgreSQL. Or drop slots that nothing uses: "
+            "SELECT slot_name FROM pg_replication_slots WHERE NOT active;"
+        )
         if free < needed + loading:
             yield Finding(
                 "SL-ROOM",
@@ -79,7 +83,15 @@ def check_room(look: Look) -> Iterator[Finding]:
                 setting,
                 f"{used} of {most} are in use; {needed + loading} more are needed"
                 + (" (one of them only while the initial load begins)." if loading else "."),
-                f"ALTER SYSTEM SET {setting} = {most + 5}; then restart PostgreSQL.",
+                remedy,
+            )
+        elif free <= needed:
+            yield Finding(
+                "SL-ROOM",
+                "warning",
+                setting,
+                f"{free} of {most} are free: reading tables (again) and verification need one more for a moment.",
+                remedy,
             )
         else:
             yield Finding("SL-ROOM", "ok", setting, f"{free} of {most} are free.")

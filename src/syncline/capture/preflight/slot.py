@@ -41,7 +41,7 @@ def _check_our_slot(subject: str, slot: SlotState) -> Iterator[Finding]:
             "error",
             subject,
             f"It is lost ({slot.invalidation or 'the WAL it needed was removed'}): changes are missing for ever.",
-            f"{drop} Then start Syncline with on_gap: resync, which reads the tables again.",
+            "`syncline resync`, then `syncline run`, which makes it anew and reads every table again.",
         )
     elif slot.wal_status == "unreserved":
         yield Finding(
@@ -58,7 +58,7 @@ def _check_our_slot(subject: str, slot: SlotState) -> Iterator[Finding]:
             "error",
             subject,
             "It was made with two_phase, which delivers prepared transactions before they commit.",
-            f"{drop} Syncline then makes it anew, and loads again.",
+            f"{drop} then `syncline resync`, and `syncline run`, which makes it anew and reads every table again.",
         )
     if slot.active_pid is not None and slot.held_by.startswith("syncline"):
         yield Finding("SL-SLOT", "ok", subject, f"A running Syncline streams from it (pid {slot.active_pid}).")

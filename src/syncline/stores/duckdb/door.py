@@ -22,10 +22,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -41,6 +42,7 @@ _MAX_QUERY_BYTES = 1 << 20
 _ROWS = 20_000
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
+T = TypeVar("T")
 Session = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 
 
@@ -371,7 +373,8 @@ class _FileReader(_Closing):
     def query(self, sql: str) -> pa.Table:
         """The result of one SELECT."""
         try:
-            return self._connection.sql(_single_select(self._connection, sql)).to_arrow_table()
+            statement = _single_select(self._connection, sql)
+            return _interruptible(self._connection, lambda: self._connection.sql(statement).to_arrow_table())
         except duckdb.Error as error:
             raise QueryError(str(error)) from error
 
@@ -385,6 +388,20 @@ class _FileReader(_Closing):
     def close(self) -> None:
         """Close the file, so that an engine can open it. Idempotent."""
         self._connection.close()
+
+
+def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], T]) -> T:
+    """Work done by another thread while this one can hear Ctrl-C: DuckDB itself does not always notice it, and raises
+    a RuntimeError where it does. One call of its interrupt() can be missed too, between two steps of a query."""
+    with ThreadPoolExecutor(1, thread_name_prefix="duckdb-query") as pool:
+        running = pool.submit(work)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            while not running.done():
+                connection.interrupt()
+                wait([running], 0.05)
+            raise
 
 
 def open_reader(path: Path | str) -> Reader:
