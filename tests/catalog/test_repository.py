@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from servers import Database, eventually
-from syncline.catalog import ControlSchema, DeadLetter, OpenLetters, Request, StatusRow
+from syncline.catalog import ControlSchema, DeadLetter, Request, StatusRow
 from syncline.errors import Misconfigured
 
 LETTER = DeadLetter(
@@ -34,7 +34,7 @@ def control(database: Database) -> Iterator[ControlSchema]:
 
 
 def open_keys(control: ControlSchema, target: str = "lake") -> dict[str, set[bytes]]:
-    return {table: set(letters.key_hashes) for table, letters in control.open_dead_letters(target).items()}
+    return {table: set(hashes) for table, hashes in control.open_dead_letters(target).items()}
 
 
 # --------------------------------------------------------------------------------------------------------- alerts
@@ -121,12 +121,12 @@ def test_parking_nothing_asks_nothing_of_the_server() -> None:
         control.write_status([])
 
 
-def test_open_dead_letters_are_keys_by_table_with_their_smallest_version(control: ControlSchema) -> None:
+def test_open_dead_letters_are_keys_by_table(control: ControlSchema) -> None:
     control.park([replace(LETTER, key_hash=b"a", version=7), replace(LETTER, key_hash=b"b", version=5)])
     control.park([replace(LETTER, key_hash=b"a", version=9), replace(LETTER, table_name="public.pet", version=3)])
     assert control.open_dead_letters("lake") == {
-        "public.person": OpenLetters(frozenset({b"a", b"b"}), 5),
-        "public.pet": OpenLetters(frozenset({LETTER.key_hash}), 3),
+        "public.person": frozenset({b"a", b"b"}),
+        "public.pet": frozenset({LETTER.key_hash}),
     }
     assert control.open_dead_letters("graph") == {}
 
@@ -135,7 +135,7 @@ def test_a_later_full_row_supersedes_only_older_letters_of_its_key(control: Cont
     control.park([replace(LETTER, key_hash=key, version=version) for key in (b"a", b"b") for version in (5, 8)])
     assert control.supersede("lake", "public.person", [b"a"], 5) == 1
     assert control.supersede("lake", "public.person", [b"a"], 5) == 0
-    assert control.open_dead_letters("lake")["public.person"] == OpenLetters(frozenset({b"a", b"b"}), 5)
+    assert control.open_dead_letters("lake")["public.person"] == frozenset({b"a", b"b"})
     assert control.supersede("lake", "public.person", [b"a", b"b"], 8) == 3
     assert open_keys(control) == {}
 

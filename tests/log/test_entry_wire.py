@@ -26,13 +26,12 @@ from syncline.change import (
     TableSchema,
     Truncate,
     arrow_type,
-    decode_entry,
-    encode_entry,
     make_batch,
 )
 from syncline.errors import Damaged
 from syncline.log.rows import Row
 from syncline.testing import example_batch, example_entry
+from syncline.wire import decode_entry, encode_entry
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 MOMENT = st.datetimes()

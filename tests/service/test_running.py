@@ -221,6 +221,13 @@ def test_doctor_looks_at_every_target(shell: Shell, command: Command) -> None:
     assert sorted(p.name for p in shell.folder.iterdir()) == ["syncline.yaml", "text.duckdb"]
 
 
+def test_doctor_refuses_a_file_that_duckdb_can_not_tell_from_a_schema_in_it(shell: Shell, command: Command) -> None:
+    shell.write(NAMED.replace("copy.duckdb", "crm.duckdb").replace("  slot", '  monitored_tables: ["crm.*"]\n  slot'))
+    looked = command("doctor", "--json")
+    clashes = [f for f in json.loads(looked.stdout)["findings"] if f["code"] == "SL-DUCKDB-FILE"]
+    assert [(f["severity"], "schema crm in it" in f["message"]) for f in clashes] == [("error", True)]
+
+
 def test_doctor_takes_a_running_engine_for_what_it_is(shell: Shell, command: Command) -> None:
     with running(shell):
         looked = command("doctor", "--json")

@@ -10,16 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syncline.apply.keys import key_bytes
-from syncline.apply.map import masks, unchanged_matrix
 from syncline.change import TableSchema
 from syncline.errors import Rejected
 from syncline.mapping import MappedTable
 from syncline.mapping.embed import Embedder
-from syncline.stores import Folded, Store, TableWork
+from syncline.masks import Bools, packed_masks, unpacked_masks
+from syncline.stores import UNCHANGED, Folded, Store, TableWork
 
 __all__ = ["embed"]
-
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def embed(work: TableWork, mapped: MappedTable, store: Store) -> TableWork:
@@ -92,7 +90,7 @@ def _with_partials(
         [rows.column(i) for i in schema.key_positions], names=[c.name for c in schema.key]
     )
     made = pa.RecordBatch.from_arrays(
-        [*rows.columns, masks(matrix, schema), keys], names=[*rows.schema.names, "unchanged", "from_key"]
+        [*rows.columns, packed_masks(matrix, schema), keys], names=[*rows.schema.names, "unchanged", "from_key"]
     )
     if partials is None:
         return made
@@ -109,7 +107,7 @@ def _new_texts(
     """Partial rows that carry a text get its vector."""
     if partials is None:
         return None
-    carried = np.flatnonzero(~unchanged_matrix(partials, schema)[:, vector])
+    carried = np.flatnonzero(~unpacked_masks(partials.column(UNCHANGED), schema)[:, vector])
     if not len(carried):
         return partials
     rows = _filled(partials.take(pa.array(carried)), vector, embedder, schema, carried + offset)

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from syncline.change import Batch, Op, TableSchema, Truncate
+from syncline.masks import Bools, packed_masks, unpacked_masks
 from syncline.stores import Folded, TableWork
 
 __all__ = ["fold"]
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def fold(items: Sequence[Batch | Truncate]) -> list[TableWork]:
@@ -81,7 +81,11 @@ class _Changes:
         data = batches[0].data() if len(batches) == 1 else _concat([b.data() for b in batches])
         op = np.concatenate([b.ints("op") for b in batches])
         version = np.concatenate([b.ints("version") for b in batches])
-        mask = np.concatenate([_mask(b) for b in batches]) if any(b.partial for b in batches) else None
+        mask = (
+            np.concatenate([unpacked_masks(b.system("unchanged"), b.schema) for b in batches])
+            if any(b.partial for b in batches)
+            else None
+        )
         old_key = _concat_old_keys(batches) if any(b.rekeys for b in batches) else None
         changes = cls(schema, data, op, version, mask, old_key)
         if len(version) > 1 and (version[1:] < version[:-1]).any():
@@ -101,17 +105,6 @@ class _Changes:
 
 def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
-
-
-def _mask(batch: Batch) -> Bools:
-    width = len(batch.schema.columns)
-    masks = batch.system("unchanged")
-    if masks.type == pa.null() or masks.null_count == len(masks):
-        return np.zeros((len(batch), width), dtype=bool)
-    size = batch.schema.mask_bytes
-    filled = masks.fill_null(bytes(size)).cast(pa.binary(size))
-    raw = np.frombuffer(filled.buffers()[1], np.uint8)[filled.offset * size : (filled.offset + len(filled)) * size]
-    return np.unpackbits(raw.reshape(-1, size), axis=1, bitorder="little")[:, :width].astype(bool)
 
 
 def _concat_old_keys(batches: list[Batch]) -> pa.StructArray:
@@ -330,10 +323,6 @@ def _partials(
     for position, i in enumerate(schema.key_positions):
         columns[i] = events.keys[position].take(pa.array(live))
     unchanged[:, list(schema.key_positions)] = False
-    packed = np.packbits(unchanged, axis=1, bitorder="little")
-    masks = pa.Array.from_buffers(
-        pa.binary(schema.mask_bytes), len(live), [None, pa.py_buffer(np.ascontiguousarray(packed))]
-    ).cast(pa.binary())
     where = np.zeros(int(events.code.max()) + 1, np.int64)
     where[events.code] = np.arange(len(events.code))
     of_origin = pa.array(where[origin])
@@ -343,5 +332,6 @@ def _partials(
     )
     version = pa.array(changes.version[events.row[live]])
     return pa.RecordBatch.from_arrays(
-        [*columns, version, masks, from_key], names=[*changes.data.schema.names, "version", "unchanged", "from_key"]
+        [*columns, version, packed_masks(unchanged, schema), from_key],
+        names=[*changes.data.schema.names, "version", "unchanged", "from_key"],
     )

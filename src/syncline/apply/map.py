@@ -7,7 +7,6 @@ Rule 8 of correctness (fold per target key) is kept by keys that keep their valu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +15,10 @@ from syncline.apply.heal import Healer, heal
 from syncline.change import TableSchema
 from syncline.errors import Rejected
 from syncline.mapping import MappedTable
+from syncline.masks import packed_masks, unpacked_masks
 from syncline.stores import FROM_KEY, PARTIAL_VERSION, UNCHANGED, VERSION, Folded, TableWork
 
-__all__ = ["MappedHealer", "fill", "map_work", "masks", "unchanged_matrix"]
-
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
+__all__ = ["MappedHealer", "fill", "map_work"]
 
 
 def fill(work: TableWork, mapped: MappedTable, healer: Healer, xids: Sequence[int]) -> tuple[list[TableWork], int]:
@@ -35,7 +33,9 @@ def fill(work: TableWork, mapped: MappedTable, healer: Healer, xids: Sequence[in
     partials = work.rows.partials
     if partials is None:
         return [work], 0
-    return heal(work, pa.array(mapped.incomplete(unchanged_matrix(partials, work.schema))), healer, xids)
+    return heal(
+        work, pa.array(mapped.incomplete(unpacked_masks(partials.column(UNCHANGED), work.schema))), healer, xids
+    )
 
 
 def map_work(work: TableWork, mapped: MappedTable) -> TableWork:
@@ -76,12 +76,12 @@ def _map_partials(
         passing = mapped.passing(batch)
         kept = batch if passing is None else batch.take(passing)
         left = None if passing is None else _without(_keys(batch, mapped.source, PARTIAL_VERSION), passing)
-        rows, unchanged = mapped.partials(kept, unchanged_matrix(kept, mapped.source))
+        rows, unchanged = mapped.partials(kept, unpacked_masks(kept.column(UNCHANGED), mapped.source))
     except Rejected as error:
         raise Rejected(error.table, [offset + row for row in error.rows], error.reason) from error
     from_key = kept.column(FROM_KEY)
     renamed = pa.StructArray.from_arrays(from_key.flatten(), names=[c.name for c in mapped.schema.key])
-    arrays = [*rows.columns, kept.column(PARTIAL_VERSION), masks(unchanged, mapped.schema), renamed]
+    arrays = [*rows.columns, kept.column(PARTIAL_VERSION), packed_masks(unchanged, mapped.schema), renamed]
     mapped_rows = pa.RecordBatch.from_arrays(arrays, names=[*rows.schema.names, "version", "unchanged", "from_key"])
     return (mapped_rows if mapped_rows.num_rows else None), left
 
@@ -95,22 +95,6 @@ def _without(batch: pa.RecordBatch, positions: pa.Array) -> pa.RecordBatch:
     keep = np.ones(batch.num_rows, np.bool_)
     keep[positions.to_numpy()] = False
     return batch.filter(pa.array(keep))
-
-
-def unchanged_matrix(partials: pa.RecordBatch, schema: TableSchema) -> Bools:
-    """The masks of partial rows as a matrix of rows and columns."""
-    width = schema.mask_bytes
-    masks = partials.column(UNCHANGED).cast(pa.binary(width))
-    raw = np.frombuffer(masks.buffers()[1], np.uint8)[masks.offset * width :][: len(masks) * width]
-    bits = np.unpackbits(raw.reshape(len(masks), width), axis=1, bitorder="little")
-    return bits[:, : len(schema.columns)].astype(np.bool_)
-
-
-def masks(unchanged: Bools, schema: TableSchema) -> pa.Array:
-    """The reverse: the column ``unchanged`` of partial rows."""
-    packed = np.ascontiguousarray(np.packbits(unchanged, axis=1, bitorder="little"))
-    kind = pa.binary(schema.mask_bytes)
-    return pa.Array.from_buffers(kind, len(unchanged), [None, pa.py_buffer(packed)]).cast(pa.binary())
 
 
 def _all_keys(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch | None:

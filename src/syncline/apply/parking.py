@@ -157,7 +157,7 @@ class Parking:
     def _keys(self, table: str) -> set[bytes]:
         if self._parked is None:
             found = self._control.open_dead_letters(self._target)
-            self._parked = {name: set(letters.key_hashes) for name, letters in found.items()}
+            self._parked = {table: set(hashes) for table, hashes in found.items()}
         return self._parked.setdefault(table, set())
 
 

@@ -6,6 +6,6 @@
 
 from __future__ import annotations
 
-from syncline.catalog.repository import ControlSchema, DeadLetter, OpenLetters, Pause, Request, StatusRow
+from syncline.catalog.repository import ControlSchema, DeadLetter, Pause, Request, StatusRow
 
-__all__ = ["ControlSchema", "DeadLetter", "OpenLetters", "Pause", "Request", "StatusRow"]
+__all__ = ["ControlSchema", "DeadLetter", "Pause", "Request", "StatusRow"]

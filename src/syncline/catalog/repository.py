@@ -21,7 +21,7 @@ from syncline.catalog import upgrade
 from syncline.catalog.connection import grant_create, grants, make_engine, read_only, translated
 from syncline.errors import Misconfigured
 
-__all__ = ["ControlSchema", "DeadLetter", "OpenLetters", "Pause", "Request", "StatusRow"]
+__all__ = ["ControlSchema", "DeadLetter", "Pause", "Request", "StatusRow"]
 
 Row = dict[str, Any]
 
@@ -61,14 +61,6 @@ class DeadLetter:
     reason: str
     payload: bytes
     partial: bool
-
-
-@dataclass(frozen=True, slots=True)
-class OpenLetters:
-    """What is parked of one table: the hashes of its keys, and the smallest version among them."""
-
-    key_hashes: frozenset[bytes]
-    min_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,10 +229,10 @@ class ControlSchema:
         values = {"target_": target, "table_": table, "hashes": list(key_hashes), "version_": version}
         return self._change(q.SUPERSEDE, values)
 
-    def open_dead_letters(self, target: str) -> dict[str, OpenLetters]:
-        """What is parked for a target, by qualified table name."""
+    def open_dead_letters(self, target: str) -> dict[str, frozenset[bytes]]:
+        """The hashes of the keys that are parked for a target, by qualified table name."""
         rows = self._rows(q.OPEN_LETTERS, {"target_": target})
-        return {r["table_name"]: OpenLetters(frozenset(map(bytes, r["hashes"])), r["least"]) for r in rows}
+        return {r["table_name"]: frozenset(map(bytes, r["hashes"])) for r in rows}
 
     def dead_letter_counts(self) -> dict[tuple[str, str], int]:
         """How many changes are parked, by (source, target)."""

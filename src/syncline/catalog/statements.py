@@ -148,7 +148,6 @@ OPEN_LETTERS = (
     select(
         SyncDeadLetter.table_name,
         func.array_agg(SyncDeadLetter.key_hash.distinct()).label("hashes"),
-        func.min(SyncDeadLetter.version).label("least"),
     )
     .where(SyncDeadLetter.target == bindparam("target_"), SyncDeadLetter.state == text("'parked'"))
     .group_by(SyncDeadLetter.table_name)

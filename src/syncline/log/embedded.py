@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from syncline.change import Entry, Position, decode_entry, encode_entry
+from syncline.change import Entry, Position
 from syncline.errors import Damaged, Gap, Misconfigured, SynclineError, Unavailable
 from syncline.log import Incarnation, LogStatus
 from syncline.log.bodies import Bodies, read_body
@@ -27,6 +27,7 @@ from syncline.log.folder import file_bytes, free_bytes, inode, lock_folder, sync
 from syncline.log.frontier import DISCARDED, Frontier, Series, closed, full, next_incarnation
 from syncline.log.rows import Row, Rows, damaged
 from syncline.log.tail import Tail
+from syncline.wire import decode_entry, encode_entry
 
 __all__ = ["EmbeddedLog", "EmbeddedLogConfig"]
 

@@ -246,7 +246,7 @@ class _Run:
     def _set_aside(self, source: str, target: str) -> tuple[dict[str, frozenset[bytes]], frozenset[str]]:
         """Hashes of parked keys by table; tables in a gap ('' for all)."""
         with self._control() as control:
-            parked = {table: letters.key_hashes for table, letters in control.open_dead_letters(target).items()}
+            parked = control.open_dead_letters(target)
             gaps = [g for g in control.gaps() if g["source"] == source and g["target"] in ("", target)]
         return parked, frozenset(g["table_name"] for g in gaps)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from syncline.change import Column, TableSchema, arrow_type
 from syncline.errors import Rejected
+from syncline.masks import unpacked_masks
 from syncline.stores import Folded, TableWork
 from syncline.stores.duckdb.sql import Guard, Statements
 from syncline.stores.duckdb.tables import TableState
@@ -199,20 +199,13 @@ def view_of_keys(schema: TableSchema, batch: pa.RecordBatch) -> pa.Table:
 
 def _partials_view(schema: TableSchema, batch: pa.RecordBatch, origins: Sequence[pa.Array]) -> pa.Table:
     n = len(schema.columns)
-    bits = _unchanged(batch.column(n + 1), schema.mask_bytes)
+    bits = unpacked_masks(batch.column(n + 1), schema)
     view = _rows_view(schema, batch)
     for i in range(n):
         view = view.append_column(f"u{i}", pa.array(bits[:, i]))
     for j, (array, column) in enumerate(zip(origins, schema.key, strict=True)):
         view = view.append_column(f"f{j}", _as_stored(array, column))
     return view
-
-
-def _unchanged(masks: pa.Array, width: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """The masks as a matrix of rows and columns. All are ``width`` bytes long and lie one behind the other."""
-    fixed = masks.cast(pa.binary(width))
-    data = np.frombuffer(fixed.buffers()[1], dtype=np.uint8)[fixed.offset * width :][: len(fixed) * width]
-    return np.unpackbits(data.reshape(len(fixed), width), axis=1, bitorder="little").astype(bool)
 
 
 def refused_rows(work: TableWork, fails: Callable[[TableWork], bool]) -> list[int]:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from syncline.change import Column, arrow_type
 
-__all__ = ["Stored", "Values", "exact", "key_texts", "read_values", "refused", "shown", "store", "unpacked_masks"]
+__all__ = ["Stored", "Values", "exact", "key_texts", "read_values", "refused", "shown", "store"]
 
 _Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -421,10 +421,3 @@ def _escaped(column: Values) -> pa.Array:
     if pa.types.is_string(column.values.type):
         array = pc.replace_substring(pc.replace_substring(array, "\\", "\\\\"), "|", "\\|")
     return array.fill_null(_NOTHING)
-
-
-def unpacked_masks(masks: pa.Array, width: int) -> _Bools:
-    """``unchanged`` masks as a matrix of rows and columns. All are ``width`` bytes long."""
-    fixed = masks.cast(pa.binary(width))
-    data = np.frombuffer(fixed.buffers()[1], dtype=np.uint8)[fixed.offset * width :][: len(fixed) * width]
-    return np.unpackbits(data.reshape(len(fixed), width), axis=1, bitorder="little").astype(bool)

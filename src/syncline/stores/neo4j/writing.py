@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from syncline.change import TableSchema
 from syncline.errors import Rejected
+from syncline.masks import unpacked_masks
 from syncline.stores import TableWork
 from syncline.stores.neo4j.cypher import MOVED, REF, TOMBSTONE, UNWIND, Parameters, slot
 from syncline.stores.neo4j.database import Transaction
@@ -21,7 +22,7 @@ from syncline.stores.neo4j.layout import Layout, NodeLayout, layout_of
 from syncline.stores.neo4j.nodes import CHUNK, delete_nodes, drop_own, write_links, write_nodes
 from syncline.stores.neo4j.reading import read_keys
 from syncline.stores.neo4j.sweeping import sweep
-from syncline.stores.neo4j.values import Stored, Values, exact, key_texts, refused, store, unpacked_masks
+from syncline.stores.neo4j.values import Stored, Values, exact, key_texts, refused, store
 
 __all__ = ["Prepared", "TableWriter", "prepare"]
 
@@ -78,7 +79,7 @@ def prepare(work: TableWork) -> Prepared:
         upserts, upsert_versions = bad.columns(layout, rows.upserts), rows.upserts.column(n)
     bad.offset = len(upsert_versions)
     if rows.partials is not None:
-        unchanged = unpacked_masks(rows.partials.column(n + 1), schema.mask_bytes)[:, :n]
+        unchanged = unpacked_masks(rows.partials.column(n + 1), schema)
         partials, partial_versions = bad.columns(layout, rows.partials, unchanged), rows.partials.column(n)
         origins = [exact(a, c)[0] for a, c in zip(rows.partials.column(n + 2).flatten(), schema.key, strict=True)]
     bad.tell()

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from syncline.change import MAX_VERSION, Column, TableSchema
 from syncline.errors import Rejected, Unavailable
+from syncline.masks import unpacked_masks
 from syncline.stores import Folded, TableWork
 from syncline.stores.redis.document import documents, embedded_json, unreadable
 from syncline.stores.redis.layout import DocumentWrite, HashWrite, Layout, MembersWrite, Write
@@ -202,9 +203,7 @@ def _unfit(layout: Layout, texts: Sequence[pa.Array], rows: int) -> Iterator[tup
 
 def _unchanged(masks: pa.Array, schema: TableSchema) -> list[Bools]:
     """Which rows leave each column alone. A key is always carried."""
-    width = schema.mask_bytes
-    data = np.frombuffer(b"".join(masks.to_pylist()), np.uint8).reshape(len(masks), width)
-    bits = np.unpackbits(data, axis=1, bitorder="little").astype(bool)
+    bits = unpacked_masks(masks, schema)
     return [none_of(len(masks)) if c.key else bits[:, i] for i, c in enumerate(schema.columns)]
 
 
