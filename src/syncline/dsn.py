@@ -31,7 +31,7 @@ def flaw(dsn: str) -> str | None:
         return f"is empty. {READABLE}"
     url = _URL.match(dsn)
     if url and not _is_plain(url["rest"]):
-        return f"can't be read: it holds an @ that is not the one before the host. {_ENCODED}"
+        return f"can't be read: it holds an @ (perhaps behind the ?) that is not the one before the host. {_ENCODED}"
     try:
         parts = conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:

@@ -218,13 +218,14 @@ def refuse_in_use(connection: psycopg.Connection[Any], slot: Slot | None) -> Non
         return
     row = connection.execute(
         "select coalesce(nullif(application_name, ''), 'a program without a name')"
-        " || coalesce(' at ' || host(client_addr), ''), to_char(backend_start, 'YYYY-MM-DD HH24:MI:SS')"
+        " || coalesce(' at ' || host(client_addr), '') || ' reads from it'"
+        " || coalesce(to_char(backend_start, ' \"since\" YYYY-MM-DD HH24:MI:SS'), '')"
         " from pg_stat_activity where pid = %s",
         [slot.active_pid],
     ).fetchone()
-    who, since = row or ("somebody", "now")
+    who = row[0] if row and row[0] else "somebody reads from it"
     raise Unavailable(
-        f"Replication slot {slot.name} is in use: {who} reads from it since {since} (process {slot.active_pid}).",
+        f"Replication slot {slot.name} is in use: {who} (server process {slot.active_pid}).",
         remedy="If that is another engine, stop it, or give this one a slot and a control schema of its own "
         "(source.slot, control.schema). If it was killed, wait until the server notices.",
         code=SLOT_IN_USE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.writable import obstacle
 
-__all__ = ["file_bytes", "free_bytes", "holder", "inode", "lock_folder", "sync_folder", "translate_os"]
+__all__ = ["file_bytes", "free_bytes", "inode", "is_held", "lock_folder", "sync_folder", "translate_os"]
 
 
 def translate_os(error: OSError, path: Path) -> SynclineError:
@@ -63,22 +64,24 @@ def lock_folder(folder: Path) -> int:
     return fd
 
 
-def holder(folder: Path) -> int | None:
-    """The process that holds the folder just now, None if none does on this machine. It is held up for no longer than
-    one that died while it held it could be."""
+def is_held(folder: Path) -> bool | None:
+    """Whether a process of this machine holds the folder just now; None where that can't be seen."""
     try:
         fd = os.open(folder / "lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
     except OSError:
         return None
     try:
         pid = int(os.pread(fd, 32, 0) or b"0")
-        os.kill(pid, 0)  # before the lock is tried: an engine that begins must not be refused for our look
+        with contextlib.suppress(PermissionError):  # a process of somebody else's, which may not be the same any more
+            os.kill(pid, 0)  # before the lock is tried: an engine that begins must not be refused for our look
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
+        return False
     except (ProcessLookupError, ValueError):
-        return None
-    except (BlockingIOError, PermissionError):
-        return pid
+        return False
+    except BlockingIOError:
+        return True
     finally:
         os.close(fd)
 

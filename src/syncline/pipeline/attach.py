@@ -170,8 +170,13 @@ def attach_slot(
 
 
 def retire_slot(connection: psycopg.Connection[Any], name: str, identity: Identity) -> None:
-    """Drop our slot, if it is ours: nothing that it holds is needed, for every table is read again."""
+    """Drop our slot, if it is ours: nothing that it holds is needed, for every table is read again.
+
+    Raises:
+        Unavailable: somebody else reads from it.
+    """
     slot = read_slot(connection, name)
+    refuse_in_use(connection, slot)  # our own former session has hung up; whoever reads now is another engine
     if slot is not None and slot.plugin == "pgoutput" and slot.database == identity.database.rpartition(":")[0]:
         drop_slot(connection, name)
 

@@ -25,7 +25,7 @@ from syncline.mapping import TargetMapping
 from syncline.pipeline.service import SyncService
 from syncline.stores import CopyReader, Folded, Store, TableWork, Work
 
-__all__ = ["Change", "Plan", "carry_out", "make_plan"]
+__all__ = ["Change", "Plan", "carry_out", "copy_reader", "make_plan"]
 
 _POLL_S = 0.2
 _PATIENCE_S = 60.0
@@ -79,7 +79,7 @@ def _changes_of(config: Config, source: str) -> Iterator[Change]:
 def _changes_at(
     config: Config, source: str, target: str, taken: Mapping[str, TableInfo], mapping: TargetMapping
 ) -> Iterator[Change]:
-    reader = _reader(config, target)
+    reader = copy_reader(config, target)
     if reader is None:
         for table in sorted(taken):
             yield Change("load", source, target, table, "there is no copy yet")
@@ -109,7 +109,7 @@ def _missing(
     return None, ""
 
 
-def _reader(config: Config, target: str) -> CopyReader | None:
+def copy_reader(config: Config, target: str) -> CopyReader | None:
     """A reader of the target's copy; None where there is none yet.
 
     Raises:
@@ -194,7 +194,7 @@ def _is_there(sources: Mapping[str, Any], change: Change, end: int) -> bool:
 def _remove(config: Config, change: Change) -> None:
     """Remove the rows of a table under the version guard, in one work that leaves the cursor where it is."""
     chosen = config.targets[change.target]
-    reader = _reader(config, change.target)
+    reader = copy_reader(config, change.target)
     if reader is None:
         return
     with closing(reader):

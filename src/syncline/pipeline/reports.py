@@ -25,7 +25,7 @@ class Reports:
     def __init__(self, control: ControlSchema, ended: Callable[[SynclineError], None] | None = None) -> None:
         self._control = control
         self._ended = ended
-        self._open: set[tuple[str, str]] = set()  # alerts that were said, by code and subject
+        self._open: dict[tuple[str, str], str] = {}  # the alerts that were said, by code and subject
         self._lock = threading.Lock()
         self._waiting: dict[tuple[str, ...], Callable[[], object]] = {}
         self._away = False
@@ -34,8 +34,10 @@ class Reports:
         """Open (or renew) an alert with the error's message and remedy. ``ends``: its subject waits for a person."""
         message, remedy = error.message, error.remedy
         with self._lock:
-            new = (code, subject) not in self._open
-            self._open.add((code, subject))
+            said = self._open.get((code, subject))
+            # What ends a subject comes once for each end; the words of others may hold figures that change.
+            new = said is None or (ends and said != message)
+            self._open[code, subject] = message
         if new and ends and self._ended:
             self._ended(error)
         elif new:
@@ -119,7 +121,7 @@ class Reports:
     def _forget(self, over: Callable[[tuple[str, str]], bool]) -> None:
         """These alerts are closed: raised again, they are said again."""
         with self._lock:
-            self._open = {known for known in self._open if not over(known)}
+            self._open = {known: said for known, said in self._open.items() if not over(known)}
 
     def _put(self, key: tuple[str, ...], write: Callable[[], object]) -> None:
         with self._lock:

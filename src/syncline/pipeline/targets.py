@@ -160,7 +160,7 @@ class Targets:
         monitored = {t.qualified for t in self._owner.tables if target.mapping.takes(t.qualified)}
         left = sorted(set(cursor.loaded) - monitored)
         if left:
-            self._context.talk(f"target {name} takes no more: {', '.join(left)} (`syncline apply` removes their rows)")
+            self._context.talk(f"target {name} takes no more: {', '.join(left)}; their rows stay (see `syncline plan`)")
         cursor = msgspec.structs.replace(
             cursor,
             loaded={t: known for t, known in cursor.loaded.items() if t in monitored},

@@ -15,7 +15,7 @@ from syncline.capture.patterns import candidates, matching
 from syncline.capture.preflight import preflight
 from syncline.capture.source import connect, translated
 from syncline.config import Config, hint
-from syncline.errors import Misconfigured
+from syncline.errors import Misconfigured, SynclineError
 from syncline.service.session import chosen, control_schema, session_of, talk
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def pause(context: typer.Context, source: Source = None, target: Target = None, 
     sources = _sources(config, source, target)
     with control_schema(config) as control:
         name = _table(config, control, sources, table)
+        if name:
+            _tell_left_out(config, {source: [name] for source in sources})
         control.pause(source or "", target or "", name, requested_by=_user())
-    if name:
-        _tell_left_out(config, {source: [name] for source in sources})
     talk.print(f"Paused: {_scope(source, target, name)}. The log keeps what happens meanwhile, within its budget.")
 
 
@@ -78,8 +78,8 @@ def resync(
     wanted = _at_their_sources(config, sources, table) if table else dict.fromkeys(sources)
     with control_schema(config) as control:
         for name, tables in wanted.items():
-            number = control.request_resync(name, tables, target=target or "")
             _tell_left_out(config, {name: tables or []})
+            number = control.request_resync(name, tables, target=target or "")
             what = (", ".join(tables) if tables else "all tables") + (f" for target {target}" if target else "")
             talk.print(f"Request {number}: source {name}, {what} will be read again. `syncline status` shows how far.")
 
@@ -128,11 +128,14 @@ def _at_their_sources(config: Config, sources: Sequence[str], given: Sequence[st
 
 
 def _tell_left_out(config: Config, wanted: Mapping[str, Sequence[str]]) -> None:
-    """Say of tables that the engine leaves out, and why, so that nobody waits for them."""
+    """Say of tables that the engine leaves out, and why, so that nobody waits for them. A source that can't be asked
+    keeps nobody from asking for what is done when it can."""
     for source, tables in wanted.items():
-        if not tables:
+        try:
+            found = preflight(config.sources[source], config.control.schema_name) if tables else []
+        except SynclineError:
             continue
-        for finding in preflight(config.sources[source], config.control.schema_name):
+        for finding in found:
             if finding.severity == "error" and finding.subject in tables:
                 talk.print(f"Table {finding.subject} is left out until that is mended: {finding.message}")
                 talk.print(f"  {finding.remedy}")

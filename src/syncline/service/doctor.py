@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from syncline.errors import Gap, SynclineError, Unavailable
 from syncline.finding import Finding, Severity
 from syncline.log.embedded import EmbeddedLog
 from syncline.pipeline.attach import attach_slot, choose_incarnation
+from syncline.pipeline.plan import copy_reader
 from syncline.service.figures import size
 from syncline.service.session import control_schema, print_json, session_of, stdout, talk
 from syncline.service.setup import schemas_of
@@ -64,12 +66,12 @@ def findings(config: Config) -> Iterator[Finding]:
     away: set[str] = set()
     for name, source in config.sources.items():
         try:
-            missing = _gap(config, name)
             looked = preflight(source, config.control.schema_name)
         except SynclineError as error:
             away.add(error.message)
             yield _failed(f"source {name}", error)
             continue
+        missing = _gap(config, name, sound=not any(f.severity == "error" for f in looked))
         # A slot that is gone would be found fit to be created.
         yield from (f for f in looked if not (missing and f.severity == "ok" and f.code == "SL-SLOT"))
         yield from missing
@@ -81,36 +83,55 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _log(config)
 
 
-def _gap(config: Config, name: str) -> list[Finding]:
+def _gap(config: Config, name: str, *, sound: bool) -> list[Finding]:
     """The gaps of a source that are on record, and the one that the next run would find, with the error it ends in.
 
-    Raises:
-        SynclineError: the source can't be asked.
+    Where the preflight of the source is not ``sound``, what keeps us from looking has been said.
     """
-    settings = config.sources[name]
     gaps = _recorded(config, name)
     try:
-        log = EmbeddedLog.peek(config.log, name)
-        known = [
-            row for row in _asked(config, lambda control: control.statuses()) if row["source"] == name and row["log"]
-        ]
-        if log is None and known:
-            raise Gap(
-                f"The log of source {name} is gone: {config.log.folder(name)}; {known[0]['log']} was its last.",
-                remedy="Put it back, or run `syncline resync` to read the tables again.",
-                code="SL-LOG-FOREIGN",
-            )
-        if log is not None and log.place:
-            identity = identify(settings)
-            with translated(settings.plain), connect(settings.plain, timeout_s=settings.connect_timeout_s) as source:
-                choose_incarnation(source, name, identity, EmbeddedLog.peek_incarnation(config.log, name), ())
-                attach_slot(source, settings, identity, log.place, lambda _: None)  # only looks: the log has a place
+        _refuse_gap(config, name)
     except Gap as error:
         gaps.setdefault((error.code, f"source {name}"), _finding(config, name, f"source {name}", error))
-    except Unavailable as error:
-        if error.code != SLOT_IN_USE:
-            raise  # an engine that runs has looked itself, and moves log and slot on while we look
+    except SynclineError as error:
+        # An engine that runs has looked itself, and moves log and slot on while we look.
+        if sound and error.code != SLOT_IN_USE:
+            gaps[error.code, ""] = _failed(f"source {name}", error)
     return list(gaps.values())
+
+
+def _refuse_gap(config: Config, name: str) -> None:
+    """Raise what the next run would find when it holds the log against the source, which is only looked at."""
+    settings = config.sources[name]
+    log = EmbeddedLog.peek(config.log, name)
+    rows = _asked(config, lambda control: control.statuses())
+    known = [row for row in rows if row["source"] == name and row["log"]]
+    if log is None and known and any(_has_copy(config, name, target) for target in config.targets):
+        raise Gap(
+            f"The log of source {name} is gone: {config.log.folder(name)}; {known[0]['log']} was its last.",
+            remedy="Put it back, or run `syncline resync` to read the tables again.",
+            code="SL-LOG-FOREIGN",
+        )
+    if log is not None and log.place:
+        identity = identify(settings)
+        with translated(settings.plain), connect(settings.plain, timeout_s=settings.connect_timeout_s) as source:
+            choose_incarnation(source, name, identity, EmbeddedLog.peek_incarnation(config.log, name), ())
+            attach_slot(source, settings, identity, log.place, lambda _: None)  # only looks: the log has a place
+
+
+def _has_copy(config: Config, source: str, target: str) -> bool:
+    """Whether a target holds what a log brought it; also where that can't be seen."""
+    if source not in config.followed_by(target):
+        return False
+    try:
+        reader = copy_reader(config, target)
+        if reader is None:
+            return False
+        with closing(reader):
+            cursor = reader.cursor(source)
+        return cursor is not None and bool(cursor.loaded)
+    except SynclineError:
+        return True
 
 
 def _recorded(config: Config, name: str) -> dict[tuple[str, str], Finding]:
@@ -120,7 +141,8 @@ def _recorded(config: Config, name: str) -> dict[tuple[str, str], Finding]:
         if gap["source"] == name:
             named = {"target": gap["target"], "table": gap["table_name"]}
             subject = ", ".join([f"source {name}", *(f"{kind} {which}" for kind, which in named.items() if which)])
-            scope = "".join(f" --{kind} {which}" for kind, which in named.items() if which)
+            several = {"source": name} if len(config.sources) > 1 else {}
+            scope = "".join(f" --{kind} {which}" for kind, which in (several | named).items() if which)
             error = Gap(
                 gap["reason"], remedy=f"`syncline resync{scope}` reads again what is missing.", code=gap["code"]
             )
@@ -156,9 +178,10 @@ def _target(config: Config, name: str) -> Iterator[Finding]:
             message = f"There is nothing to look at before a target of type {target.type} is opened."
             yield Finding("SL-TARGET", "info", subject, message)
             return
-        looked = [*offline(target.store, schemas_of(config, name))] if offline is not None else []
+        looked = list(look(target.store))
         known = {finding.message for finding in looked}
-        looked += [finding for finding in look(target.store) if finding.message not in known]
+        by_name = offline(target.store, schemas_of(config, name)) if offline is not None else ()
+        looked += [finding for finding in by_name if finding.message not in known]
         yield from (replace(finding, subject=subject) for finding in looked)
     except SynclineError as error:
         yield _failed(subject, error)

@@ -22,7 +22,7 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 _SECRET_KEY = re.compile(r"dsn|passw|secret|token|api_?key|credential", re.IGNORECASE)
 # The login of a URL, up to the last @ for what is not encoded may hold one, and the password of a libpq keyword string.
 _SECRET_TEXT = (
-    (re.compile(r"(\w://)\S*@"), r"\1***@"),
+    (re.compile(r"(\w://)(?!user:password@host:port)\S*@"), r"\1***@"),  # but for how our own messages explain one
     (re.compile(r"(passw(?:or)?d\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE), r"\1***"),
 )
 

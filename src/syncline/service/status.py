@@ -21,7 +21,7 @@ from syncline.capture.source import SourceConfig, connect, translated
 from syncline.config import Config
 from syncline.errors import SynclineError
 from syncline.log.embedded import EmbeddedLog
-from syncline.log.folder import holder
+from syncline.log.folder import is_held
 from syncline.service.figures import amount, size, source_line, span
 from syncline.service.session import control_schema, exit_code, print_json, session_of, stdout, tell_error
 
@@ -118,9 +118,10 @@ def _state_without_words(config: Config, name: str, *, known: bool) -> str:
     """What the log's lock tells of an engine that says nothing; where neither it nor the control schema does, nobody
     knows."""
     folder = config.log.folder(name)
-    if holder(folder) is not None:
+    held = is_held(folder)
+    if held:
         return "running"
-    return "not running" if known or folder.exists() else "unknown"
+    return "not running" if held is False and (known or folder.exists()) else "unknown"
 
 
 def _failed(error: SynclineError, failures: list[SynclineError]) -> dict[str, Any]:

@@ -31,7 +31,10 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
     show_keys: Annotated[bool, typer.Option("--show-keys", help="Name the keys of some rows that differ.")] = False,
 ) -> None:
-    """Compare sources and targets by content; rows in flight are no differences. Exit code 4 if there are any."""
+    """Compare sources and targets by content; rows in flight are no differences.
+
+    Exit code 4 if there are any, or if nothing of what was asked for could be compared.
+    """
     from syncline.pipeline import SyncService
     from syncline.verify import verify as compare
 
@@ -44,7 +47,8 @@ def verify(
         print_json(report.to_dict(show_keys=show_keys))
     else:
         _tell(report, show_keys=show_keys)
-    raise typer.Exit(_DIFFERENT if report.differences else 0)
+    unproven = report.not_compared and (tables or report.not_compared == len(report.tables))
+    raise typer.Exit(_DIFFERENT if report.differences or unproven else 0)
 
 
 def _tell(report: Report, *, show_keys: bool) -> None:

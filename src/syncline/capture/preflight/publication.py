@@ -87,6 +87,8 @@ def check_publication(look: Look) -> Iterator[Finding]:
 
 def _missing_publication(look: Look) -> Finding:
     publication, tables = look.config.publication, _capturable(look)
+    if not tables:
+        return Finding("SL-PUBLICATION", "info", publication, "It does not exist, and there is no table to publish.")
     if not look.server.may_create or _foreign(look, tables):
         return Finding(
             "SL-PUBLICATION",
@@ -116,7 +118,7 @@ def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
             "error",
             table.qualified,
             f"Publication {publication} lacks it, and role {look.server.role} may not add it.",
-            f"As its owner: ALTER PUBLICATION {name(publication)} ADD TABLE {table.sql_name};",
+            f"As its owner: ALTER PUBLICATION {name(publication)} ADD TABLE ONLY {table.sql_name};",
         )
     absent = [t for t in absent if t not in foreign]
     if absent:
@@ -212,7 +214,8 @@ def _foreign(look: Look, tables: Sequence[TableInfo]) -> list[TableInfo]:
 
 
 def _names(tables: Sequence[TableInfo]) -> str:
-    return ", ".join(table.sql_name for table in tables)
+    """For a publication. ONLY, as Syncline writes it: inheritance children are tables of their own."""
+    return ", ".join(f"ONLY {table.sql_name}" for table in tables)
 
 
 def _some(tables: Sequence[TableInfo]) -> str:

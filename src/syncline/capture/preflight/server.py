@@ -72,10 +72,9 @@ def check_room(look: Look) -> Iterator[Finding]:
         ("max_wal_senders", server.max_senders, server.used_senders, 0 if streaming else 1),
     ):
         free = most - used
-        remedy = (
-            f"ALTER SYSTEM SET {setting} = {most + 5}; then restart PostgreSQL. Or drop slots that nothing uses: "
-            "SELECT slot_name FROM pg_replication_slots WHERE NOT active;"
-        )
+        remedy = f"ALTER SYSTEM SET {setting} = {most + 5}; then restart PostgreSQL."
+        if setting == "max_replication_slots":
+            remedy += " Or drop slots that nothing uses: SELECT slot_name FROM pg_replication_slots WHERE NOT active;"
         if free < needed + loading:
             yield Finding(
                 "SL-ROOM",

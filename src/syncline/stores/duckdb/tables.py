@@ -135,13 +135,6 @@ def _check_names(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSc
             f"Namespace {namespace} of table {schema.qualified} is taken in DuckDB.",
             remedy="Rename the schema at the source, or exclude the table.",
         )
-    ((catalog,),) = cursor.execute("select current_database()").fetchall()
-    if namespace.lower() == catalog.lower():
-        raise Misconfigured(
-            f"Namespace {namespace} of table {schema.qualified} has the name of the DuckDB file, and DuckDB "
-            "can't tell the two apart.",
-            remedy="Give the file another name (the target's path).",
-        )
     place = ".".join(target_name(schema)).lower()
     for name, owner, body in cursor.execute("select name, source, body from syncline.tables").fetchall():
         other = ".".join(target_name(msgspec.json.decode(body, type=TableSchema))).lower()
