@@ -671,3 +671,9 @@ def test_a_file_in_a_folder_that_may_not_be_entered_is_said_to_be_unreadable(tmp
     finally:
         file.parent.chmod(0o700)
     assert told.stdout == f"{file} can't be read: Permission denied.\n"
+
+
+def test_a_source_that_monitors_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "syncline.yaml").write_text("source:\n  dsn: host=db\n  monitored_tables: []\n")
+    with pytest.raises(Misconfigured, match=r"syncline\.yaml:3: source\.monitored_tables"):
+        load_config(tmp_path / "syncline.yaml")

@@ -146,7 +146,7 @@ def test_a_role_without_rights_is_told_every_statement_and_they_suffice(database
     publication = one(findings, "SL-PUBLICATION")
     assert replication.remedy == f'ALTER ROLE "{role}" REPLICATION;'
     assert privilege.remedy == f'GRANT USAGE ON SCHEMA "shop" TO "{role}"; GRANT SELECT ON shop.person TO "{role}";'
-    create = 'CREATE PUBLICATION "syncline" FOR TABLE shop.person WITH (publish_via_partition_root = true);'
+    create = 'CREATE PUBLICATION "syncline" FOR TABLE ONLY shop.person WITH (publish_via_partition_root = true);'
     assert publication.remedy == f"As the owner of the tables: {create}"
     for statement in (replication.remedy, privilege.remedy, create):
         database.execute(statement)
@@ -321,7 +321,7 @@ def test_the_statement_for_a_missing_publication_names_no_table_that_it_would_ha
     role = f"reader_{database.name}"
     database.execute(f"create table person (id int primary key); create table bare (v text); create role {role} login")
     finding = one(look(database, dsn=make_conninfo(database.dsn, user=role)), "SL-PUBLICATION")
-    assert "FOR TABLE public.person WITH" in finding.remedy
+    assert "FOR TABLE ONLY public.person WITH" in finding.remedy
     database.execute(f"drop role {role}")
 
 
@@ -501,7 +501,7 @@ def test_a_lost_slot_is_an_error(pg_server: EmbeddedPostgres) -> None:
         (finding,) = eventually(lost)
     reason = "wal_removed" if pg_server.version >= 17 else "the WAL it needed was removed"  # older ones don't say
     assert f"It is lost ({reason})" in finding.message
-    assert finding.remedy.startswith("SELECT pg_drop_replication_slot('syncline');")
+    assert finding.remedy.startswith("`syncline resync`, then `syncline run`")
 
 
 # ---------------------------------------------------------------------------------------------- open transactions

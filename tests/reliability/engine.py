@@ -123,7 +123,7 @@ def _run(job: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if job.get("point"):
         _die_at(job["point"], job["nth"])
-    service = SyncService(load_config(Path(job["config"])))
+    service = SyncService(load_config(Path(job["config"])), talk=lambda line: print(line, flush=True))
     try:
         service.start()
         while not stop.wait(0.01):

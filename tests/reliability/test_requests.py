@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from reliability.harness import Engine, Rig, ended_with
+from reliability.harness import Engine, Nursery, Rig, ended_with
 from reliability.workload import SCHEMA
 from servers import eventually
 from syncline.catalog import ControlSchema
@@ -51,6 +51,27 @@ def test_a_resync_asked_for_while_the_engine_is_down_is_done_once(rig: Rig) -> N
         rig.database.execute("insert into item (id, name) values (1000, 'after')")
         engine.equal()
         assert starts_over(engine) == 1
+
+
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_a_resync_is_done_when_the_targets_have_it_and_not_before(rig: Rig, nursery: Nursery, end: str) -> None:
+    filled(rig)
+    nursery.finish(rig)
+    with ControlSchema(rig.database.dsn) as control:
+        control.pause("", "main", "", requested_by="test")
+    child = nursery.start(rig)
+    ask(rig)
+    eventually(lambda: "starting over" in (rig.folder / "engine.log").read_text())
+    eventually(lambda: rig.database.value("select state from syncline.sync_status where target = ''") == "streaming")
+    assert rig.database.value("select count(*) from syncline.sync_requests where done_at is null") == 1
+    child.kill() if end == "kill" else child.terminate()
+    with ControlSchema(rig.database.dsn) as control:
+        control.resume("", "main", "")
+    rig.database.execute("delete from item where id > 40")
+    nursery.finish(rig)
+    assert rig.difference() == ""
+    assert rig.gaps(ever=True) == []
+    assert rig.database.value("select count(*) from syncline.sync_requests where done_at is null") == 0
 
 
 def test_a_resync_that_meets_a_target_that_is_away_is_not_forgotten(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

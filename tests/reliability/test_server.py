@@ -184,6 +184,9 @@ def test_a_second_engine_on_the_same_slot_says_so_and_takes_nothing_away(rig: Ri
             assert rig.slot in message
             assert "in use: syncline-capture at 127.0.0.1 reads from it" in message
             assert "stop it" in message
+            assert rig.alerts() == []  # nobody who looks at the engine that works has anything to mend
+            (streaming,) = rig.database.execute("select distinct state from syncline.sync_status where target = ''")
+            assert streaming == ("streaming",)
             write(rig, 1)
             engine.settle()
         write(rig, 2)

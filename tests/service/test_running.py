@@ -361,3 +361,23 @@ def test_a_query_as_json_is_json_whatever_the_values(shell: Shell, command: Comm
 
     found = json.loads(asked.stdout, parse_constant=refuse)
     assert found == [{"n": "NaN", "i": "-Infinity", "b": "\\xab", "l": [1.0, "Infinity"]}]
+
+
+def test_a_second_engine_elsewhere_is_told_from_the_one_that_works(
+    shell: Shell, command: Command, tmp_path: Path
+) -> None:
+    other = Shell(tmp_path / "other", shell.variables)
+    other.folder.mkdir()
+    other.write(NAMED)
+    with running(shell):
+        second = other.start("run", "--status-every", "0")
+        try:
+            eventually(lambda: (other.folder / "syncline-data").exists() or second.poll() is not None, 30)
+            eventually(lambda: "SL-SLOT-BUSY" in other("doctor", "--json").stdout, 60)
+        finally:
+            second.kill()
+            second.communicate()
+        told = command("status", "--json")
+        assert (told.returncode, json.loads(told.stdout)["control"]["alerts"]) == (0, [])
+        assert command("doctor").returncode == 0
+        assert other("doctor").returncode == 2

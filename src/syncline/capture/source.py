@@ -50,6 +50,8 @@ _NO_REPLICATION = re.compile(
     r"permission denied to (start WAL sender|use replication slots)|must be superuser or replication role to"
 )
 
+# What psycopg2 says of a server that hung up without a word.
+_WORDLESS = "error with status PGRES_COPY_BOTH"
 # Classes of SQLSTATE whose messages quote values: data exceptions, constraints, check options, RAISE in PL/pgSQL.
 _QUOTING = ("22", "23", "44", "P0")
 # Limits of the server that were met, which a restart with higher ones, or somebody who leaves, lifts.
@@ -97,7 +99,7 @@ class SourceConfig(BaseModel):
     slot: str = Field("syncline", pattern=r"^[a-z0-9_]{1,63}$", description="Replication slot, created if missing.")
     publication: str = Field("syncline", min_length=1, max_length=63, description="Publication, created if missing.")
     monitored_tables: tuple[Pattern, ...] = Field(
-        ("public.*",), description="Tables to keep in step: schema.table, or patterns with * and ?."
+        ("public.*",), min_length=1, description="Tables to keep in step: schema.table, or patterns with * and ?."
     )
     excluded_tables: tuple[Pattern, ...] = Field((), description="Tables left out, by the same patterns.")
     binary: bool | None = Field(
@@ -146,6 +148,7 @@ def translate(error: BaseException, dsn: Dsn) -> SynclineError:
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or ""
     diag = getattr(error, "diag", None)
     primary = (getattr(diag, "message_primary", None) or str(error)).strip().splitlines()
+    primary = ["the connection was lost"] if primary and primary[0].startswith(_WORDLESS) else primary
     text = primary[0].rstrip(".") if primary and sqlstate[:2] not in _QUOTING else type(error).__name__
     programming = isinstance(error, (psycopg.errors.ProgrammingError, psycopg2.ProgrammingError))
     unusable = _UNUSABLE.search(text)

@@ -100,7 +100,7 @@ def grant_create(dsn: str) -> str:
     """The statement that lets the role of the connection string create schemas."""
     given = conninfo.conninfo_to_dict(dsn)
     database = quoted(str(given.get("dbname") or given.get("user") or "the_database"))
-    return f"As its owner: GRANT CREATE ON DATABASE {database} TO {_role(dsn)}; then run `syncline migrate` again."
+    return f"As its owner: GRANT CREATE ON DATABASE {database} TO {_role(dsn)}; then start again."
 
 
 def grants(dsn: str, schema_name: str) -> str:

@@ -222,6 +222,7 @@ def _said(layer: Layer, place: Place, details: ErrorDetails) -> str:
     if details["type"] in {"model_type", "dict_type", "model_attributes_type"}:
         return "must hold settings of its own, `name: value` on indented lines below it."
     text = details["msg"].removeprefix("Value error, ").replace("Input should", "must").replace("String should", "must")
+    text = "must be a path" if details["type"] == "path_type" else text
     text = text.replace("Keys should", "must").replace("Dictionary should", "must")
     item = isinstance(place[-1], int) if place else False
     field = _field(layer.values, place[:-1] if item else place)

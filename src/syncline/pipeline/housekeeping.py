@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from syncline.capture.slot import SLOT_IN_USE
 from syncline.capture.source import connect, translated
 from syncline.catalog.repository import ControlSchema, Request
 from syncline.errors import SynclineError, Unavailable, defect
@@ -34,6 +35,7 @@ class Housekeeping:
         self._reports = reports
         self._requests: dict[str, list[Request]] = {}
         self._begun: set[int] = set()
+        self._ends: dict[str, int] = {}  # of the logs, when all that was requested had been read
         self._connections: dict[str, psycopg.Connection[Any]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
@@ -111,6 +113,9 @@ class Housekeeping:
         source.log.trim()
 
     def _tell(self, name: str, source: SourcePipeline) -> None:
+        new = source.error is None and source.state == "starting"
+        if new or (source.error is not None and source.error.code == SLOT_IN_USE):
+            return  # the status is that of an engine which has the slot
         status = source_status(source, self.lags.get(name), latencies=False)
         self._reports.status(status_rows(name, status))
 
@@ -140,14 +145,19 @@ class Housekeeping:
             self.lags[name] = max(0, int(row[0]) - place)
 
     def _serve(self, name: str, source: SourcePipeline) -> None:
-        """Hand on requests: whole resyncs at once, single tables to the next load. One is finished when all was read;
-        killed before, the next start takes it again."""
+        """Hand on requests: whole resyncs at once, single tables to the next load.
+
+        One is finished when all that was read is at the targets; killed before, the next start takes it again. Finished
+        when it is in the log, a target whose cursor is still of the log before would be in a gap then.
+        """
         self._requests[name] += self._control.take_requests(name)
         for request in [r for r in self._requests[name] if r.id not in self._begun]:
             if request.target in source.targets or not request.target:
                 source.resync(None if request.tables is None else list(request.tables), request.target or None)
             self._begun.add(request.id)
-        if self._requests[name] and not source.busy:
+        if source.busy:
+            self._ends.pop(name, None)
+        elif self._requests[name] and source.has_applied(self._ends.setdefault(name, source.log.status().end)):
             for request in self._requests[name]:
                 self._control.finish_request(request.id, "done")
             self._requests[name] = []

@@ -13,6 +13,9 @@ __all__ = ["Reports"]
 
 _log = logger()
 
+# Codes of what another engine holds: the control schema is that one's, and nobody there has anything to mend.
+_OTHERS = ("-LOCKED", "-IN-USE")
+
 
 class Reports:
     """Writes for the engine without ever holding it up: what can't be written now is written at the next tick.
@@ -42,7 +45,10 @@ class Reports:
             self._ended(error)
         elif new:
             _log.warning("alert raised", code=code, subject=subject, message=message, remedy=remedy)
-        self._put(("alert", code, subject), lambda: self._control.raise_alert(code, severity, subject, message, remedy))
+        if not error.code.endswith(_OTHERS):
+            self._put(
+                ("alert", code, subject), lambda: self._control.raise_alert(code, severity, subject, message, remedy)
+            )
 
     def resolve(self, code: str, subject: str) -> None:
         """Close an alert."""

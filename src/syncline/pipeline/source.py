@@ -139,6 +139,12 @@ class SourcePipeline:
         starting = self._start_over or self._reset_due or self._targets.renewing
         return starting or self.state != "streaming" or self.loads.busy
 
+    def has_applied(self, end: int) -> bool:
+        """Whether every target that is not in a gap or failed has the log up to this place."""
+        working = [target.worker for target in self.targets.values() if target.error is None]
+        cursors = [worker.cursor.position if worker is not None else None for worker in working]
+        return all(at is not None and at.log == self.log.uuid and at.n >= end for at in cursors)
+
     @property
     def due(self) -> bool:
         """Whether :meth:`refresh` has something to do that should not wait."""
@@ -176,6 +182,7 @@ class SourcePipeline:
             self._reports.alert("SL-SOURCE-AWAY", "warning", self.name, error)
             self.stopping.wait(self._backoff.next())
             return
+        self._reports.resolve("SL-SOURCE-AWAY", self.name)
         if isinstance(error, Gap):
             self._reports.gap(self.name, error, ends=not self._context.resyncs)
             self._reports.flush()

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from syncline.capture.preflight import preflight
-from syncline.capture.slot import SLOT_IN_USE, identify
+from syncline.capture.slot import SLOT_IN_USE, identify, read_slot, refuse_in_use
 from syncline.capture.source import connect, translated
 from syncline.config import Config, store_class
 from syncline.errors import Gap, SynclineError, Unavailable
 from syncline.finding import Finding, Severity
 from syncline.log.embedded import EmbeddedLog
+from syncline.log.folder import is_held
 from syncline.pipeline.attach import attach_slot, choose_incarnation
 from syncline.pipeline.plan import copy_reader
 from syncline.service.figures import size
@@ -72,7 +73,7 @@ def findings(config: Config) -> Iterator[Finding]:
             yield _failed(f"source {name}", error)
             continue
         missing = _gap(config, name, sound=not any(f.severity == "error" for f in looked))
-        # A slot that is gone would be found fit to be created.
+        # A slot that is gone would be found fit to be created, one that another engine reads from to be ours.
         yield from (f for f in looked if not (missing and f.severity == "ok" and f.code == "SL-SLOT"))
         yield from missing
     for name in config.targets:
@@ -94,21 +95,28 @@ def _gap(config: Config, name: str, *, sound: bool) -> list[Finding]:
     except Gap as error:
         gaps.setdefault((error.code, f"source {name}"), _finding(config, name, f"source {name}", error))
     except SynclineError as error:
-        # An engine that runs has looked itself, and moves log and slot on while we look.
-        if sound and error.code != SLOT_IN_USE:
+        if error.code == SLOT_IN_USE:
+            gaps[error.code, ""] = Finding("SL-SLOT-BUSY", "error", f"source {name}", error.message, error.remedy)
+        elif sound:
             gaps[error.code, ""] = _failed(f"source {name}", error)
     return list(gaps.values())
 
 
 def _refuse_gap(config: Config, name: str) -> None:
     """Raise what the next run would find when it holds the log against the source, which is only looked at."""
-    settings = config.sources[name]
-    log = EmbeddedLog.peek(config.log, name)
+    settings, folder = config.sources[name], config.log.folder(name)
+    with translated(settings.plain), connect(settings.plain, timeout_s=settings.connect_timeout_s) as source:
+        slot = read_slot(source, settings.slot)
+        log = EmbeddedLog.peek(config.log, name)  # behind the slot, which never confirms what its own log lacks
+        if slot is not None and slot.active_pid is not None:
+            if is_held(folder) and log is not None and 0 < slot.confirmed <= log.place:
+                return  # our engine, which has looked itself
+            refuse_in_use(source, slot)
     rows = _asked(config, lambda control: control.statuses())
     known = [row for row in rows if row["source"] == name and row["log"]]
     if log is None and known and any(_has_copy(config, name, target) for target in config.targets):
         raise Gap(
-            f"The log of source {name} is gone: {config.log.folder(name)}; {known[0]['log']} was its last.",
+            f"The log of source {name} is gone: {folder}; {known[0]['log']} was its last.",
             remedy="Put it back, or run `syncline resync` to read the tables again.",
             code="SL-LOG-FOREIGN",
         )

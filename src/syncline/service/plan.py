@@ -46,7 +46,7 @@ def apply(
     """Do what `syncline plan` shows, with an engine of its own, and end."""
     from syncline.pipeline.plan import carry_out, make_plan
 
-    config = session_of(context).config()
+    config = session_of(context).config(quiet=True)
     found = make_plan(config)
     if plan_hash is not None and plan_hash != found.hash:
         raise Misconfigured(

@@ -62,10 +62,12 @@ class Session:
     debug: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
-    def config(self) -> Config:
-        """Load the configuration and set up logging by it. Raises ``Misconfigured``."""
+    def config(self, *, quiet: bool = False) -> Config:
+        """Load the configuration and set up logging by it; ``quiet`` for commands that say themselves what an engine of
+        their own meets. Raises ``Misconfigured``."""
         config = load_config(self.file, self.environment, self.overrides)
-        configure_logging(config.logging, debug=self.debug)
+        logging = config.logging.model_copy(update={"level": "error"}) if quiet else config.logging
+        configure_logging(logging, debug=self.debug)
         return config
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -149,6 +150,9 @@ def _control(config: Config, failures: list[SynclineError]) -> dict[str, Any]:
         return _failed(error, failures)
 
 
+_FOREIGN = "an engine with another log folder reports to this control schema, as this source"
+
+
 def _source(
     config: Config, name: str, rows: list[dict[str, Any]], silent: str, failures: list[SynclineError]
 ) -> dict[str, Any]:
@@ -157,6 +161,9 @@ def _source(
     capture = next((r for r in rows if not r["target"]), {})
     running = bool(rows) and capture.get("age_s", _FRESH_S) < _FRESH_S
     log = _log(config, name, failures)
+    if rows and log.get("log") not in (None, capture.get("log")):
+        # The folder's own log says more of this engine than the words of one that has another.
+        rows, capture, running = [], {"message": _FOREIGN}, False
     slot = _slot(config.sources[name], failures)
     targets: dict[str, Any] = {t: {"state": "unknown"} for t in config.targets if name in config.followed_by(t)}
     silent_target = "unknown" if silent == "running" else silent
@@ -264,15 +271,22 @@ def _view(found: dict[str, Any], *, errors: bool = True) -> RenderableType:
 
 
 def _all_notes(found: dict[str, Any], *, errors: bool = True) -> list[str]:
-    """What is wrong, a line each."""
+    """What is wrong, a line each, and once: what an alert says, with what to do, needs no other line."""
     notes: list[str] = []
+    said = [alert["message"] for alert in found["control"].get("alerts", ())]
     for name, source in found["sources"].items():
-        notes += [f"{target}: {t['message']}" for target, t in source["targets"].items() if t.get("message")]
-        notes += [f"{name}: {source['message']}"] if source["message"] else []
+        notes += [
+            f"{target}: {t['message']}" for target, t in source["targets"].items() if _is_news(t.get("message"), said)
+        ]
+        notes += [f"{name}: {source['message']}"] if _is_news(source["message"], said) else []
         notes += [f"{name}: {one['error']}" for one in (source["slot"], source["log"]) if errors and "error" in one]
     if errors or "error" not in found["control"]:
         notes += _notes(found["control"])
     return notes
+
+
+def _is_news(message: str | None, said: Sequence[str]) -> bool:
+    return bool(message) and not any(known in str(message) for known in said)
 
 
 def _slot_state(slot: dict[str, Any]) -> str:

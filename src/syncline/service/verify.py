@@ -38,7 +38,7 @@ def verify(
     from syncline.pipeline import SyncService
     from syncline.verify import verify as compare
 
-    config = session_of(context).config()
+    config = session_of(context).config(quiet=True)
     chosen("target", target, config.targets)
     names = [name if "." in name else f"public.{name}" for name in tables or ()]
     with RowBars(talk) as bars:

@@ -58,7 +58,7 @@ def check_publication(look: Look) -> Iterator[Finding]:
         yield Finding(
             "SL-PUBLICATION",
             "error",
-            publication,
+            f"publication {publication}",
             "It leaves out some of insert, update, delete and truncate.",
             f"ALTER PUBLICATION {name(publication)} SET (publish = 'insert, update, delete, truncate');",
         )
@@ -67,7 +67,7 @@ def check_publication(look: Look) -> Iterator[Finding]:
         yield Finding(
             "SL-PUBLICATION",
             "error",
-            publication,
+            f"publication {publication}",
             f"It publishes the partitions of {partitioned[0]} instead of the table.",
             f"ALTER PUBLICATION {name(publication)} SET (publish_via_partition_root = true);",
         )
@@ -77,7 +77,7 @@ def check_publication(look: Look) -> Iterator[Finding]:
         yield Finding(
             "SL-PUBLICATION-ORDER",
             "warning",
-            publication,
+            f"publication {publication}",
             f"It is younger than what slot {look.config.slot} has still to deliver. If it was created after the slot "
             "(not merely altered), those changes can never be decoded.",
             f"SELECT pg_drop_replication_slot({sql.quote(look.config.slot)}); then `syncline resync`, and "
@@ -88,17 +88,24 @@ def check_publication(look: Look) -> Iterator[Finding]:
 def _missing_publication(look: Look) -> Finding:
     publication, tables = look.config.publication, _capturable(look)
     if not tables:
-        return Finding("SL-PUBLICATION", "info", publication, "It does not exist, and there is no table to publish.")
+        return Finding(
+            "SL-PUBLICATION",
+            "info",
+            f"publication {publication}",
+            "It does not exist, and there is no table to publish.",
+        )
     if not look.server.may_create or _foreign(look, tables):
         return Finding(
             "SL-PUBLICATION",
             "error",
-            publication,
+            f"publication {publication}",
             f"It does not exist, and role {look.server.role} may not create it for these tables.",
             f"As the owner of the tables: CREATE PUBLICATION {name(publication)} FOR TABLE {_names(tables)} "
             "WITH (publish_via_partition_root = true);",
         )
-    return Finding("SL-PUBLICATION", "ok", publication, f"It will be created for {len(tables)} table(s).")
+    return Finding(
+        "SL-PUBLICATION", "ok", f"publication {publication}", f"It will be created for {len(tables)} table(s)."
+    )
 
 
 def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
@@ -106,7 +113,7 @@ def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
     if state["generated"]:
         yield from _check_generated(look)
     if state["puballtables"]:
-        yield Finding("SL-PUBLICATION", "ok", publication, "It covers all tables of the database.")
+        yield Finding("SL-PUBLICATION", "ok", f"publication {publication}", "It covers all tables of the database.")
         return
     published = {row["oid"]: row for row in look.rows(_PUBLISHED, publication)}
     tables = _capturable(look)
@@ -122,14 +129,18 @@ def _check_published(look: Look, state: dict[str, Any]) -> Iterator[Finding]:
         )
     absent = [t for t in absent if t not in foreign]
     if absent:
-        yield Finding("SL-PUBLICATION", "info", publication, f"Tables will be added to it: {_some(absent)}.")
+        yield Finding(
+            "SL-PUBLICATION", "info", f"publication {publication}", f"Tables will be added to it: {_some(absent)}."
+        )
     elif not foreign:
-        yield Finding("SL-PUBLICATION", "ok", publication, f"It covers the {len(tables)} table(s).")
+        yield Finding("SL-PUBLICATION", "ok", f"publication {publication}", f"It covers the {len(tables)} table(s).")
     wanted = {table.oid for table in look.tables}
     surplus = [f"{row['namespace']}.{row['name']}" for oid, row in published.items() if oid not in wanted]
     if surplus:
         names = ", ".join(surplus[:5]) + (", ..." if len(surplus) > 5 else "")
-        yield Finding("SL-PUBLICATION", "info", publication, f"Tables not monitored are passed over: {names}.")
+        yield Finding(
+            "SL-PUBLICATION", "info", f"publication {publication}", f"Tables not monitored are passed over: {names}."
+        )
     for table in look.tables:
         if table.oid in published:
             yield from _check_list(publication, table, published[table.oid])

@@ -14,7 +14,7 @@ __all__ = ["check_slot"]
 
 def check_slot(look: Look) -> Iterator[Finding]:
     """Whether the slot is ours, whole and free, and how much WAL it may keep."""
-    slot, subject = look.slot, look.config.slot
+    slot, subject = look.slot, f"slot {look.config.slot}"
     if slot is None:
         yield Finding("SL-SLOT", "ok", subject, "It will be created.")
     elif slot.kind != "logical" or slot.plugin != "pgoutput" or slot.database != look.server.database:
@@ -25,16 +25,16 @@ def check_slot(look: Look) -> Iterator[Finding]:
             f"It is a {slot.kind} slot of plugin {slot.plugin or 'none'}, database {slot.database or 'none'}; "
             f"pgoutput in {look.server.database} is needed.",
             "Choose another name with source.slot, or drop that slot if nothing uses it: "
-            f"SELECT pg_drop_replication_slot({sql.quote(subject)});",
+            f"SELECT pg_drop_replication_slot({sql.quote(look.config.slot)});",
         )
     else:
-        findings = list(_check_our_slot(subject, slot))
+        findings = list(_check_our_slot(look.config.slot, slot))
         yield from findings or [Finding("SL-SLOT", "ok", subject, f"It keeps {size(slot.retained)} of WAL.")]
     yield from _check_retention(look)
 
 
-def _check_our_slot(subject: str, slot: SlotState) -> Iterator[Finding]:
-    drop = f"SELECT pg_drop_replication_slot({sql.quote(subject)});"
+def _check_our_slot(name: str, slot: SlotState) -> Iterator[Finding]:
+    subject, drop = f"slot {name}", f"SELECT pg_drop_replication_slot({sql.quote(name)});"
     if slot.wal_status == "lost" or slot.invalidation:
         yield Finding(
             "SL-SLOT-LOST",
