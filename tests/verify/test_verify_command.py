@@ -26,7 +26,7 @@ def test_equal_copies_end_with_0_and_differences_with_4(pipeline: Pipeline) -> N
     different = command(pipeline, "--json")
     (table,) = json.loads(different.stdout)["tables"]
     assert (different.returncode, table["different"], table["rows"]) == (4, 1, 3)
-    assert "42" not in different.stdout
+    assert "42" not in json.dumps(table)  # how long it took may hold such digits
     assert "other" not in different.stdout + different.stderr
 
     named = command(pipeline, "public.items", "--show-keys")
