@@ -131,8 +131,8 @@ class Exporter:
         tables = [Table.seen(connection, schema, self._config.settings) for schema in schemas]
         now = {t.schema.qualified: (writes.get(t.schema.qualified, 0), t.shape) for t in tables}
         work = _Work(self._config, before, loaded, self._go_on)
-        found = {t: work.plan(t, same=self._seen.get(t.schema.qualified) == now[t.schema.qualified]) for t in tables}
-        plans = {table: parts for table, parts in found.items() if parts is not None}
+        found = [(t, work.plan(t, same=self._seen.get(t.schema.qualified) == now[t.schema.qualified])) for t in tables]
+        plans = [(table, parts) for table, parts in found if parts is not None]
         made = self._publish(work, plans, {c.source: c.place for c in cursors})
         self._seen = {name: seen for name, seen in now.items() if name in loaded and name not in work.odd}
         self._seen_at = made
@@ -141,14 +141,14 @@ class Exporter:
             raise _not_exported(work.odd)
         return made != before.made
 
-    def _publish(self, work: _Work, plans: dict[Table, list[Part]], sources: dict[str, int]) -> float:
+    def _publish(self, work: _Work, plans: Sequence[tuple[Table, list[Part]]], sources: dict[str, int]) -> float:
         """Write what is new in the plans; the time at which the current export was made behind that."""
         before = work.before
-        planned = {table.schema.qualified: parts for table, parts in plans.items()}
+        planned = {table.schema.qualified: parts for table, parts in plans}
         if (planned, work.older(planned)) == (before.tables, before.older):
             return before.made
         with new_version(self._folder) as version:
-            written = {table.schema.qualified: work.write(version, table, parts) for table, parts in plans.items()}
+            written = {table.schema.qualified: work.write(version, table, parts) for table, parts in plans}
             tables = {name: parts for name, parts in written.items() if parts is not None}
             if (tables, work.older(tables)) == (before.tables, before.older):
                 return before.made  # only a table that can't be exported has changed
@@ -195,6 +195,7 @@ class _Work:
         written = []
         try:
             for i, part in enumerate(parts):
+                self.go_on()
                 file = part.file or f"{folder}/{version.number:08}-{i:05}.parquet"
                 if part.file:
                     version.take_over(file)
