@@ -114,9 +114,13 @@ def test_the_first_export_comes_soon_and_without_a_false_alert(exporting: Rig) -
     assert export_alerts(exporting) == 0
 
 
-def test_no_export_holds_half_of_a_transaction_that_is_applied_in_parts(exporting: Rig) -> None:
+def test_no_export_holds_half_of_a_transaction_that_is_applied_in_parts(
+    exporting: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncline.pipeline.exports._TICK_S", 0.01)
+    exporting.settings["targets"]["main"]["parquet"]["every_s"] = 0.01
     exporting.database.execute("create table filler (id serial primary key, note text)")
-    exporting.set("source", batch_rows=200)
+    exporting.set("source", max_entry_bytes=65_536)
     exporting.set("apply", max_bytes=65_536, max_transaction_bytes=65_536)
     halves: list[tuple[int, int]] = []
 
@@ -131,7 +135,7 @@ def test_no_export_holds_half_of_a_transaction_that_is_applied_in_parts(exportin
         for i in range(1, 5):
             with exporting.database.connect() as connection, connection.transaction():
                 connection.execute("update account set balance = balance - 10 where id = 1")
-                connection.execute("insert into filler (note) select repeat('x', 100) from generate_series(1, 8000)")
+                connection.execute("insert into filler (note) select repeat('x', 100) from generate_series(1, 40000)")
                 connection.execute("insert into moved values (%s, 10)", [i])
             eventually(partial(arrived, 10 * i))
     assert halves == []

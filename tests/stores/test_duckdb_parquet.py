@@ -532,6 +532,18 @@ def test_an_export_under_way_is_cut_off_when_it_is_asked_to_stop(store: DuckDBSt
         assert wide.export()
 
 
+def test_a_query_of_an_export_is_interrupted_and_that_is_no_error(store: DuckDBStore) -> None:
+    many(store, 3_000_000)
+    exporter = store._db.exporter
+    assert exporter is not None
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(store.export)
+        eventually(lambda: exporter._connection is not None)
+        store.stop_export()
+        assert running.result() is None
+    assert not exporter._folder.exists()
+
+
 def test_a_store_that_exports_says_so(store: DuckDBStore) -> None:
     assert isinstance(store, Exporting)
     assert not isinstance(MemoryStore(MemoryConfig(), "main"), Exporting)
