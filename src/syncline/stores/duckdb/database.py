@@ -89,7 +89,7 @@ class Database:
         self._connections: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
         self._listing = threading.Lock()
         self.writes: Counter[str] = Counter()  # by table: transactions that may have changed it
-        self.exporter = Exporter(config.parquet, self.session, self.writes) if config.parquet else None
+        self.exporter = Exporter(config.parquet, self.session, self.lock, self.writes) if config.parquet else None
         self._root = _connect(config, path)
         try:
             self._door = Door(path, self.guest_session) if config.door else None

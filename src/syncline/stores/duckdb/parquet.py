@@ -63,13 +63,20 @@ class _Stopped(Exception):
 class Exporter:
     """The exports of one open file. Any thread may call it.
 
-    ``writes`` counts, by table, the transactions that may have changed it.
+    ``writes`` counts, by table, the transactions that may have changed it. Each is written and counted under ``lock``.
     """
 
-    def __init__(self, config: ParquetConfig, session: Session, writes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        config: ParquetConfig,
+        session: Session,
+        lock: AbstractContextManager[object],
+        writes: Mapping[str, int],
+    ) -> None:
         self._config = config
         self._folder = config.folder.expanduser().absolute()
         self._session = session
+        self._lock = lock
         self._writes = writes
         self._seen: dict[str, object] = {}  # what tables were when the export made at `_seen_at` was current
         self._seen_at = 0.0
@@ -98,14 +105,16 @@ class Exporter:
             SynclineError: DuckDB failed, as the session says.
         """
         with self._exporting:
-            writes = dict(self._writes)  # before the transaction begins: what commits in between is looked at again
             try:
                 self._go_on()
                 with self._session() as connection:
                     self._connection = connection
-                    connection.execute("begin transaction read only")
+                    # The first query fixes what the transaction sees; a count is of just that only between two writes.
+                    with self._lock:
+                        connection.execute("begin transaction read only")
+                        cursors, writes = _cursors(connection), dict(self._writes)
                     with told(self._folder):
-                        return self._export(connection, writes)
+                        return self._export(connection, cursors, writes)
             except _Stopped:
                 return None
             except SynclineError:
@@ -119,8 +128,9 @@ class Exporter:
         if self._stopped.is_set():
             raise _Stopped
 
-    def _export(self, connection: duckdb.DuckDBPyConnection, writes: Mapping[str, int]) -> bool | None:
-        cursors = _cursors(connection)
+    def _export(
+        self, connection: duckdb.DuckDBPyConnection, cursors: Sequence[Cursor], writes: Mapping[str, int]
+    ) -> bool | None:
         loaded = {table for cursor in cursors for table in cursor.loaded}
         if not loaded or any(cursor.amid for cursor in cursors):
             return None
