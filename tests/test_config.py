@@ -280,6 +280,18 @@ def test_variables_that_kubernetes_and_tests_set_are_no_settings(load: Load) -> 
     load(env={f"SYNCLINE_{name}": "syncline.yaml" for name in (*names, "TEST_DSN", "SOAK_CYCLES", "SERVERS_DIR")})
 
 
+def test_two_targets_with_one_folder_of_files_are_refused(load: Load, refused: Callable[..., str]) -> None:
+    text = """
+source: {dsn: host=a}
+targets:
+  one: {type: duckdb, path: one.duckdb, parquet: {folder: exports}}
+  two: {type: duckdb, path: two.duckdb, parquet: {folder: %s}}
+"""
+    message = refused(text % "./exports/../exports")
+    assert "targets.one.parquet.folder and targets.two.parquet.folder are one folder" in message
+    assert len(load(text % "others").targets) == 2
+
+
 # ------------------------------------------------------------------------------------------------------------- secrets
 
 

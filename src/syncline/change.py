@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -360,6 +360,9 @@ class Cursor(msgspec.Struct, frozen=True):
     ``through`` as in :class:`Entry`; ``version`` is the greatest version ever applied; ``place`` the source's place;
     ``loaded`` maps the tables whose existing rows are all here to what they were; the rest identifies the source
     incarnation, so that a new log can choose a base above every version ever written (correctness rule 1).
+
+    ``amid``: what the copy holds only a part of, '' where it is at a boundary of the source's transactions: of a
+    ``transaction`` beyond the stated size, or of a ``step`` that takes several works (the position is then the former).
     """
 
     source: str
@@ -372,3 +375,4 @@ class Cursor(msgspec.Struct, frozen=True):
     base: int = 0
     loaded: dict[str, Loaded] = msgspec.field(default_factory=dict)
     format: int = 1
+    amid: Literal["", "transaction", "step"] = ""

@@ -68,6 +68,18 @@ def test_what_a_load_appends_between_two_parts_is_no_boundary() -> None:
     assert whole([of_load(2)], inside=True) == []
 
 
+def test_a_step_that_ends_inside_a_transaction_says_so() -> None:
+    assert [step.inside for step in cut(MIXED[:3], 1)] == [False, True]
+    assert [step.inside for step in cut(MIXED, 1)] == [False, False, False]
+    behind = list(steps([of_load(3)], "main", Everything(), Size(1, 1), Size(1, 1), inside=True))
+    assert [step.inside for step in behind] == [True]
+
+
+def test_a_whole_transaction_ends_what_was_never_finished() -> None:
+    """Of a transaction whose last parts never come: a target that begins anew at the end of a log."""
+    assert whole(reads(None), inside=True) == reads(None)
+
+
 def test_steps_of_loads_alone_have_a_size_of_their_own() -> None:
     load = [of_load(n) for n in range(1, 7)]
     assert [step.position.n for step in cut(load, 1, load_rows=9)] == [3, 6]

@@ -31,7 +31,7 @@ from syncline.errors import Damaged, Gap, SynclineError, Unavailable
 from syncline.log.memory import MemoryLog, Shelf
 from syncline.mapping import MappedTable, RowsMapping, TargetMapping
 from syncline.pipeline.board import Board
-from syncline.stores import TableWork
+from syncline.stores import TableWork, Work
 from syncline.stores.memory import MemoryConfig, MemoryStore
 from syncline.testing.examples import example_batch, example_entry, example_schema
 from syncline.testing.faulty import Fault, FaultyStore
@@ -102,13 +102,13 @@ class Bench:
         self.log = MemoryLog(self.shelf)
         self.store = FaultyStore(MemoryStore(MemoryConfig(), "main"))
         self.host = Host()
+        self.config = ApplyConfig(retry_base_s=0.001, retry_max_s=0.002, max_transaction_bytes=65_536, max_rows=10)
 
     def start(self) -> Worker:
         cursor = self.store.open("main") or Cursor("main", Position(self.log.uuid, 0))
         self.host.begin(cursor.loaded)
-        config = ApplyConfig(retry_base_s=0.001, retry_max_s=0.002, max_transaction_bytes=65_536, max_rows=10)
         parking: Any = NoParking()
-        return Worker("main", self.log, self.store, cursor, config, Surroundings(self.host, parking, no_healer))
+        return Worker("main", self.log, self.store, cursor, self.config, Surroundings(self.host, parking, no_healer))
 
     @contextmanager
     def working(self) -> Iterator[Worker]:
@@ -215,6 +215,63 @@ def test_parts_below_the_stated_size_are_applied_at_once(bench: Bench) -> None:
         eventually(lambda: worker.cursor.position.n == 3)
     assert len(bench.rows()) == 60
     assert bench.store.applied == 1
+
+
+def cursors_of(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """Place and ``amid`` of each cursor that comes to the store."""
+    written: list[tuple[int, str]] = []
+    apply = bench.store.apply
+
+    def noted(work: Work) -> None:
+        apply(work)
+        written.append((work.cursor.position.n, work.cursor.amid))
+
+    monkeypatch.setattr(bench.store, "apply", noted)
+    return written
+
+
+def large_parts(count: int) -> list[Entry]:
+    """A transaction of which a few parts are more than a target takes at once."""
+    return [
+        example_entry(
+            example_batch(600, first=1 + 600 * i, version=100), version=100, part=Part(i, last=i == count - 1)
+        )
+        for i in range(count)
+    ]
+
+
+def test_the_cursor_tells_that_it_stands_inside_a_transaction(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = cursors_of(bench, monkeypatch)
+    bench.config = bench.config.model_copy(update={"max_bytes": 65_536})
+    bench.log.append([example_entry(version=99), *large_parts(6), example_entry(first=9000, version=101)])
+    bench.drain()
+    assert len(bench.rows()) == 3603
+    inside = [n for n, amid in written if amid == "transaction"]
+    assert inside
+    assert all(1 < n < 7 for n in inside)
+    assert [n for n, amid in written if not amid] == [1, 7, 8]
+
+
+def test_a_worker_that_starts_inside_a_transaction_knows_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.store.open("main")
+    bench.store.apply(Work((), Cursor("main", Position(bench.log.uuid, 1), amid="transaction")))
+    written = cursors_of(bench, monkeypatch)
+    bench.log.append(large_parts(1 + 3)[:1])
+    bench.log.append([*load(SCHEMA, 90, [7000]), *large_parts(4)[1:]])
+    bench.drain()
+    assert written[-1] == (7, "")
+    assert {amid for n, amid in written if n < 7} <= {"transaction"}
+
+
+def test_the_cursor_tells_that_only_a_part_of_a_step_is_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column that came in two forms makes two works, and the first leaves the cursor where it is."""
+    written = cursors_of(bench, monkeypatch)
+    plain, other = example_batch(keys=[1], version=100), example_batch(keys=[2], version=100)
+    place = [column.name for column in SCHEMA.columns].index("balance")
+    as_text = other.rows.set_column(place, "balance", pa.array(["2.50"]))
+    bench.log.append([example_entry(plain, Batch(SCHEMA, as_text), version=100)])
+    bench.drain()
+    assert written == [(0, "step"), (1, "")]
 
 
 # ------------------------------------------------------------------------------------------------------ loads, shapes

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import duckdb
+import msgspec
 import psycopg
 import pytest
 
 from reliability.harness import Nursery, Rig
 from servers import eventually
+from syncline.catalog.repository import ControlSchema
+from syncline.change import Loaded
+from syncline.pipeline.exports import Exports
+from syncline.pipeline.reports import Reports
+from syncline.stores import Work
+from syncline.stores.duckdb import DuckDBConfig, DuckDBStore
+from syncline.stores.duckdb.parquet import ParquetConfig
+from syncline.testing.store_suite import ITEM, Rows, work
 
 ACCOUNTS = (
     "create table account (id int primary key, balance int); create table moved (id int primary key, amount int);"
@@ -89,3 +99,96 @@ def test_a_folder_that_can_not_be_used_is_an_alert_until_it_can(exporting: Rig) 
         blocked.unlink()
         eventually(lambda: "SL-PARQUET" not in exporting.alerts())
         eventually(lambda: is_there(exporting, 0))
+
+
+def export_alerts(rig: Rig) -> int:
+    """How many there ever were."""
+    return int(rig.database.value("select count(*) from syncline.sync_alerts where subject like '%/export'"))
+
+
+def test_the_first_export_comes_soon_and_without_a_false_alert(exporting: Rig) -> None:
+    exporting.settings["targets"]["main"]["parquet"]["every_s"] = 3600
+    exporting.write()
+    with exporting.running(until_loaded=False):
+        eventually(lambda: is_there(exporting, 0))
+    assert export_alerts(exporting) == 0
+
+
+def test_no_export_holds_half_of_a_transaction_that_is_applied_in_parts(
+    exporting: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncline.pipeline.exports._TICK_S", 0.01)
+    exporting.settings["targets"]["main"]["parquet"]["every_s"] = 0.01
+    exporting.database.execute("create table filler (id serial primary key, note text)")
+    exporting.set("source", max_entry_bytes=65_536)
+    exporting.set("apply", max_bytes=65_536, max_transaction_bytes=65_536)
+    halves: list[tuple[int, int]] = []
+
+    def arrived(moved: int) -> bool:
+        found = totals(exporting)
+        if sum(found) != 50_000:
+            halves.append(found)
+        return found[1] == moved
+
+    with exporting.running():
+        eventually(lambda: is_there(exporting, 0))
+        for i in range(1, 5):
+            with exporting.database.connect() as connection, connection.transaction():
+                connection.execute("update account set balance = balance - 10 where id = 1")
+                connection.execute("insert into filler (note) select repeat('x', 100) from generate_series(1, 40000)")
+                connection.execute("insert into moved values (%s, 10)", [i])
+            eventually(partial(arrived, 10 * i))
+    assert halves == []
+    assert exporting.difference() == ""
+
+
+def test_an_alert_of_exports_ends_with_the_setting(exporting: Rig) -> None:
+    (exporting.folder / "exports").write_text("a file")
+    with exporting.running():
+        eventually(lambda: "SL-PARQUET" in exporting.alerts())
+    assert "SL-PARQUET" in exporting.alerts()
+    del exporting.settings["targets"]["main"]["parquet"]
+    exporting.write()
+    with exporting.running():
+        eventually(lambda: "SL-PARQUET" not in exporting.alerts())
+
+
+class Counted(DuckDBStore):
+    """Counts how often it was asked to export."""
+
+    asked = 0
+
+    def export(self) -> bool | None:
+        self.asked += 1
+        return super().export()
+
+
+def fill(store: DuckDBStore) -> None:
+    made = work(Rows().upsert(100, 1, "one", None))
+    store.migrate(ITEM)
+    store.apply(Work(made.tables, msgspec.structs.replace(made.cursor, loaded={ITEM.qualified: Loaded("shape")})))
+
+
+def test_a_target_of_several_sources_is_exported_by_a_store_that_is_open(rig: Rig) -> None:
+    """A store that is not open is asked again soon, and says nothing about an alert."""
+    parquet = ParquetConfig(folder=rig.folder / "exports", every_s=3600)
+    config = DuckDBConfig(path=rig.folder / "copy.duckdb", parquet=parquet)
+    away, other = Counted(config, "main"), Counted(config, "main")
+    with ControlSchema(rig.database.dsn) as control:
+        control.migrate()
+        control.raise_alert("SL-PARQUET", "error", "main/export", "of before", "")
+        reports = Reports(control)
+        exports = Exports({"main": [away, other]}, reports)
+        exports.start()
+        try:
+            eventually(lambda: other.asked >= 2)
+            reports.flush()
+            assert rig.alerts() == ["SL-PARQUET"]
+            other.open("people")
+            fill(other)
+            eventually((parquet.folder / "current" / "public.item").exists)
+            eventually(lambda: reports.flush() or rig.alerts() == [])
+        finally:
+            exports.stop()
+            other.close()
+        assert away.asked >= 3

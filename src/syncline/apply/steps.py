@@ -40,7 +40,8 @@ class Scope(Protocol):
 class Step:
     """Changes by table (in log order, one schema a table), and what the cursor becomes behind them.
 
-    ``kept`` are tables that stay loaded in a new shape; ``of_load`` is a step of loads alone.
+    ``kept`` are tables that stay loaded in a new shape; ``of_load`` is a step of loads alone; ``inside``: it ends
+    inside a transaction.
     """
 
     position: Position
@@ -51,6 +52,7 @@ class Step:
     rows: int = 0
     nbytes: int = 0
     of_load: bool = True
+    inside: bool = False
     tables: dict[str, list[Batch | Truncate]] = field(default_factory=dict)
     schemas: dict[str, TableSchema] = field(default_factory=dict)
     markers: list[Marker] = field(default_factory=list)
@@ -111,18 +113,19 @@ def whole(found: Sequence[Read], *, inside: bool = False) -> list[Read]:
 
 def _is_inside(entry: Entry, inside: bool) -> bool:
     """Whether a transaction goes on behind the entry; ``inside``: it did before it."""
-    return inside if entry.part is None else not entry.part.last
+    return not entry.boundary or (inside and entry.of_load)
 
 
-def steps(found: Sequence[Read], target: str, scope: Scope, stream: Size, load: Size) -> Iterator[Step]:
+def steps(
+    found: Sequence[Read], target: str, scope: Scope, stream: Size, load: Size, *, inside: bool = False
+) -> Iterator[Step]:
     """Group entries into steps that end once they reach ``stream`` (``load`` where they are of loads alone), cut at
     commit boundaries (Guarantee 4) and where a table's schema changes (the store migrates there; captures see to it
     that no entry holds two of one table).
 
-    Entries for other targets only move the position.
+    Entries for other targets only move the position. ``inside``: the first begins inside a transaction.
     """
     step: Step | None = None
-    inside = False
     for position, entry in found:
         mine = entry.targets is None or target in entry.targets
         if (step is not None and mine and not step.takes(entry)) or (
@@ -137,6 +140,6 @@ def steps(found: Sequence[Read], target: str, scope: Scope, stream: Size, load: 
         else:
             step.position = position
             step.through, step.place = max(step.through, entry.through), max(step.place, entry.place)
-        inside = _is_inside(entry, inside)
+        step.inside = inside = _is_inside(entry, inside)
     if step is not None:
         yield step

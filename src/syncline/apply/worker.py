@@ -102,7 +102,7 @@ class Worker:
         self._stop = threading.Event()
         self._reading: dict[str, int] = {}  # tables being read, and the version up to which their rows are stale
         self._purged = time.monotonic()
-        self._in_parts = False  # the cursor stands inside a transaction beyond the stated size
+        self._in_parts = cursor.amid == "transaction"  # the cursor stands inside a transaction beyond the stated size
         self.progress = Progress()
 
     def stop(self) -> None:
@@ -123,14 +123,14 @@ class Worker:
             self.progress.state = "streaming"
             for table, after in self._host.resumed():
                 self._catch_up(table, after)
-            found = self._persist(self._read) or []
-            self._in_parts = len(whole(found, inside=self._in_parts)) < len(found)
-            self._take_all(found, self._host)
+            found, inside = self._persist(self._read) or [], self._in_parts
+            self._in_parts = len(whole(found, inside=inside)) < len(found) if found else inside
+            self._take_all(found, self._host, inside=inside)
             if not found:
                 self._purge()
 
-    def _take_all(self, found: list[Read], scope: Scope) -> None:
-        for step in steps(found, self._target, scope, self._stream_size, self._load_size):
+    def _take_all(self, found: list[Read], scope: Scope, *, inside: bool = False) -> None:
+        for step in steps(found, self._target, scope, self._stream_size, self._load_size, inside=inside):
             self._take(step)
             if self._stop.is_set():
                 return
@@ -202,7 +202,8 @@ class Worker:
         works = [made for work in works for made in self._map(work, step)]
         layers = _layers(works)
         for layer in layers[:-1]:
-            self._write(layer, self.cursor, step.incarnation)
+            amid = msgspec.structs.replace(self.cursor, amid=self.cursor.amid or "step")
+            self._write(layer, amid, step.incarnation)
         self._write(layers[-1], self._cursor_behind(step), step.incarnation)
         return step
 
@@ -319,6 +320,7 @@ class Worker:
             place=max(now.place, step.place),
             version=max(now.version, step.version),
             incarnation=max(now.incarnation, step.incarnation),
+            amid=now.amid if step.position <= now.position else "transaction" if step.inside else "",
         )
 
     def _loaded_behind(self, step: Step) -> dict[str, Loaded]:

@@ -5,6 +5,7 @@ The descriptions are what `syncline init` writes into the file, so that the two 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -249,6 +250,7 @@ class Config(BaseModel):
     def _is_consistent(self) -> Config:
         self._check_followed()
         self._check_slots()
+        self._check_claims()
         for name, source in self.sources.items():
             source.called("source" if list(self.sources) == ["main"] else f"sources.{name}")
         return self
@@ -273,6 +275,21 @@ class Config(BaseModel):
                     "sources {one} and {other} share slot {slot} of one database: give each a slot of its own",
                     {"one": other, "other": name, "slot": source.slot},
                 )
+
+    def _check_claims(self) -> None:
+        """A store's configuration class may offer ``claims() -> dict[str, Path]``: by setting, folders of its own."""
+        seen: dict[Path, str] = {}
+        for name, target in self.targets.items():
+            claims = getattr(target.store, "claims", dict)
+            for setting, folder in claims().items():
+                place = f"targets.{name}.{setting}"
+                other = seen.setdefault(Path(os.path.realpath(folder.expanduser())), place)
+                if other != place:
+                    raise PydanticCustomError(
+                        "same_folder",
+                        "{one} and {other} are one folder ({folder}): give each target a folder of its own",
+                        {"one": other, "other": place, "folder": str(folder)},
+                    )
 
 
 def settings_of(model: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -80,7 +80,10 @@ class SyncService:
                 source.start(start_over=self._housekeeping.take_resync(name))
             self._housekeeping.start()
             self._exports = Exports(
-                {name: target.store for source in self.sources.values() for name, target in source.targets.items()},
+                {
+                    name: [s.targets[name].store for s in self.sources.values() if name in s.targets]
+                    for name in self.config.targets
+                },
                 self._reports,
             )
             self._exports.start()
@@ -103,11 +106,11 @@ class SyncService:
         """
         for source in self.sources.values():
             source.ask_to_stop()
+        if self._exports:
+            self._exports.stop()
         self._await_end(timeout_s)
         for source in self.sources.values():
             source.note_stopped()
-        if self._exports:
-            self._exports.stop()
         if self._housekeeping:
             self._housekeeping.stop()
         for source in self.sources.values():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -22,6 +22,7 @@ __all__ = [
     "UNCHANGED",
     "VERSION",
     "CopyReader",
+    "Exporting",
     "Folded",
     "Limits",
     "Store",
@@ -115,8 +116,7 @@ class Store(Protocol):
     ``check_offline(config, schemas)``, the same for `syncline check`, which asks no server and opens no file, and knows
     some of the schemas that the tables come from.
 
-    Optional, for a store that gives its copy to readers in files too: ``export() -> bool``, called every
-    ``export_every_s`` seconds (None: never) by a thread of its own, which raises as ``apply`` does; whether it wrote.
+    Optional, for a store that gives its copy to readers in files too: :class:`Exporting`.
 
     Optional, for a store that can be where a source is: ``source_is(system_identifier, timeline, database)``, called
     once the target is open and before the first ``migrate``. It must never copy a table onto itself.
@@ -193,6 +193,25 @@ class CopyReader(Protocol):
 
     def close(self) -> None:
         """Release everything. Idempotent."""
+
+
+@runtime_checkable
+class Exporting(Protocol):
+    """A store that gives its copy to readers in files too: an optional capability of a :class:`Store`."""
+
+    @property
+    def export_every_s(self) -> float | None:
+        """Seconds between two exports; None: never."""
+
+    def export(self) -> bool | None:
+        """Bring the files up to date, of everything in the copy that the store is a part of; whether they changed. None
+        when there is nothing to be exported now: the store is not open, no table is loaded, or the copy is amid a
+        transaction (:class:`~syncline.change.Cursor`). Called by a thread of its own; raises as ``apply`` does, without
+        ``Rejected``."""
+
+    def stop_export(self) -> None:
+        """Cut off an export that is under way, and let none begin until the store is opened anew; none runs on return.
+        Any thread."""
 
 
 def stored_columns(schema: TableSchema) -> Sequence[str]:

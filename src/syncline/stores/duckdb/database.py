@@ -12,6 +12,7 @@ import re
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.stores.duckdb.door import Door
-from syncline.stores.duckdb.parquet import ParquetConfig
+from syncline.stores.duckdb.parquet import Exporter, ParquetConfig
 from syncline.stores.duckdb.place import blocked, clash
 
 __all__ = ["Database", "DuckDBConfig", "looks_damaged", "opening_error", "probe", "quarantine", "translate"]
@@ -61,6 +62,10 @@ class DuckDBConfig(BaseModel):
     )
     door: bool = Field(True, description="Let other processes query the file while the engine runs (a Unix socket).")
 
+    def claims(self) -> dict[str, Path]:
+        """Folders that no other target may have, by setting."""
+        return {"parquet.folder": self.parquet.folder} if self.parquet else {}
+
 
 class Database:
     """A DuckDB instance, counted by the stores that use it. ``lock`` is held for every transaction that writes.
@@ -83,6 +88,8 @@ class Database:
         self._closing = threading.Event()
         self._connections: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
         self._listing = threading.Lock()
+        self.writes: Counter[str] = Counter()  # by table: transactions that may have changed it
+        self.exporter = Exporter(config.parquet, self.session, self.lock, self.writes) if config.parquet else None
         self._root = _connect(config, path)
         try:
             self._door = Door(path, self.guest_session) if config.door else None
@@ -125,6 +132,8 @@ class Database:
             if self._users:
                 return
             self._closing.set()
+            if self.exporter:
+                self.exporter.stop()
             if self._door:
                 self._door.close()
             if self._timer:

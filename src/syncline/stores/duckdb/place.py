@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,12 +56,22 @@ def unwritable(folder: Path, setting: str) -> Iterator[Finding]:
     yield Finding("SL-DUCKDB-WRITE", "error", "", f"{reason}.", remedy)
 
 
-def offline(path: Path, schemas: Collection[str]) -> Iterator[Finding]:
-    """What can be said of the path by its name and its folder, for `syncline check`. That a folder can't be made here
-    is a warning: the configuration may be meant for another machine, or for another user."""
-    elsewhere = not os.path.exists(path.parent) and os.path.isdir(nearest_present(path.parent))
+def offline(path: Path, schemas: Collection[str], folders: Mapping[str, Path]) -> Iterator[Finding]:
+    """What can be said of the path by its name and its folder, and of other ``folders`` by their setting, for `syncline
+    check`. That a folder can't be made here is a warning: the configuration may be meant for another machine, or for
+    another user."""
+    path = path.expanduser().resolve()
     for found in blocked(path):
-        yield replace(found, severity="warning") if elsewhere and found.code == "SL-DUCKDB-WRITE" else found
+        yield _offline(found, path.parent)
+    for setting, folder in folders.items():
+        place = folder.expanduser().resolve()
+        for found in unwritable(place, setting):
+            yield _offline(found, place)
     named = clash(path, schemas) if clash(path, ()) is None else None
     if named is not None:
         yield Finding("SL-DUCKDB-FILE", "error", "", named.message, named.remedy)
+
+
+def _offline(found: Finding, folder: Path) -> Finding:
+    elsewhere = not os.path.exists(folder) and os.path.isdir(nearest_present(folder))
+    return replace(found, severity="warning") if elsewhere and found.code == "SL-DUCKDB-WRITE" else found

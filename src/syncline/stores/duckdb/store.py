@@ -21,7 +21,6 @@ from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.stores import Limits, TableWork, Work, stored_columns
 from syncline.stores.duckdb.database import Database, DuckDBConfig
 from syncline.stores.duckdb.door import read_batches
-from syncline.stores.duckdb.parquet import export
 from syncline.stores.duckdb.place import offline
 from syncline.stores.duckdb.sql import BOOKKEEPING, FORMAT, VERSION_COLUMN, Statements, quote
 from syncline.stores.duckdb.tables import TableState, migrate_table, table_state
@@ -74,8 +73,9 @@ class DuckDBStore:
 
     @staticmethod
     def check_offline(config: DuckDBConfig, schemas: Collection[str]) -> Iterator[Finding]:
-        """What is wrong with the path, for `syncline check`."""
-        return offline(config.path.expanduser().resolve(), schemas)
+        """What is wrong with the path and the other folders, for `syncline check`."""
+        folders = {"temp_directory": config.temp_directory, "parquet.folder": config.parquet and config.parquet.folder}
+        return offline(config.path, schemas, {setting: folder for setting, folder in folders.items() if folder})
 
     @staticmethod
     def statements(schema: TableSchema) -> list[str]:
@@ -177,10 +177,20 @@ class DuckDBStore:
         Raises:
             Misconfigured: an existing table can't be adopted, names collide in DuckDB, or another source owns it.
         """
-        with self._transaction() as connection:
+        with self._counted([schema]), self._transaction() as connection:
             state, former = migrate_table(connection, self._source, schema)
         self._states[schema.qualified] = state
         return former
+
+    @contextmanager
+    def _counted(self, schemas: Collection[TableSchema]) -> Iterator[None]:
+        """Note that the tables may be others behind the block, even if it fails: its commit may have happened."""
+        database = self._db
+        with database.lock:
+            try:
+                yield
+            finally:
+                database.writes.update(schema.qualified for schema in schemas)
 
     def apply(self, work: Work) -> None:
         """Write the work and its cursor in one transaction, durable on return.
@@ -189,7 +199,7 @@ class DuckDBStore:
             Rejected: a value has no exact form in its column's type. Positions count the upserts, then the partials.
             Unavailable, Misconfigured: as the contract says.
         """
-        with self._db.lock:
+        with self._counted([table.schema for table in work.tables]):
             try:
                 with self._transaction() as connection:
                     for table in work.tables:
@@ -256,17 +266,20 @@ class DuckDBStore:
     def export_every_s(self) -> float | None:
         return self.config.parquet.every_s if self.config.parquet else None
 
-    def export(self) -> bool:
-        """Refresh the Parquet files of the whole file; False when nothing changed, or the store is not open.
+    def export(self) -> bool | None:
+        """Refresh the Parquet files of the whole file, all sources' tables; see the contract.
 
         Raises:
             Misconfigured, Unavailable: the folder can't be written to, or DuckDB failed.
         """
-        database, config = self._database, self.config.parquet
-        if database is None or config is None:
-            return False
-        with database.session() as connection:
-            return export(connection, config)
+        database = self._database
+        return database.exporter.export() if database is not None and database.exporter is not None else None
+
+    def stop_export(self) -> None:
+        """Interrupt an export of the file that is under way; see the contract."""
+        database = self._database
+        if database is not None and database.exporter is not None:
+            database.exporter.stop()
 
     def purge(self, source: str, below: int) -> int:
         """Forget tombstones below ``below`` of the tables of ``source``, and record the horizon, in one transaction."""
