@@ -196,7 +196,7 @@ class Targets:
         end = Position(log.uuid, log.status().end)
         if cursor is None:
             return Cursor(self._context.name, end, incarnation=incarnation.number)
-        anew = msgspec.structs.replace(cursor, position=end, loaded={}, through=0, place=0)
+        anew = msgspec.structs.replace(cursor, position=end, loaded={}, through=0, place=0, amid="")
         if target.name in self._renewing:
             return anew
         if self._reachable(target, cursor):
