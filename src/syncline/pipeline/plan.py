@@ -20,10 +20,11 @@ from syncline.capture.captured import captured
 from syncline.capture.tables import TableInfo, reshaped
 from syncline.change import Cursor, TableSchema
 from syncline.config import Config, store_class
-from syncline.errors import Misconfigured, Unavailable
+from syncline.errors import Unavailable
 from syncline.mapping import TargetMapping
 from syncline.pipeline.service import SyncService
 from syncline.stores import CopyReader, Folded, Store, TableWork, Work
+from syncline.verify.point import open_copy
 
 __all__ = ["Change", "Plan", "carry_out", "copy_reader", "make_plan"]
 
@@ -116,14 +117,8 @@ def copy_reader(config: Config, target: str) -> CopyReader | None:
         Misconfigured: this type of target can't be read from another process.
     """
     chosen = config.targets[target]
-    reader = getattr(store_class(chosen.type), "reader", None)
-    if reader is None:
-        raise Misconfigured(f"Targets of type {chosen.type} can't be read by another process, so not planned for.")
     path = getattr(chosen.store, "path", None)
-    if path is not None and not path.expanduser().exists():
-        return None
-    found: CopyReader = reader(chosen.store)
-    return found
+    return None if path is not None and not path.expanduser().exists() else open_copy(chosen)
 
 
 def _has_rows(reader: CopyReader, schema: TableSchema) -> bool:

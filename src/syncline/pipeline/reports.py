@@ -28,7 +28,7 @@ class Reports:
     def __init__(self, control: ControlSchema, ended: Callable[[SynclineError], None] | None = None) -> None:
         self._control = control
         self._ended = ended
-        self._open: dict[tuple[str, str], str] = {}  # the alerts that were said, by code and subject
+        self._open: dict[tuple[str, str], str] = {}  # the causes that were said of alerts, by code and subject
         self._lock = threading.Lock()
         self._waiting: dict[tuple[str, ...], Callable[[], object]] = {}
         self._away = False
@@ -37,10 +37,10 @@ class Reports:
         """Open (or renew) an alert with the error's message and remedy. ``ends``: its subject waits for a person."""
         message, remedy = error.message, error.remedy
         with self._lock:
-            said = self._open.get((code, subject))
             # What ends a subject comes once for each end; the words of others may hold figures that change.
-            new = said is None or (ends and said != message)
-            self._open[code, subject] = message
+            cause = message if ends else error.code
+            new = self._open.get((code, subject)) != cause
+            self._open[code, subject] = cause
         if new and ends and self._ended:
             self._ended(error)
         elif new:

@@ -117,7 +117,7 @@ class _Demo:
             report = self._compare(config)
             _arrive(service, connection)
             with _reader(config) as reader:
-                self._show(service, reader, workload, arrived=True)
+                self._show(service, reader, workload, connection)
             return self._figures(connection, workload, loaded, applied, report) | {
                 "seconds": round(time.monotonic() - began, 2)
             }
@@ -163,7 +163,7 @@ class _Demo:
                 written = time.monotonic() - began
                 _arrive(service, connection, lambda: self._show(service, reader, workload))
                 seconds = time.monotonic() - began
-                self._show(service, reader, workload, arrived=True)
+                self._show(service, reader, workload, connection)
         finally:
             stop.set()
             thread.join()
@@ -177,12 +177,20 @@ class _Demo:
             "applied_s": round(seconds, 2),
         }
 
-    def _show(self, service: SyncService, reader: Any, workload: Workload, *, arrived: bool = False) -> None:
-        """``arrived``: all that was committed is in the copy; how far behind it is was measured before that."""
+    def _show(
+        self,
+        service: SyncService,
+        reader: Any,
+        workload: Workload,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> None:
+        """With a ``connection`` it is measured now how far the log is behind: the engine's own figure is of up to a
+        second ago, when more was under way."""
         _raise_errors(service)
         status = service.status()["sources"]["main"]
-        if arrived:
-            status["lag_bytes"] = 0
+        if connection is not None:
+            row = connection.execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
+            status["lag_bytes"] = max(0, row[0] - status["place"]) if row else status["lag_bytes"]
         counts = reader.query("select " + ", ".join(f"(select count(*) from {t}) as {t}" for t in TABLES))
         self.view.show(status, counts.to_pylist()[0], min(workload.rows, self.rows), self.rows)
 

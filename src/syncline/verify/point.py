@@ -102,7 +102,7 @@ def open_copy(target: TargetConfig) -> CopyReader:
     """
     reader = getattr(store_class(target.type), "reader", None)
     if reader is None:
-        raise Misconfigured(f"Targets of type {target.type} can't be read by another process, so not verified.")
+        raise Misconfigured(f"Targets of type {target.type} can't be read by another process.")
     found: CopyReader = reader(target.store)
     return found
 
