@@ -23,8 +23,8 @@ from syncline.stores import Exporting, Work
 from syncline.stores.duckdb import DuckDBConfig, DuckDBStore, parquet
 from syncline.stores.duckdb.database import Database
 from syncline.stores.duckdb.parquet import ParquetConfig
-from syncline.stores.duckdb.parts import Part, Table, plan_parts
-from syncline.stores.duckdb.versions import Manifest, current, folder_name
+from syncline.stores.duckdb.parquet_parts import Part, Table, plan_parts
+from syncline.stores.duckdb.parquet_versions import Manifest, current, folder_name
 from syncline.stores.memory import MemoryConfig, MemoryStore
 from syncline.testing.store_suite import ITEM, PAIR, Rows, work
 

@@ -25,7 +25,7 @@ import typer
 from syncline import __version__
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.service import control, doctor, extras, mapping, plan, query, run, setup, status, verify
-from syncline.service.session import Session, exit_code, talk, tell_error
+from syncline.service.session import INTERRUPTED, Session, exit_code, talk, tell_error
 
 __all__ = ["app", "exit_code", "main"]
 
@@ -37,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_INTERRUPTED, _UNREAD = 130, 141  # as a shell says it: 128 + SIGINT, 128 + SIGPIPE
+_UNREAD = 141  # as a shell says it: 128 + SIGPIPE
 _ISSUES = "Please report it with the output of the same command with --debug."
 # Global options are understood behind the command too.
 _WITH_VALUE = {"--config", "-c", "--environment", "-e", "--log-level", "--set"}
@@ -140,7 +140,7 @@ def _run(given: list[str], interrupt: _Interrupt) -> None:
         app(args=_hoisted(given), prog_name="syncline")
     except SynclineError as error:
         if interrupt.asked:
-            sys.exit(_INTERRUPTED)
+            sys.exit(INTERRUPTED)
         if "--debug" in given:
             traceback.print_exc()
         tell_error(error)
@@ -149,10 +149,10 @@ def _run(given: list[str], interrupt: _Interrupt) -> None:
         # The command line's library and rich end with 1, which is the code of a bug, when nobody reads on.
         sys.exit(_UNREAD if isinstance(end.__context__, BrokenPipeError) else end.code)
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, one message
         if interrupt.asked:
-            sys.exit(_INTERRUPTED)
+            sys.exit(INTERRUPTED)
         failure = _output_failure() if isinstance(error, OSError) and error.filename is None else None
         if failure is None:
             _report_bug(error, debug="--debug" in given)

@@ -28,13 +28,12 @@ from syncline.pipeline import SyncService
 from syncline.service.demo_view import View, view_for
 from syncline.service.demo_workload import TABLES, Workload, create_shop
 from syncline.service.figures import amount, span
+from syncline.service.session import DIFFERENT, INTERRUPTED
 from syncline.stores import STORES
 from syncline.verify import Report, verify
 
 __all__ = ["run_demo"]
 
-_DIFFERENT = 4
-_INTERRUPTED = 130
 _LOOK_EVERY_S = 0.125
 _EXISTING = 250_000  # rows that are there before Syncline comes, at most
 _CONFIGURATION = """\
@@ -63,10 +62,10 @@ def run_demo(rows: int, as_json: bool, keep: bool, console: Console) -> int:
             found = _Demo(folder, rows, view).run()
         if as_json:
             sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return _DIFFERENT if found["differences"] else 0
+        return DIFFERENT if found["differences"] else 0
     except KeyboardInterrupt:
         console.print("Stopped.")
-        return _INTERRUPTED
+        return INTERRUPTED
     finally:
         if keep:
             console.print(f"Kept: {folder} (PostgreSQL's data in postgres/, the copy in shop.duckdb).")

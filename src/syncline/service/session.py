@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from syncline.catalog import ControlSchema
 
 __all__ = [
+    "DIFFERENT",
+    "INTERRUPTED",
     "Session",
     "as_message",
     "chosen",
@@ -35,6 +37,9 @@ __all__ = [
 ]
 
 _log = logger()
+
+# What a command ends with beside the codes of errors: something differs or is missing; Ctrl-C, as a shell says it.
+DIFFERENT, INTERRUPTED = 4, 130
 
 
 class _Talk(Console):

@@ -24,12 +24,11 @@ from syncline.errors import SynclineError
 from syncline.log.embedded import EmbeddedLog
 from syncline.log.folder import is_held
 from syncline.service.figures import amount, size, source_line, span
-from syncline.service.session import control_schema, exit_code, print_json, session_of, stdout, tell_error
+from syncline.service.session import DIFFERENT, control_schema, exit_code, print_json, session_of, stdout, tell_error
 
 __all__ = ["collect", "status"]
 
 _WAL_END = "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text"
-_WRONG = 4
 _FRESH_S = 10.0  # the engine writes its status every second
 
 
@@ -61,7 +60,7 @@ def _show_once(config: Config, *, as_json: bool) -> None:
         stdout.print(_view(found, errors=False))
     for failure in {failure.message: failure for failure in reversed(failures)}.values():
         tell_error(failure)  # one server that is away keeps several things from being seen
-    codes = [exit_code(failure) for failure in failures] + ([_WRONG] if _wrong(found) else [])
+    codes = [exit_code(failure) for failure in failures] + ([DIFFERENT] if _wrong(found) else [])
     raise typer.Exit(min(codes, default=0))
 
 

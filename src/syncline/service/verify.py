@@ -8,15 +8,13 @@ import typer
 
 from syncline.bars import RowBars
 from syncline.service.figures import amount
-from syncline.service.session import chosen, print_json, session_of, stdout, talk
+from syncline.service.session import DIFFERENT, chosen, print_json, session_of, stdout, talk
 from syncline.verify.report import KINDS
 
 if TYPE_CHECKING:
     from syncline.verify import Report
 
 __all__ = ["verify"]
-
-_DIFFERENT = 4
 
 
 def verify(
@@ -48,7 +46,7 @@ def verify(
     else:
         _tell(report, show_keys=show_keys)
     unproven = report.not_compared and (tables or report.not_compared == len(report.tables))
-    raise typer.Exit(_DIFFERENT if report.differences or unproven else 0)
+    raise typer.Exit(DIFFERENT if report.differences or unproven else 0)
 
 
 def _tell(report: Report, *, show_keys: bool) -> None:

@@ -23,9 +23,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured, SynclineError
 from syncline.stores.duckdb.door import read_batches
-from syncline.stores.duckdb.parts import Part, Table, plan_parts, range_of
+from syncline.stores.duckdb.parquet_parts import Part, Table, plan_parts, range_of
+from syncline.stores.duckdb.parquet_versions import (
+    Manifest,
+    Version,
+    current,
+    expire,
+    folder_name,
+    new_version,
+    sync,
+    told,
+)
 from syncline.stores.duckdb.sql import quote, target_name
-from syncline.stores.duckdb.versions import Manifest, Version, current, expire, folder_name, new_version, sync, told
 
 __all__ = ["Exporter", "ParquetConfig"]
 

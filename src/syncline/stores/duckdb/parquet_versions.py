@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from syncline.errors import Misconfigured, Unavailable
-from syncline.stores.duckdb.parts import Part
+from syncline.stores.duckdb.parquet_parts import Part
 
 __all__ = ["MANIFEST", "Manifest", "Version", "current", "expire", "folder_name", "new_version", "sync", "told"]
 
