@@ -249,6 +249,19 @@ def test_points_have_vectors_of_columns_and_of_embedders() -> None:
     assert mapped("points", documents=other).digest != table.digest
 
 
+def test_a_column_that_a_vector_is_taken_from_needs_no_form_of_its_own() -> None:
+    vectors = {"v": {"column": "dense", "size": 2}, "words": {"column": "title", "sparse": True}}
+    table = mapped("points", documents={"vectors": vectors})
+    assert {c.name: c.type for c in table.schema.columns if c.name in ("dense", "title")} == {
+        "dense": "vector",
+        "title": "sparse",
+    }
+    with pytest.raises(Misconfigured, match="can't be `as: texts`"):
+        mapped("points", documents={"vectors": vectors, "columns": {"dense": {"as": "texts"}, "title": None}})
+    with pytest.raises(Misconfigured, match=r"price of table public\.documents is a numeric"):
+        mapped("points", documents={"vectors": {"v": {"column": "price", "size": 2}}})
+
+
 def test_partial_rows_that_leave_all_of_a_text_alone_leave_its_vector_alone() -> None:
     made = {"embed": f"{__name__}:embedder", "text": ["title", "lang"], "size": 2}
     table = mapped("points", documents={"vectors": {"v": made}, "columns": ["title", "lang"]})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import msgspec
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from syncline.change import Column, TableSchema, arrow_type
 from syncline.errors import Misconfigured
-from syncline.mapping.settings import TableMapping
+from syncline.mapping.settings import ColumnRule, TableMapping
 
 __all__ = ["Inexpressible", "Taken", "converted", "take_columns"]
 
@@ -37,11 +38,18 @@ class Taken:
     constant: str | int | float | bool | None = None
 
 
-def take_columns(source: TableSchema, settings: TableMapping, extra: Sequence[str] = ()) -> tuple[Taken, ...]:
-    """The columns of the target: those asked for, the key's, and ``extra`` ones that the shape needs.
+def take_columns(
+    source: TableSchema,
+    settings: TableMapping,
+    extra: Sequence[str] = (),
+    forms: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Taken, ...]:
+    """The columns of the target: those asked for, the key's, and ``extra`` ones that the shape needs; ``forms`` are
+    those that it needs some of them in.
 
     Raises:
-        Misconfigured: a column does not exist, a key is left out or gets another form, or two have one name.
+        Misconfigured: a column does not exist, a key is left out or gets another form, the shape needs another form
+            than the one asked for, or two have one name.
     """
     known = {c.name: i for i, c in enumerate(source.columns)}
     rules = settings.columns
@@ -61,8 +69,9 @@ def take_columns(source: TableSchema, settings: TableMapping, extra: Sequence[st
                 f"Column {column.name} of table {source.qualified} is part of its key.", remedy="Don't exclude it."
             )
         if wanted or column.key:
-            rule = (rules or {}).get(column.name)
-            taken.append(_taken(source, column, position, rule.name if rule else None, rule.form if rule else None))
+            rule = (rules or {}).get(column.name) or ColumnRule()
+            form = _form(source, column, rule.form, forms.get(column.name))
+            taken.append(_taken(source, column, position, rule.name, form))
     for name, value in settings.constants.items():
         taken.append(Taken(Column(name, _CONSTANTS[type(value)], "constant"), -1, None, value))
     names = [t.column.name for t in taken]
@@ -70,6 +79,25 @@ def take_columns(source: TableSchema, settings: TableMapping, extra: Sequence[st
     if double:
         raise Misconfigured(f"Two columns of table {source.qualified} are called {', '.join(double)} at the target.")
     return tuple(taken)
+
+
+def _form(source: TableSchema, column: Column, asked: str | None, needed: str | None) -> str | None:
+    """The form of a column's values; None leaves them as they are."""
+    if needed is None:
+        return asked
+    if asked not in (None, needed):
+        raise Misconfigured(
+            f"Column {column.name} of table {source.qualified} is a vector of the mapping and can't be `as: {asked}`.",
+            remedy=f"Leave `as` out, or say {needed}.",
+        )
+    if column.type == needed:
+        return None
+    if not pa.types.is_string(arrow_type(column.type)):
+        raise Misconfigured(
+            f"Column {column.name} of table {source.qualified} is a {column.source_type} and holds no vector.",
+            remedy="Name a column of arrays, pgvector or JSON.",
+        )
+    return needed
 
 
 def _taken(source: TableSchema, column: Column, position: int, name: str | None, form: str | None) -> Taken:

@@ -34,7 +34,7 @@ from syncline.shape import (
     Vector,
 )
 
-__all__ = ["holes", "label_of", "needed_columns", "shape_of"]
+__all__ = ["holes", "label_of", "needed_columns", "needed_forms", "shape_of"]
 
 Chosen = Mapping[str, TableMapping]
 
@@ -52,6 +52,13 @@ def needed_columns(facts: Facts, settings: TableMapping, chosen: Chosen) -> list
     if isinstance(settings, KeysMapping):
         return [m.score for m in settings.members] + [c for m in settings.members for c in holes(m.key)]
     return []
+
+
+def needed_forms(settings: TableMapping) -> dict[str, str]:
+    """The forms that the shape needs columns of the source in."""
+    if not isinstance(settings, PointsMapping):
+        return {}
+    return {v.column: "sparse" if v.sparse else "vector" for v in settings.vectors.values() if v.column}
 
 
 def shape_of(

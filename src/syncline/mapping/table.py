@@ -23,7 +23,7 @@ from syncline.mapping.columns import Inexpressible, Taken, converted, take_colum
 from syncline.mapping.embed import Embedder
 from syncline.mapping.facts import Facts
 from syncline.mapping.settings import KeysMapping, PointsMapping, TableMapping
-from syncline.mapping.shapes import holes, needed_columns, shape_of
+from syncline.mapping.shapes import holes, needed_columns, needed_forms, shape_of
 from syncline.mapping.transform import (
     Failed,
     Filter,
@@ -78,7 +78,7 @@ class MappedTable:
         self._transform = _transform(settings.transform)
         stage = self._stage()
         facts = Facts(stage, facts.foreign_keys)
-        self._taken = take_columns(stage, settings, needed_columns(facts, settings, chosen))
+        self._taken = take_columns(stage, settings, needed_columns(facts, settings, chosen), needed_forms(settings))
         self._of_stage = self._transform is not None
         self.embedders = _embedders(stage, settings, self._taken)
         names = {stage.columns[t.position].name: t.column.name for t in self._taken if t.position >= 0}

@@ -17,16 +17,24 @@ PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": T
 
 def demo(
     context: typer.Context,
-    rows: Annotated[int, typer.Option(min=1, help="Row changes that the workload makes.")] = 1_000_000,
+    name: Annotated[str, typer.Argument(help="Which one: shop, chunks, academy or analytics.")] = "shop",
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Row changes that the workload makes. [default: by the demo]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="No live view; one JSON object at the end.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the databases afterwards, and say where.")] = False,
 ) -> None:
-    """Sync a real PostgreSQL live into DuckDB, from nothing, and compare both at the end."""
-    from syncline.service.demo import run_demo
+    """Sync a real PostgreSQL live into its copies, from nothing, and compare them at the end.
+
+    shop: into DuckDB. chunks: documents with embeddings into a graph, vectors and DuckDB at once. academy: concepts,
+    learning paths, users and progress into a graph. analytics: pages of websites into DuckDB and Parquet files.
+    """
+    from syncline.demo import scenario
+    from syncline.demo.run import run_demo
 
     debug = session_of(context).debug
     configure_logging(LoggingConfig(level="warning"), debug=debug)
-    raise typer.Exit(run_demo(rows, as_json, keep, talk))
+    raise typer.Exit(run_demo(scenario(name), rows, as_json, keep, talk))
 
 
 def bench(context: typer.Context) -> None:

@@ -86,10 +86,12 @@ class Constraint:
 
 
 class Transaction:
-    """A transaction of the driver with the two ways in which statements are used here."""
+    """A transaction of the driver with the two ways in which statements are used here. ``compatible``: the server only
+    speaks as Neo4j does."""
 
-    def __init__(self, transaction: neo4j.Transaction) -> None:
+    def __init__(self, transaction: neo4j.Transaction, compatible: bool) -> None:
         self._transaction = transaction
+        self.compatible = compatible
 
     def read(self, statement: str, parameters: Mapping[str, Any] | None = None, **more: Any) -> list[list[Any]]:
         """The rows of a query."""
@@ -179,7 +181,7 @@ class Database:
         to be kept."""
         timeout = self.config.transaction_timeout_s
         with self.translated(), self._session() as session, session.begin_transaction(timeout=timeout) as inner:
-            yield Transaction(inner)
+            yield Transaction(inner, self.compatible)
             if keep:
                 self._commit(inner)
             else:

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from syncline.stores.neo4j.cypher import KEY, TYPE, UNWIND, VERSION, WAITING, Parameters, assignments, quote
+from syncline.stores.neo4j.cypher import KEY, STUB, TYPE, UNWIND, VERSION, WAITING, Parameters, assignments, quote
 from syncline.stores.neo4j.database import Transaction
 from syncline.stores.neo4j.layout import EdgeLayout
 from syncline.stores.neo4j.nodes import CHUNK
 from syncline.stores.neo4j.values import Stored, Values, key_texts
 from syncline.stores.neo4j.waiting import match, merge_stub, stub_refs
 
-__all__ = ["delete_edges", "edge_keys", "edge_prefix", "write_edges"]
+__all__ = ["delete_edges", "edge_keys", "edge_prefix", "find_edges", "write_edges"]
 
 
 def edge_prefix(layout: EdgeLayout) -> str:
@@ -27,11 +27,40 @@ def edge_keys(layout: EdgeLayout, key: Sequence[Values]) -> pa.Array:
     return key_texts(layout.schema.qualified, key)
 
 
+def find_edges(
+    tx: Transaction, layout: EdgeLayout, key: Sequence[Values], keys: list[str], parameters: Parameters
+) -> Iterator[str]:
+    """The clauses that find the relationships ``e``, from ``a`` to ``b``, of the rows of these keys; each is found by
+    one of them. ``keys`` are the identities of these rows.
+
+    Neo4j has an index of the identities. A server that only speaks as Neo4j does reads every node to find one: there
+    the ends are looked up first, if they are part of the key, and the stubs of what waits.
+    """
+    parameters["keys"] = keys
+    known = f"e.{KEY} IN $keys"
+    if not tx.compatible:
+        yield from (f"MATCH (a)-[e:{quote(kind)}]->(b) WHERE {known}" for kind in (*layout.types, WAITING))
+        return
+    columns = layout.schema.key_positions
+    if set(layout.start.positions + layout.end.positions) <= set(columns):
+        start, end = (
+            match(node, parameters, [key[columns.index(i)] for i in node.positions])
+            for node in (layout.start, layout.end)
+        )
+        for kind in layout.types:
+            yield f"{UNWIND} MATCH (a{start})-[e:{quote(kind)}]->(b{end}) WHERE e.{KEY} = $keys[i]"
+    else:
+        yield from (f"MATCH (a{layout.start.match})-[e:{quote(kind)}]->(b) WHERE {known}" for kind in layout.types)
+    yield f"MATCH (a:{STUB})-[e:{WAITING}]->(b) WHERE {known}"
+    yield f"MATCH (b:{STUB})<-[e:{WAITING}]-(a) WHERE {known} AND NOT a:{STUB}"
+
+
 def write_edges(tx: Transaction, layout: EdgeLayout, rows: Stored) -> None:
     """Write whole rows: what was there under their keys goes, so that ends and type may change."""
     for chunk in rows.sorted(layout.schema.key_positions).chunks(CHUNK):
-        keys = edge_keys(layout, chunk.at(layout.schema.key_positions))
-        _delete(tx, layout, keys.to_pylist())
+        key = chunk.at(layout.schema.key_positions)
+        keys = edge_keys(layout, key)
+        _delete(tx, layout, key, keys)
         for kind, part, texts in _by_type(layout, chunk, keys):
             missing = _create(tx, layout, kind, part, texts)
             if missing:
@@ -40,14 +69,16 @@ def write_edges(tx: Transaction, layout: EdgeLayout, rows: Stored) -> None:
 
 def delete_edges(tx: Transaction, layout: EdgeLayout, key: Sequence[Values]) -> None:
     """Remove the relationships of these keys."""
-    _delete(tx, layout, edge_keys(layout, key).to_pylist())
+    _delete(tx, layout, key, edge_keys(layout, key))
 
 
-def _delete(tx: Transaction, layout: EdgeLayout, keys: list[str]) -> None:
-    for kind in (*layout.types, WAITING):
-        for start in range(0, len(keys), CHUNK):
-            part = keys[start : start + CHUNK]
-            tx.write(f"UNWIND $keys AS key MATCH ()-[e:{quote(kind)} {{{KEY}: key}}]->() DELETE e", keys=part)
+def _delete(tx: Transaction, layout: EdgeLayout, key: Sequence[Values], keys: pa.Array) -> None:
+    for start in range(0, len(keys), CHUNK):
+        rows = pa.array(range(start, min(start + CHUNK, len(keys))), pa.int64())
+        parameters = Parameters(len(rows))
+        part = [values.take(rows) for values in key]
+        for found in find_edges(tx, layout, part, keys.take(rows).to_pylist(), parameters):
+            tx.write(f"{found} DELETE e", parameters)
 
 
 def _by_type(layout: EdgeLayout, rows: Stored, keys: pa.Array) -> Iterator[tuple[str, Stored, list[str]]]:
@@ -78,10 +109,8 @@ def _create(tx: Transaction, layout: EdgeLayout, kind: str, rows: Stored, keys: 
     ).relationships_created
     if made == len(rows):
         return []
-    present = tx.read(
-        f"UNWIND range(0, size($keys) - 1) AS i MATCH ()-[e:{quote(kind)} {{{KEY}: $keys[i]}}]->() RETURN i", keys=keys
-    )
-    return sorted(set(range(len(rows))) - {i for (i,) in present})
+    whole = tx.read(f"{UNWIND} MATCH (a{start}) MATCH (b{end}) RETURN i", parameters)
+    return sorted(set(range(len(rows))) - {i for (i,) in whole})
 
 
 def _wait(tx: Transaction, layout: EdgeLayout, kind: str, rows: Stored, keys: list[str]) -> None:

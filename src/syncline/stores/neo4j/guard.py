@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured
-from syncline.stores.neo4j.cypher import CURSOR, KEY, REF, TABLE, TOMBSTONE, UNWIND, VERSION, WAITING, Parameters, quote
+from syncline.stores.neo4j.cypher import CURSOR, KEY, REF, TABLE, TOMBSTONE, UNWIND, VERSION, Parameters
 from syncline.stores.neo4j.database import Transaction
-from syncline.stores.neo4j.edges import edge_keys
+from syncline.stores.neo4j.edges import edge_keys, find_edges
 from syncline.stores.neo4j.layout import Layout, NodeLayout
 from syncline.stores.neo4j.values import Values, key_texts
 from syncline.stores.neo4j.waiting import match
@@ -91,13 +91,15 @@ def _stored_versions(tx: Transaction, layout: Layout, key: Sequence[Values]) -> 
     found = np.full(len(key[0]), -1, np.int64)
     parameters = Parameters(len(key[0]))
     if isinstance(layout, NodeLayout):
-        patterns = [f"(e{match(layout.key, parameters, key)})"]
-    else:
-        keys = parameters.given(edge_keys(layout, key).to_pylist())
-        patterns = [f"()-[e:{quote(kind)} {{{KEY}: {keys}}}]->()" for kind in (*layout.types, WAITING)]
-    for pattern in patterns:
-        for i, version in tx.read(f"{UNWIND} MATCH {pattern} RETURN i, coalesce(e.{VERSION}, 0)", parameters):
-            found[i] = max(found[i], version)
+        pattern = match(layout.key, parameters, key)
+        for i, version in tx.read(f"{UNWIND} MATCH (e{pattern}) RETURN i, coalesce(e.{VERSION}, 0)", parameters):
+            found[i] = version
+        return found
+    keys = edge_keys(layout, key).to_pylist()
+    row = {name: i for i, name in enumerate(keys)}
+    for clause in find_edges(tx, layout, key, keys, parameters):
+        for name, version in tx.read(f"{clause} RETURN e.{KEY}, coalesce(e.{VERSION}, 0)", parameters):
+            found[row[name]] = max(found[row[name]], version)
     return found
 
 

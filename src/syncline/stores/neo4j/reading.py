@@ -30,7 +30,7 @@ from syncline.stores.neo4j.cypher import (
     slot,
 )
 from syncline.stores.neo4j.database import Transaction
-from syncline.stores.neo4j.edges import edge_keys, edge_prefix
+from syncline.stores.neo4j.edges import edge_keys, edge_prefix, find_edges
 from syncline.stores.neo4j.layout import EdgeLayout, Endpoint, Layout, Link, NodeLayout
 from syncline.stores.neo4j.values import Values, read_values, shown
 from syncline.stores.neo4j.waiting import match
@@ -77,12 +77,12 @@ def read_keys(tx: Transaction, layout: Layout, key: Sequence[Values]) -> tuple[l
         return _nodes(
             layout, tx.read(f"{UNWIND} MATCH (n{found}) RETURN i, {_node_columns(layout, parameters)}", parameters)
         )
-    keys = parameters.given(edge_keys(layout, key).to_pylist())
+    keys = edge_keys(layout, key).to_pylist()
+    row = {name: i for i, name in enumerate(keys)}
     records: list[_Record] = []
-    for kind in (*layout.types, WAITING):
-        records += tx.read(
-            f"{UNWIND} MATCH (a)-[e:{quote(kind)} {{{KEY}: {keys}}}]->(b) RETURN i, {_edge_columns(layout)}", parameters
-        )
+    for clause in find_edges(tx, layout, key, keys, parameters):
+        named = tx.read(f"{clause} RETURN e.{KEY}, {_edge_columns(layout)}", parameters)
+        records += [[row[name], *rest] for name, *rest in named]
     return _edges(layout, records)
 
 

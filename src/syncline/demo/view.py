@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live table on a terminal, a line now and then elsewhere, nothing for JSON."""
+"""What a demo shows while it runs: a live table on a terminal, a line now and then elsewhere, nothing for JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class View(Protocol):
         """The engine's whole status while existing rows are read."""
 
     def show(self, status: Mapping[str, Any], counts: Mapping[str, int], written: int, of: int) -> None:
-        """The engine's status of the source, row counts at the copy, and rows written of those planned."""
+        """The engine's status of the source, counts asked of the copies, and rows written of those planned."""
 
     def __enter__(self) -> View: ...
     def __exit__(self, *_: object) -> None: ...
@@ -68,17 +68,21 @@ class _Lines(_Silent):
         self._due = 0.0
 
     def say(self, line: str) -> None:
-        self._console.print(line)
+        self._console.print(line, markup=False)
 
     def show(self, status: Mapping[str, Any], counts: Mapping[str, int], written: int, of: int) -> None:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + _LINE_EVERY_S
-        target = next(iter(status["targets"].values()))
+        targets = "; ".join(
+            f"{name} {amount(target.get('rows_per_s'))} rows/s, {span(target.get('lag_s'))} behind"
+            for name, target in status["targets"].items()
+        )
+        found = ", ".join(f"{amount(count)} {what}" for what, count in counts.items())
         self._console.print(
-            f"  written {amount(written)} of {amount(of)}; {amount(target.get('rows_per_s'))} rows/s applied, "
-            f"{size(status['lag_bytes'])} and {span(target.get('lag_s'))} behind, "
-            f"log {size(status['log']['size_bytes'])}; copy: {amount(sum(counts.values()))} rows"
+            f"  written {amount(written)} of {amount(of)}; log {size(status['lag_bytes'])} behind, "
+            f"{size(status['log']['size_bytes'])}; {targets}; copies: {found}",
+            markup=False,
         )
 
 
@@ -90,7 +94,7 @@ class _Panel(_Silent):
         self._bars = LoadBars(console, self._live)
 
     def say(self, line: str) -> None:
-        self._live.console.print(line)
+        self._live.console.print(line, markup=False)
 
     def load(self, status: Mapping[str, Any]) -> None:
         self._bars.show(status)
@@ -107,22 +111,29 @@ class _Panel(_Silent):
 
 
 def _panel(status: Mapping[str, Any], counts: Mapping[str, int], written: int, of: int) -> Panel:
-    target, log = next(iter(status["targets"].values())), status["log"]
-    figures = Table.grid(padding=(0, 3))
-    figures.add_row("source", status["state"], "target", target["state"])
-    figures.add_row("written", f"{amount(written)} of {amount(of)}", "applied", amount(target.get("rows_applied")))
-    figures.add_row("rows/s", amount(target.get("rows_per_s")), "commit to visible, p50", _ms(target.get("p50_ms")))
-    figures.add_row(
-        "behind", f"{size(status['lag_bytes'])}, {span(target.get('lag_s'))}", "p95", _ms(target.get("p95_ms"))
-    )
-    figures.add_row("log", f"{size(log['size_bytes'])}, entry {amount(log['end'])}", "p99", _ms(target.get("p99_ms")))
-    cursor = f"entry {amount(target.get('cursor'))}, LSN {format_lsn(target.get('place') or 0)}"
-    figures.add_row("cursor", cursor)
-    tables = Table.grid(padding=(0, 3))
-    tables.add_row(*counts, style="dim")
-    tables.add_row(*(amount(count) for count in counts.values()))
-    note = "rows in DuckDB, counted just now by a reader through the query door"
-    return Panel(Group(figures, "", note, tables), title="PostgreSQL → log → DuckDB", expand=False)
+    log = status["log"]
+    source = Table.grid(padding=(0, 3))
+    source.add_row("source", status["state"], "written", f"{amount(written)} of {amount(of)}")
+    source.add_row("log", f"entry {amount(log['end'])}, {size(log['size_bytes'])}", "behind", size(status["lag_bytes"]))
+    found = Table.grid(padding=(0, 3))
+    found.add_row(*counts, style="dim")
+    found.add_row(*(amount(count) for count in counts.values()))
+    note = "in the copies, asked of them just now as any reader would"
+    return Panel(Group(source, "", _targets(status["targets"]), "", note, found), title="PostgreSQL → log → copies")
+
+
+def _targets(targets: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row a target."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for title in ("target", "state", "applied", "rows/s", "behind", "commit to visible: p50", "p95", "p99", "cursor"):
+        table.add_column(title)
+    for name, of in targets.items():
+        cursor = f"entry {amount(of.get('cursor'))}, LSN {format_lsn(of.get('place') or 0)}"
+        table.add_row(
+            *(name, str(of["state"]), amount(of.get("rows_applied")), amount(of.get("rows_per_s"))),
+            *(span(of.get("lag_s")), *(_ms(of.get(f"p{p}_ms")) for p in (50, 95, 99)), cursor),
+        )
+    return table
 
 
 def _ms(milliseconds: float | None) -> str:

@@ -1,0 +1,308 @@
+"""Running a demo: servers, existing rows, a workload, copies that follow it live, and a comparison by content."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psycopg
+from rich.console import Console
+
+from syncline.capture.wal import emit_progress
+from syncline.config import Config, load_config
+from syncline.demo.copies import Copies
+from syncline.demo.scenario import Scenario, Workload
+from syncline.demo.view import View, view_for
+from syncline.embedded import EmbeddedBolt, EmbeddedPostgres
+from syncline.errors import SynclineError
+from syncline.pipeline import SyncService
+from syncline.service.figures import amount, span
+from syncline.service.session import DIFFERENT, INTERRUPTED
+from syncline.verify import Report, verify
+
+__all__ = ["run_demo"]
+
+_LOOK_EVERY_S = 0.25
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def run_demo(scenario: Scenario, rows: int | None, as_json: bool, keep: bool, console: Console) -> int:
+    """Run the demo with a workload of ``rows`` row changes; the exit code: 0 equal, 4 not, 130 if it
+    was interrupted. Talks on ``console``.
+
+    ``as_json`` prints one object on stdout instead; ``keep`` leaves the databases' files and says where.
+
+    Raises:
+        SynclineError: a server did not start, or the engine failed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="syncline-demo-"))
+    try:
+        with _ending_on_signals(), view_for(console, as_json=as_json) as view, ExitStack() as stack:
+            found = _Demo(scenario, folder, rows or scenario.rows, view, stack).run()
+        if as_json:
+            sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return DIFFERENT if found["differences"] else 0
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+        return INTERRUPTED
+    finally:
+        if keep:
+            console.print(f"Kept: {folder} (PostgreSQL's data in postgres/, the copies in data/).")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """SIGTERM cleans up as Ctrl-C does; and so does SIGINT where it was ignored when the process began."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """``stack`` ends what the demo starts."""
+
+    scenario: Scenario
+    folder: Path
+    rows: int
+    view: View
+    stack: ExitStack
+
+    def run(self) -> dict[str, Any]:
+        """All of it; the figures."""
+        began = time.monotonic()
+        dsn, graph = self._servers()
+        connection = self.stack.enter_context(psycopg.connect(dsn, autocommit=True))
+        workload = self._prepared(connection)
+        file = self._configure(dsn, graph)
+        config = load_config(file, variables_from={})
+        service = SyncService(config, talk=lambda line: self.view.say(f"  {line}"))
+        self.stack.callback(service.stop)
+        loaded = self._load(service, connection)
+        if any(target.type == "duckdb" for target in config.targets.values()):
+            self.view.say(f'Ask the copy while it runs: syncline query -c {file} "show tables"')
+        copies = self.stack.enter_context(Copies(config))
+        applied = self._follow(service, workload, dsn, copies, connection)
+        report = self._compare(config)
+        for question, answer in self.scenario.ask(copies):
+            self.view.say(f"{question}\n  {answer}")
+        _arrive(service, connection)
+        self._show(service, copies, workload, connection)
+        figures = _figures(connection, workload, loaded, applied, report)
+        self.view.say(_summary(figures))
+        return figures | {"seconds": round(time.monotonic() - began, 2)}
+
+    def _servers(self) -> tuple[str, EmbeddedBolt | None]:
+        """Where PostgreSQL is, and the graph if the demo has one."""
+        self.view.say("Starting PostgreSQL ...")
+        server = self.stack.enter_context(EmbeddedPostgres.start(self.folder / "postgres"))
+        if not self.scenario.graph:
+            return server.dsn(), None
+        self.view.say("Starting a graph database that speaks Bolt ...")
+        return server.dsn(), self.stack.enter_context(EmbeddedBolt.start(self.folder / "graph"))
+
+    def _prepared(self, connection: psycopg.Connection[Any]) -> Workload:
+        """The tables, filled, and what will happen to them."""
+        self.view.say("Making tables and their first rows ...")
+        connection.execute((self.scenario.files / "schema.sql").read_text())
+        with connection.transaction():
+            steps = self.scenario.fill(connection, min(self.rows // 2, self.scenario.existing))
+        return Workload(steps, self.scenario.largest)
+
+    def _configure(self, dsn: str, graph: EmbeddedBolt | None) -> Path:
+        """Write the example's configuration with its variables filled in; where."""
+        values = {"DATABASE_URL": dsn, "DATA": str(self.folder / "data")}
+        if graph is not None:
+            user, password = graph.auth
+            values |= {"NEO4J_URI": graph.uri, "NEO4J_USER": user, "NEO4J_PASSWORD": password}
+            values["NEO4J_DATABASE"] = graph.database
+        text = (self.scenario.files / "syncline.yaml").read_text()
+        (self.folder / "data").mkdir()
+        file = self.folder / "syncline.yaml"
+        file.touch(mode=0o600)  # it holds the graph's password
+        file.write_text(_VARIABLE.sub(lambda found: values.get(found[1], found[2] or ""), text))
+        return file
+
+    def _load(self, service: SyncService, connection: psycopg.Connection[Any]) -> dict[str, Any]:
+        """Start, and wait until the existing rows are in the copies."""
+        self.view.say("Loading the existing rows ...")
+        began = time.monotonic()
+        service.start()
+
+        def look() -> None:
+            self.view.load(service.status())
+
+        _until(service, lambda s: s["state"] == "streaming", look)
+        _arrive(service, connection, look)
+        look()
+        rows = max(target["rows_applied"] for target in _targets(service).values())
+        seconds = time.monotonic() - began
+        self.view.say(f"  {amount(rows)} rows in {span(seconds)}")
+        return {"initial_rows": rows, "initial_load_s": round(seconds, 2)}
+
+    def _follow(
+        self, service: SyncService, workload: Workload, dsn: str, copies: Copies, connection: psycopg.Connection[Any]
+    ) -> dict[str, Any]:
+        """Run the workload to its end, looking at engine and copies meanwhile, and wait until all of it is applied."""
+        self.view.say(
+            f"Changing {amount(self.rows)} rows: inserts, updates, deletes, in transactions of 1 to "
+            f"{amount(self.scenario.largest)} ..."
+        )
+        before = _targets(service)
+        stop = threading.Event()
+        failures: list[BaseException] = []
+        thread = threading.Thread(target=_kept(workload.run, failures), args=(dsn, self.rows, stop), name="workload")
+        began = time.monotonic()
+        thread.start()
+        try:
+            while thread.is_alive():
+                self._show(service, copies, workload)
+                thread.join(_LOOK_EVERY_S)
+            for failure in failures:
+                raise failure
+            written = time.monotonic() - began
+            _arrive(service, connection, lambda: self._show(service, copies, workload))
+            seconds = time.monotonic() - began
+            self._show(service, copies, workload, connection)
+        finally:
+            stop.set()
+            thread.join()
+        return {
+            "written_s": round(written, 2),
+            "applied_s": round(seconds, 2),
+            "targets": {name: _applied(target, before[name], seconds) for name, target in _targets(service).items()},
+        }
+
+    def _show(
+        self,
+        service: SyncService,
+        copies: Copies,
+        workload: Workload,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> None:
+        """With a ``connection`` it is measured now how far the log is behind: the engine's own figure is of up to a
+        second ago, when more was under way."""
+        _raise_errors(service)
+        status = service.status()["sources"]["main"]
+        if connection is not None:
+            row = connection.execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
+            status["lag_bytes"] = max(0, row[0] - status["place"]) if row else status["lag_bytes"]
+        self.view.show(status, self.scenario.look(copies), min(workload.rows, self.rows), self.rows)
+
+    def _compare(self, config: Config) -> Report:
+        self.view.say("Comparing source and copies by content ...")
+        report = verify(config)
+        for table in report.tables:
+            verdict = "equal" if not table.differences else f"{amount(table.differences)} DIFFERENCES"
+            name = table.table if len(config.targets) == 1 else f"{table.target}: {table.table}"
+            self.view.say(f"  {name:<36} {amount(table.rows):>12} rows  {verdict}")
+        return report
+
+
+def _figures(
+    connection: psycopg.Connection[Any],
+    workload: Workload,
+    loaded: Mapping[str, Any],
+    applied: Mapping[str, Any],
+    report: Report,
+) -> dict[str, Any]:
+    version = connection.info.server_version
+    for name, target in applied["targets"].items():
+        compared = [table for table in report.tables if table.target == name]
+        target["differences"] = sum(table.differences for table in compared)
+        target["tables"] = {t.table: {"rows": t.rows, "differences": t.differences} for t in compared}
+    return {
+        "postgres": f"{version // 10000}.{version % 10000}",
+        **loaded,
+        "rows_written": workload.rows,
+        "transactions": workload.transactions,
+        "rows_per_s": round(workload.rows / applied["applied_s"], 1),
+        **applied,
+        "rows_compared": sum(t.rows for t in report.tables),
+        "differences": report.differences,
+    }
+
+
+def _applied(target: Mapping[str, Any], before: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What a target did in the time of the workload."""
+    rows = target["rows_applied"] - before["rows_applied"]
+    latencies = {name: target[name] for name in ("p50_ms", "p95_ms", "p99_ms")}
+    return {"rows_applied": rows, "rows_per_s": round(rows / seconds, 1), **latencies}
+
+
+def _summary(figures: Mapping[str, Any]) -> str:
+    changes = f"{amount(figures['rows_written'])} row changes in {amount(figures['transactions'])} transactions"
+    targets = figures["targets"].items()
+    lines = [
+        f"{name if len(targets) > 1 else 'commit to visible'} p50 {span(of['p50_ms'] / 1000)}, "
+        f"p95 {span(of['p95_ms'] / 1000)}, p99 {span(of['p99_ms'] / 1000)}"
+        for name, of in targets
+    ]
+    where = "" if len(targets) == 1 else " into each of the copies; commit to visible"
+    return (
+        f"{changes}: {amount(figures['rows_per_s'])} rows/s{where}; {'; '.join(lines)}. "
+        f"{amount(figures['differences'])} differences."
+    )
+
+
+def _kept(run: Callable[..., None], failures: list[BaseException]) -> Callable[..., None]:
+    """A thread's body whose failure is raised by whoever waits for it."""
+
+    def body(*arguments: Any) -> None:
+        try:
+            run(*arguments)
+        except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            failures.append(error)
+
+    return body
+
+
+def _targets(service: SyncService) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = service.status()["sources"]["main"]["targets"]
+    return found
+
+
+def _until(
+    service: SyncService, fact: Callable[[dict[str, Any]], bool], look: Callable[[], None] | None = None
+) -> None:
+    while not fact(service.status()["sources"]["main"]):
+        _raise_errors(service)
+        if look:
+            look()
+        time.sleep(0.02)
+
+
+def _arrive(service: SyncService, connection: psycopg.Connection[Any], look: Callable[[], None] | None = None) -> None:
+    """Wait until everything committed by now is in the copies."""
+    lsn = emit_progress(connection)
+    _until(service, lambda s: all(target.get("place", 0) >= lsn for target in s["targets"].values()), look)
+
+
+def _raise_errors(service: SyncService) -> None:
+    errors: list[SynclineError] = service.errors()
+    if errors:
+        raise errors[0]

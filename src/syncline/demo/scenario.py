@@ -1,0 +1,85 @@
+"""What a demo consists of: servers, existing rows, a workload that changes them, and what to ask the copies."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+
+from syncline.demo.copies import Copies
+
+__all__ = ["Answer", "Filled", "Scenario", "Step", "Workload", "done"]
+
+Step = Callable[[psycopg.Cursor[Any], int], int]
+"""Changes about so many rows in the transaction of the cursor; says how many it did change."""
+
+Answer = tuple[str, str]
+"""A question to a copy, as its users would ask it, and what it said."""
+
+# Rows of one transaction: mostly a few, now and then thousands.
+_SIZES = (1, 1, 1, 1, 2, 5, 10, 50, 200, 1000, 4000)
+_FRUITLESS = 1000
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One demo. ``files`` is the folder of its `syncline.yaml` and `schema.sql`.
+
+    ``rows`` are changed unless the user says another number, and half as many are there before, ``existing`` at most.
+    ``fill`` writes about so many and says what happens to them. ``ask`` asks the copies what their users would.
+    """
+
+    name: str
+    summary: str
+    rows: int
+    existing: int
+    largest: int
+    graph: bool
+    fill: Callable[[psycopg.Connection[Any], int], Filled]
+    look: Callable[[Copies], dict[str, int]]
+    ask: Callable[[Copies], Iterator[Answer]]
+
+    @property
+    def files(self) -> Path:
+        return Path(__file__).with_name("files") / self.name
+
+
+Filled = Sequence[tuple[float, Step]]
+"""What may happen to the rows that are there, with the weight of each."""
+
+
+@dataclass
+class Workload:
+    """Changes rows in transactions of mixed sizes, ``largest`` rows at most. ``rows`` and ``transactions`` count what
+    it committed."""
+
+    steps: Filled
+    largest: int
+    rows: int = 0
+    transactions: int = 0
+    _random: random.Random = field(default_factory=lambda: random.Random(20))
+
+    def run(self, dsn: str, rows: int, stop: threading.Event) -> None:
+        """Change about ``rows`` rows, as fast as the server takes them, or until stopped."""
+        weights, steps = zip(*self.steps, strict=True)
+        sizes = [size for size in _SIZES if size <= self.largest]
+        fruitless = 0
+        with psycopg.connect(dsn, autocommit=True, application_name="syncline-demo") as connection:
+            while self.rows < rows and not stop.is_set() and fruitless < _FRUITLESS:
+                (step,) = self._random.choices(steps, weights)
+                wanted = min(self._random.choice(sizes), rows - self.rows)
+                with connection.transaction():
+                    changed = step(connection.cursor(), wanted)
+                self.rows += changed
+                self.transactions += changed > 0
+                fruitless = 0 if changed else fruitless + 1
+
+
+def done(cursor: psycopg.Cursor[Any], statement: LiteralString, **values: Any) -> int:
+    """Execute a statement; how many rows it changed."""
+    return cursor.execute(statement, values).rowcount
