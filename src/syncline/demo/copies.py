@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, LiteralString, Self, cast
 
@@ -28,6 +29,10 @@ class Copies:
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """What DuckDB answers."""
         return cast(list[dict[str, Any]], self._duckdb.query(sql).to_pylist())
+
+    def exported(self, table: str) -> Path:
+        """The Parquet files of a table: the folder of the newest export, which may not be there yet."""
+        return Path(self._store("duckdb").parquet.folder) / "current" / table
 
     def graph(self, statement: LiteralString, **parameters: Any) -> list[dict[str, Any]]:
         """What the graph answers."""
