@@ -10,7 +10,17 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from syncline.capture.source import SourceConfig
-from syncline.config.tree import Config, TargetConfig, settings_of, store_settings
+from syncline.config.tree import Config, TargetConfig, settings_of, store_class, store_settings
+from syncline.mapping import FORMS
+from syncline.mapping.settings import (
+    ColumnRule,
+    EndRule,
+    MembersRule,
+    ReferenceRule,
+    TableMapping,
+    ValueRule,
+    VectorRule,
+)
 from syncline.stores import STORES
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -33,12 +43,37 @@ def tables() -> str:
     own = {name: field for name, field in settings_of(TargetConfig).items() if name != "store"}
     parts = [_section("source", settings_of(SourceConfig))]
     parts += [_section(f"target, `type: {kind}`", own | settings_of(store_settings(kind))) for kind in STORES]
+    parts += _mappings()
     for name, field in settings_of(Config).items():
         model = field.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
             parts.append(_section(name, settings_of(model)))
     parts.append(_section("top level", {"environment": Config.model_fields["environment"]}))
     return "\n".join(parts)
+
+
+# What a table may be told, by the form of the target: the models of its own and of what is written below them.
+_BELOW: dict[str, dict[str, type[BaseModel]]] = {
+    "rows": {},
+    "graph": {"references.<column>": ReferenceRule, "from` and `to": EndRule},
+    "points": {"vectors.<name>": VectorRule},
+    "keys": {"hash` and `json": ValueRule, "members`, each of the list, `": MembersRule},
+}
+
+
+_NAMES = {"rows": "rows", "graph": "graphs", "points": "points", "keys": "keys"}
+
+
+def _mappings() -> Iterator[str]:
+    common = settings_of(TableMapping)
+    yield _section("`tables.<table>` of any target", common)
+    yield _section("`columns.<column>` of a table", settings_of(ColumnRule))
+    for form, model in FORMS.items():
+        kinds = ", ".join(kind for kind in STORES if store_class(kind).form == form)
+        own = {name: field for name, field in settings_of(model).items() if name not in common}
+        yield _section(f"`tables.<table>` of a target of {_NAMES[form]} ({kinds})", own)
+        for place, below in _BELOW[form].items():
+            yield _section(f"`{place}` of a table there".replace(" ``", ""), settings_of(below))
 
 
 def _section(title: str, fields: dict[str, FieldInfo]) -> str:
@@ -51,6 +86,8 @@ def _section(title: str, fields: dict[str, FieldInfo]) -> str:
 def _default(name: str, field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if field.default_factory is dict:
+        return "`{}`"
     if field.default_factory is not None:
         return "by the machine"
     return f"`{_shown(name, field.default)}`"

@@ -1,0 +1,1 @@
+../../../../../examples/academy/schema.sql

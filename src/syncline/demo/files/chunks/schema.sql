@@ -1,0 +1,1 @@
+../../../../../examples/chunks/schema.sql
