@@ -12,9 +12,8 @@ from pydantic.fields import FieldInfo
 
 from syncline.capture.source import SourceConfig
 from syncline.config.document import Layer, Place, Problem, read_secret
-from syncline.config.tree import Config, TargetConfig, settings_of, store_settings, table_settings
+from syncline.config.tree import Config, TargetConfig, is_store, settings_of, store_settings, table_settings
 from syncline.errors import Misconfigured
-from syncline.stores import STORES
 
 __all__ = ["SHORTHANDS", "display", "holds", "origin_of", "settings_at", "stack"]
 
@@ -157,7 +156,7 @@ def settings_at(values: Mapping[str, Any], place: Place) -> dict[str, FieldInfo]
 
 def _target_settings(kind: object) -> dict[str, FieldInfo]:
     own = {name: field for name, field in settings_of(TargetConfig).items() if name != "store"}
-    if not isinstance(kind, str) or kind not in STORES:
+    if not is_store(kind):
         return own
     try:
         return own | settings_of(store_settings(kind))
@@ -167,7 +166,7 @@ def _target_settings(kind: object) -> dict[str, FieldInfo]:
 
 def _mapping_settings(kind: object, inner: Sequence[str | int]) -> dict[str, FieldInfo] | None:
     """What may be said of a table at a store of that kind; ``inner`` is the place below the table's name."""
-    if not isinstance(kind, str) or kind not in STORES:
+    if not is_store(kind):
         return None
     try:
         model: type[BaseModel] | None = table_settings(kind)

@@ -276,7 +276,8 @@ def _unknown_store(layer: Layer, place: Place) -> Problem:
     where = origin_of(layer, (*place, "type"))
     shown = f" {given!r:.60}" if _repeatable(given) else " of this name"
     about = f"{display(layer, (*place, 'type'))}: there is no target type{shown}."
-    return Problem(where, f"{about} {hint(str(given), STORES)}")
+    own = " A store of your own is module:Class." if {".", ":"} & set(str(given)) else ""
+    return Problem(where, f"{about} {hint(str(given), STORES)}{own}")
 
 
 def _dotted(place: Place) -> str:

@@ -6,10 +6,11 @@ The descriptions are what `syncline init` writes into the file, so that the two 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -39,6 +40,7 @@ __all__ = [
     "LogConfig",
     "LoggingConfig",
     "TargetConfig",
+    "is_store",
     "settings_of",
     "store_class",
     "store_settings",
@@ -46,6 +48,8 @@ __all__ = [
 ]
 
 _KNOWN_ERRORS = frozenset(get_args(ErrorType))
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_OF_A_STORE = ("config_class", "form", "limits")  # what the configuration and the engine ask before one is open
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 
@@ -103,13 +107,20 @@ class LoggingConfig(BaseModel):
     json_lines: bool = Field(False, alias="json", description="One JSON object per line instead of text.")
 
 
+def is_store(kind: object) -> TypeGuard[str]:
+    """Whether ``kind`` names a store: one of ours, or ``module:Class`` of somebody else's."""
+    return isinstance(kind, str) and (kind in STORES or _REFERENCE.fullmatch(kind) is not None)
+
+
 def store_class(kind: str) -> Any:
     """The class of the store that the configuration calls ``kind``, imported on first use.
 
     Raises:
         KeyError: there is no such store.
-        Misconfigured: its driver is not installed.
+        Misconfigured: its driver is not installed, or what ``module:Class`` names is not there or no store.
     """
+    if kind not in STORES and is_store(kind):
+        return _class_of_others(kind)
     module, _, name = STORES[kind].partition(":")
     try:
         return getattr(import_module(module), name)
@@ -120,6 +131,28 @@ def store_class(kind: str) -> Any:
             f"The driver of target type {kind} is not installed: no module {error.name}.",
             remedy=f"Run `pip install 'syncline[{kind}]'`.",
         ) from error
+
+
+def _class_of_others(reference: str) -> Any:
+    """A store that is not part of this package: its module runs code of its own, so whatever it raises is told."""
+    module, _, name = reference.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:
+        raise Misconfigured(
+            f"The store {reference} can't be loaded: {type(error).__name__}: {error}.",
+            remedy="Its module must be on Python's path (PYTHONPATH) and importable.",
+        ) from error
+    missing = [what for what in _OF_A_STORE if not hasattr(found, what)]
+    if missing:
+        raise Misconfigured(
+            f"{reference} is no store: it has no {', '.join(missing)}.", remedy="See docs/stores/adding.md."
+        )
+    if found.form not in FORMS:
+        raise Misconfigured(
+            f"The store {reference} has form {found.form!r}.", remedy=f"There are: {', '.join(FORMS)}."
+        )
+    return found
 
 
 def store_settings(kind: str) -> type[BaseModel]:
@@ -161,7 +194,7 @@ class TargetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    type: str = Field(description="Kind of store: " + ", ".join(STORES) + ".")
+    type: str = Field(description="Kind of store: " + ", ".join(STORES) + ", or module:Class of your own.")
     tables: dict[str, SerializeAsAny[TableMapping]] | None = Field(
         None,
         description="Tables that it takes, by name or pattern, and how they are mapped; null is all, as they are.",
@@ -183,7 +216,7 @@ class TargetConfig(BaseModel):
         kind = own.get("type")
         if kind is None:
             raise PydanticCustomError("no_type", "type is required: one of {known}", {"known": ", ".join(STORES)})
-        if not isinstance(kind, str) or kind not in STORES:
+        if not is_store(kind):
             raise PydanticCustomError("no_store", "there is no target type of this name")
         rest = {key: value for key, value in given.items() if key not in own}
         return {**own, "store": store_settings(kind).model_validate(rest)}
@@ -194,7 +227,7 @@ class TargetConfig(BaseModel):
         """What is said of a table depends on the kind of store."""
         tables = given.get("tables") if isinstance(given, Mapping) else None
         kind = given.get("type") if isinstance(given, Mapping) else None
-        if not isinstance(tables, Mapping) or not isinstance(kind, str) or kind not in STORES:
+        if not isinstance(tables, Mapping) or not is_store(kind):
             return given
         model = table_settings(kind)
         return {**given, "tables": {name: _table_settings(model, name, one) for name, one in tables.items()}}

@@ -78,7 +78,7 @@ def _target(config: Config, name: str | None) -> TargetConfig:
 
 def _reader(target: TargetConfig) -> Any:
     """What the store offers to readers of its copy."""
-    module = import_module(STORES[target.type].partition(":")[0])
+    module = import_module(STORES.get(target.type, target.type).partition(":")[0])
     open_reader = getattr(module, "open_reader", None)
     if open_reader is None:
         raise Misconfigured(

@@ -30,7 +30,8 @@ __all__ = [
     "Work",
 ]
 
-# type in the configuration -> "module:class"; imported when first used.
+# type in the configuration -> "module:class"; imported when first used. A store that is not of this package is named
+# there as "module:class" itself: docs/stores/adding.md.
 STORES: dict[str, str] = {
     "memory": "syncline.stores.memory:MemoryStore",
     "duckdb": "syncline.stores.duckdb:DuckDBStore",
