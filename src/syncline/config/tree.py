@@ -149,9 +149,7 @@ def _class_of_others(reference: str) -> Any:
             f"{reference} is no store: it has no {', '.join(missing)}.", remedy="See docs/stores/adding.md."
         )
     if found.form not in FORMS:
-        raise Misconfigured(
-            f"The store {reference} has form {found.form!r}.", remedy=f"There are: {', '.join(FORMS)}."
-        )
+        raise Misconfigured(f"The store {reference} has form {found.form!r}.", remedy=f"There are: {', '.join(FORMS)}.")
     return found
 
 
