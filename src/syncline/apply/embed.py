@@ -15,14 +15,14 @@ from syncline.errors import Rejected
 from syncline.mapping import MappedTable
 from syncline.mapping.embed import Embedder
 from syncline.masks import Bools, packed_masks, unpacked_masks
-from syncline.stores import UNCHANGED, Folded, Store, TableWork
+from syncline.stores import FROM_KEY, UNCHANGED, Folded, Store, TableWork
 
 __all__ = ["embed"]
 
 
-def embed(work: TableWork, mapped: MappedTable, store: Store) -> TableWork:
-    """The work with its vectors: whole rows whose text is what the target's vector was made of become partial rows that
-    leave it alone, and the others get a new one.
+def embed(work: TableWork, mapped: MappedTable, store: Store | None) -> TableWork:
+    """The work with its vectors: rows whose text is what the target's vector was made of leave it alone (so whole rows
+    become partial ones), and the others get a new one; all do where ``store`` is None.
 
     Raises:
         Rejected: an embedder failed on rows; positions count the upserts, then the partials.
@@ -33,13 +33,17 @@ def embed(work: TableWork, mapped: MappedTable, store: Store) -> TableWork:
     return work
 
 
-def _embed(work: TableWork, schema: TableSchema, embedder: Embedder, store: Store) -> TableWork:
+def _embed(work: TableWork, schema: TableSchema, embedder: Embedder, store: Store | None) -> TableWork:
     names = [c.name for c in schema.columns]
     vector, digest = names.index(embedder.name), names.index(embedder.columns[1].name)
     upserts, partials = work.rows.upserts, work.rows.partials
     offset = upserts.num_rows if upserts is not None else 0
+    if store is not None and partials is not None:
+        partials = _left_alone(partials, schema, (vector, digest), store)
     if upserts is not None:
-        known = _known(upserts, schema, digest, store)
+        known = np.zeros(offset, np.bool_)
+        if store is not None:
+            known = _known(upserts.select(list(schema.key_positions)), upserts.column(digest), schema, digest, store)
         rest, same = upserts.filter(pa.array(~known)), upserts.filter(pa.array(known))
         upserts = _filled(rest, vector, embedder, schema, np.flatnonzero(~known)) if rest.num_rows else None
         if same.num_rows:
@@ -49,16 +53,31 @@ def _embed(work: TableWork, schema: TableSchema, embedder: Embedder, store: Stor
     )
 
 
-def _known(upserts: pa.RecordBatch, schema: TableSchema, digest: int, store: Store) -> Bools:
-    """True where the target's row has a vector of this very text (or neither has one)."""
-    keys = upserts.select(list(schema.key_positions))
+def _known(keys: pa.RecordBatch, digests: pa.Array, schema: TableSchema, digest: int, store: Store) -> Bools:
+    """True where the target's row of a key has a vector of this very text."""
     stored = store.fetch(schema, keys)
     if not stored.num_rows:
-        return np.zeros(upserts.num_rows, np.bool_)
+        return np.zeros(keys.num_rows, np.bool_)
     columns = [stored.column(i).combine_chunks() for i in schema.key_positions]
     at = pc.index_in(key_bytes(keys.columns), value_set=key_bytes(columns))
     theirs = stored.column(digest).combine_chunks().take(at)
-    return np.asarray(pc.fill_null(pc.equal(theirs, upserts.column(digest)), False).to_numpy(zero_copy_only=False))
+    return np.asarray(pc.fill_null(pc.equal(theirs, digests), False).to_numpy(zero_copy_only=False))
+
+
+def _left_alone(partials: pa.RecordBatch, schema: TableSchema, pair: tuple[int, int], store: Store) -> pa.RecordBatch:
+    """Partial rows carry every column but the large ones, so their text too: where it is that of the row they rest on,
+    vector and digest (``pair``) stay as they are."""
+    masks = unpacked_masks(partials.column(UNCHANGED), schema)
+    carried = np.flatnonzero(~masks[:, pair[0]])
+    if not len(carried):
+        return partials
+    rows = partials.take(pa.array(carried))
+    keys = pa.RecordBatch.from_arrays(rows.column(FROM_KEY).flatten(), names=[c.name for c in schema.key])
+    known = carried[_known(keys, rows.column(pair[1]), schema, pair[1], store)]
+    for column in pair:
+        masks[known, column] = True
+    place = partials.num_columns + UNCHANGED
+    return partials.set_column(place, partials.schema.field(place), packed_masks(masks, schema))
 
 
 def _filled(

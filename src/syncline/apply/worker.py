@@ -199,7 +199,8 @@ class Worker:
         self._migrate(step)
         works = [work for items in step.tables.values() for work in fold(items)]
         works = [self._parking.follow(work, step.incarnation) for work in works]
-        works = [made for work in works for made in self._map(work, step)]
+        begun: set[str] = set()
+        works = [made for work in works for made in self._map(work, step, begun)]
         layers = _layers(works)
         for layer in layers[:-1]:
             amid = msgspec.structs.replace(self.cursor, amid=self.cursor.amid or "step")
@@ -221,14 +222,17 @@ class Worker:
                 self.progress.parked += len(rejected.rows)
         self._parking.settle(works)
 
-    def _map(self, work: TableWork, step: Step) -> list[TableWork]:
-        """What the target writes of one table's changes: healed where something is missing, mapped, with vectors."""
+    def _map(self, work: TableWork, step: Step, begun: set[str]) -> list[TableWork]:
+        """What the target writes of one table's changes: healed where something is missing, mapped, with vectors. Of a
+        table that was ``begun`` in this step, what is at the target now tells nothing of what it will rest on."""
         mapped = self._host.mapped(work.schema)
-        return [
-            self._parked(partial(embed, mapped=mapped, store=self._store), done, step)
-            for filled in self._heal(work, step, lambda xids: fill(work, mapped, self._healer, xids))
-            for done in self._complete(self._parked(partial(map_work, mapped=mapped), filled, step), mapped, step)
-        ]
+        made = []
+        for filled in self._heal(work, step, lambda xids: fill(work, mapped, self._healer, xids)):
+            for done in self._complete(self._parked(partial(map_work, mapped=mapped), filled, step), mapped, step):
+                store = None if done.schema.qualified in begun else self._store
+                begun.add(done.schema.qualified)
+                made.append(self._parked(partial(embed, mapped=mapped, store=store), done, step))
+        return made
 
     def _parked(self, make: Callable[[TableWork], TableWork], work: TableWork, step: Step) -> TableWork:
         """``make`` of the work, without rows that it refuses; those are parked."""

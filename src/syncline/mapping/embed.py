@@ -1,7 +1,7 @@
 """Vectors made of text by a user's function, only where the text changed.
 
-Beside each such vector stands a digest of the model and the text that it was made of, so that a row whose digest is at
-the target already needs no new vector.
+Beside each such vector stands a digest of the function, the model and the text that it was made of, so that a row whose
+digest is at the target already needs no new vector.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syncline.change import Column, arrow_type
-from syncline.errors import Rejected
+from syncline.errors import Rejected, SynclineError, Unavailable
 from syncline.mapping.settings import VectorRule
 from syncline.mapping.transform import load_callable
 
@@ -47,13 +47,15 @@ class Embedder:
         kind = "sparse" if rule.sparse else "vector"
         self.columns = (Column(name, kind, "embedding"), Column(digest_column(name), "text", "embedding"))
         self._size = rule.size
+        self._batch = rule.batch
         self._kind = kind
         self._function = load_callable(self.reference)
 
     def placeholders(self, columns: Sequence[pa.Array]) -> list[pa.Array]:
         """No vector yet, and the digest of each row's text; from the target's columns."""
+        made_by = f"{self.reference}\0{self.model}"
         digests = [
-            None if text is None else hashlib.sha256(f"{self.model}\0{text}".encode()).hexdigest()[:32]
+            None if text is None else hashlib.sha256(f"{made_by}\0{text}".encode()).hexdigest()[:32]
             for text in self.text_of(columns).to_pylist()
         ]
         return [pa.nulls(len(digests), arrow_type(self._kind)), pa.array(digests, pa.string())]
@@ -68,30 +70,50 @@ class Embedder:
         return pc.if_else(nothing, pa.scalar(None, pa.string()), joined)
 
     def embed(self, table: str, texts: list[str]) -> pa.Array:
-        """A vector for each text, in one call of the user's function.
+        """A vector for each text, by calls of the user's function with at most ``batch`` of them. A call that fails is
+        made again by halves, so that one text costs no other its vector.
 
         Raises:
-            Rejected: the function failed, or gave vectors of another number or size; positions among the texts.
+            Rejected: the function fails on texts, or gives vectors of another number or size; positions among them.
+            Unavailable: it raised that, or an error of the operating system (a connection, a file): the same texts come
+                again.
         """
-        try:
-            found = self._function(texts)
-            vectors = pa.array([_plain(v) for v in found], arrow_type(self._kind))
-        except Exception as error:
-            raise Rejected(
-                table, range(len(texts)), f"the embedder of {self.name} failed ({type(error).__name__})"
-            ) from error
-        if len(vectors) != len(texts):
-            raise Rejected(
-                table,
-                range(len(texts)),
-                f"the embedder of {self.name} gave {len(vectors)} vectors for {len(texts)} texts",
-            )
-        if self._size:
-            wrong = pc.not_equal(pc.list_value_length(vectors), self._size)
-            bad = np.flatnonzero(pc.fill_null(wrong, True).to_numpy(zero_copy_only=False))
-            if len(bad):
-                raise Rejected(table, bad.tolist(), f"vector {self.name} does not have {self._size} dimensions")
+        bad: dict[int, str] = {}
+        made = [
+            vectors
+            for start in range(0, len(texts), self._batch)
+            for vectors in self._made(table, texts[start : start + self._batch], start, bad)
+        ]
+        vectors = pa.chunked_array(made, arrow_type(self._kind)).combine_chunks()
+        if not bad and self._size:
+            wrong = pc.fill_null(pc.not_equal(pc.list_value_length(vectors), self._size), True)
+            rows = np.flatnonzero(wrong.to_numpy(zero_copy_only=False)).tolist()
+            bad = dict.fromkeys(rows, f"vector {self.name} does not have {self._size} dimensions")
+        if bad:
+            raise Rejected(table, sorted(bad), "; ".join(dict.fromkeys(bad.values())))
         return vectors
+
+    def _made(self, table: str, texts: list[str], start: int, bad: dict[int, str]) -> list[pa.Array]:
+        """The vectors of one call, in pieces; ``bad`` gets the positions of texts that have none, and why."""
+        try:
+            vectors = pa.array([_plain(v) for v in self._function(texts)], arrow_type(self._kind))
+            if len(vectors) == len(texts):
+                return [vectors]
+            why = f"the embedder of {self.name} gives {len(vectors)} vectors for {len(texts)} texts"
+        except SynclineError:  # it knows what should happen next
+            raise
+        except OSError as error:
+            raise Unavailable(
+                f"The embedder of vector {self.name} of table {table} is away ({type(error).__name__}).",
+                remedy=f"See whether what {self.reference} needs can be reached.",
+            ) from error
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises costs its texts, nothing else
+            why = f"the embedder of {self.name} fails ({type(error).__name__})"
+        if len(texts) == 1:
+            bad[start] = why
+            return [pa.nulls(1, arrow_type(self._kind))]
+        half = len(texts) // 2
+        return self._made(table, texts[:half], start, bad) + self._made(table, texts[half:], start + half, bad)
 
 
 def _plain(vector: Any) -> Any:

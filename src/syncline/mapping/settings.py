@@ -147,6 +147,7 @@ class VectorRule(BaseModel):
     embed: str | None = Field(None, description="module:function from a list of texts to a list of vectors.")
     text: tuple[str, ...] = Field((), description="Columns whose text is embedded, joined by line ends.")
     model: str = Field("", description="Name of the embedder's model; another name has everything embedded anew.")
+    batch: int = Field(256, ge=1, description="Most texts in one call of the embedder.")
     size: int = Field(0, ge=0, le=65536, description="Number of dimensions (0 for sparse vectors).")
     distance: Literal["cosine", "dot", "euclid", "manhattan"] = Field("cosine", description="How they are compared.")
     sparse: bool = Field(False, description="It is sparse: indices and values.")
