@@ -91,8 +91,17 @@ def test_a_log_with_changed_tables_is_replayed_after_a_kill(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_forty_kills_leave_data_and_cursor_in_step(tmp_path: Path) -> None:
+    _kill_and_compare(tmp_path, 40)
+
+
+@pytest.mark.soak
+def test_two_hundred_kills_leave_data_and_cursor_in_step(tmp_path: Path) -> None:
+    _kill_and_compare(tmp_path, 200)
+
+
+def _kill_and_compare(tmp_path: Path, kills: int) -> None:
     path, rng, reached = tmp_path / "killed.duckdb", random.Random(3), 0
-    for _ in range(40):
+    for _ in range(kills):
         here, there = _context.Pipe(duplex=False)
         child = _context.Process(target=_apply_for_ever, args=(path, there), daemon=True)
         child.start()
@@ -113,7 +122,7 @@ def test_forty_kills_leave_data_and_cursor_in_step(tmp_path: Path) -> None:
         assert contents(store) == expected(n)
         assert len(contents(store, PAIR)) == n
         store.close()
-    assert reached > 40
+    assert reached > kills
 
 
 def _last(told: Connection) -> int:

@@ -21,7 +21,6 @@ from syncline.stores.postgres import PostgresConfig, PostgresStore
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents
 
 _KEYS = 40
-_KILLS = 20
 
 
 def _work(n: int) -> Work:
@@ -81,8 +80,17 @@ class _Applier(threading.Thread):
 
 @pytest.mark.slow
 def test_twenty_kills_of_the_server_leave_data_and_cursor_in_step(pg_server: EmbeddedPostgres) -> None:
+    _kill_and_compare(pg_server, 20)
+
+
+@pytest.mark.soak
+def test_two_hundred_kills_of_the_server_leave_data_and_cursor_in_step(pg_server: EmbeddedPostgres) -> None:
+    _kill_and_compare(pg_server, 200)
+
+
+def _kill_and_compare(pg_server: EmbeddedPostgres, kills: int) -> None:
     config, rng, reached = PostgresConfig(dsn=SecretStr(pg_server.dsn())), random.Random(3), 0
-    for _ in range(_KILLS):
+    for _ in range(kills):
         applier = _Applier(config)
         applier.start()
         eventually(lambda told=applier: told.reached > 0 or told.error, 60)  # type: ignore[misc]
@@ -101,7 +109,7 @@ def test_twenty_kills_of_the_server_leave_data_and_cursor_in_step(pg_server: Emb
         assert n >= reached, "a work that was told to be durable is gone"
         assert {row[0]: row[1:] for row in rows} == _expected(n)
         assert pairs == (n,)
-    assert reached > _KILLS
+    assert reached > kills
 
 
 def test_a_server_that_stops_in_the_middle_of_a_work_takes_it_again_when_it_is_back(

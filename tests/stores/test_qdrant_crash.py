@@ -49,8 +49,17 @@ def _apply_for_ever(path: Path, told: Connection) -> None:
 
 @pytest.mark.slow
 def test_twenty_kills_leave_nothing_that_applying_again_does_not_heal(tmp_path: Path) -> None:
+    _kill_and_heal(tmp_path, 20)
+
+
+@pytest.mark.soak
+def test_two_hundred_kills_leave_nothing_that_applying_again_does_not_heal(tmp_path: Path) -> None:
+    _kill_and_heal(tmp_path, 200)
+
+
+def _kill_and_heal(tmp_path: Path, kills: int) -> None:
     path, rng, reached = tmp_path / "killed", random.Random(3), 0
-    for _ in range(20):
+    for _ in range(kills):
         here, there = _context.Pipe(duplex=False)
         child = _context.Process(target=_apply_for_ever, args=(path, there), daemon=True)
         child.start()
@@ -73,7 +82,7 @@ def test_twenty_kills_leave_nothing_that_applying_again_does_not_heal(tmp_path: 
         assert len(contents(store, PAIR)) == n + 1
         reached = n + 1
         store.close()
-    assert reached > 20
+    assert reached > kills
 
 
 def _note_for_ever(path: Path, number: int, told: Connection) -> None:

@@ -105,9 +105,21 @@ def _apply_for_ever(config: RedisConfig, told: Connection) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fsync", ["always", "everysec"])
 def test_twenty_kills_of_the_server_leave_data_and_cursor_in_step(start: Callable[..., Server], fsync: str) -> None:
+    _kill_and_compare(start, fsync, 20)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_two_hundred_kills_of_the_server_leave_data_and_cursor_in_step(
+    start: Callable[..., Server], fsync: str
+) -> None:
+    _kill_and_compare(start, fsync, 200)
+
+
+def _kill_and_compare(start: Callable[..., Server], fsync: str, kills: int) -> None:
     server = start(appendonly="yes", appendfsync=fsync)
     rng, reached = random.Random(3), 0
-    for _ in range(20):
+    for _ in range(kills):
         here, there = _context.Pipe(duplex=False)
         child = _context.Process(target=_apply_for_ever, args=(server.config(), there), daemon=True)
         child.start()
@@ -129,7 +141,7 @@ def test_twenty_kills_of_the_server_leave_data_and_cursor_in_step(start: Callabl
         assert contents(store) == _expected(n)
         assert len(contents(store, PAIR)) == n
         store.close()
-    assert reached > 20
+    assert reached > kills
 
 
 def _last(told: Connection) -> int:
