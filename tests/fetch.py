@@ -1,4 +1,5 @@
-"""Fetch the servers that the tests start and that no wheel brings: older versions of PostgreSQL, and Neo4j."""
+"""Fetch the servers that the tests start and that no wheel brings: older versions of PostgreSQL, Neo4j, and
+an object store."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from neo4j_server import VERSIONS, fetch_neo4j
+from s3_server import fetch_s3proxy
 from servers import POSTGRES_VERSIONS
 from syncline.embedded import fetch_binaries
 from syncline.errors import SynclineError
 
 SERVERS: dict[str, Callable[[], Path]] = {
     **{f"PostgreSQL {major}": partial(fetch_binaries, major) for major in POSTGRES_VERSIONS},
+    "S3Proxy": fetch_s3proxy,
     **{f"Neo4j {name}": partial(fetch_neo4j, name) for name in VERSIONS},
 }
 

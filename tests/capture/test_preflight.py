@@ -65,6 +65,17 @@ def test_a_preflight_changes_nothing_and_leaves_no_connection(database: Database
     assert database.value("select count(*) from pg_replication_slots where database = %s", database.name) == 0
 
 
+def test_a_database_that_takes_any_bytes_for_text_is_warned_of(postgres: EmbeddedPostgres) -> None:
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        connection.execute("create database raw encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0")
+        try:
+            (finding,) = found(preflight(SourceConfig(dsn=postgres.dsn("raw"))), "SL-ENCODING")
+        finally:
+            connection.execute("drop database raw with (force)")
+    assert finding.severity == "warning"
+    assert "SQL_ASCII" in finding.message
+
+
 def test_a_server_that_is_away_is_unavailable() -> None:
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1/shop") as raised:
         preflight(SourceConfig(dsn="postgresql://me:hunter2@127.0.0.1:1/shop"))

@@ -34,6 +34,7 @@ class Server:
     database_id: str
     may_create: bool
     system_identifier: str
+    encoding: str
 
 
 _SERVER = """
@@ -46,7 +47,7 @@ select current_setting('server_version_num')::int, current_setting('server_versi
   current_user::text, current_database()::text,
   current_database() || ':' || (select oid from pg_database where datname = current_database()),
   has_database_privilege(current_database(), 'create'),
-  (select system_identifier::text from pg_control_system())
+  (select system_identifier::text from pg_control_system()), current_setting('server_encoding')
 """
 
 

@@ -20,7 +20,7 @@ OPEN_S, LONG_S = 5, 900
 
 
 def check_server(look: Look) -> Iterator[Finding]:
-    """Version, role in a cluster, and wal_level."""
+    """Version, role in a cluster, encoding, and wal_level."""
     server, where = look.server, look.where
     major = server.version_num // 10000
     if major < OLDEST:
@@ -48,6 +48,15 @@ def check_server(look: Look) -> Iterator[Finding]:
             where,
             "The server is a standby, where neither publication nor heartbeat can be written.",
             "Point source.dsn at the primary.",
+        )
+    if server.encoding == "SQL_ASCII":
+        yield Finding(
+            "SL-ENCODING",
+            "warning",
+            where,
+            "The database's encoding is SQL_ASCII, which takes any bytes for text: at the first text that is not UTF-8"
+            " the server sends nothing more, neither rows nor changes.",
+            "Restore a dump of it into a database of encoding UTF8, with such texts mended.",
         )
     # PostgreSQL 19 raises its effective level by itself when the first logical slot is made.
     if server.wal_level == "logical" or (major >= 19 and server.wal_level == "replica"):

@@ -64,7 +64,11 @@ class DuckDBConfig(BaseModel):
 
     def claims(self) -> dict[str, Path]:
         """Folders that no other target may have, by setting."""
-        return {"parquet.folder": self.parquet.folder} if self.parquet else {}
+        if self.parquet is None:
+            return {}
+        s3 = self.parquet.s3
+        there = {"parquet.s3.prefix": Path("s3:") / (s3.endpoint or "aws").partition("//")[2] / s3.place} if s3 else {}
+        return {"parquet.folder": self.parquet.folder, **there}
 
 
 class Database:

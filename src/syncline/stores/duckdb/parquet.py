@@ -24,6 +24,7 @@ from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured, SynclineError
 from syncline.stores.duckdb.door import read_batches
 from syncline.stores.duckdb.parquet_parts import Part, Table, plan_parts, range_of
+from syncline.stores.duckdb.parquet_s3 import Mirror, S3Config
 from syncline.stores.duckdb.parquet_versions import (
     Manifest,
     Version,
@@ -58,6 +59,9 @@ class ParquetConfig(BaseModel):
     compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = Field("zstd", description="How it is compressed.")
     row_group_size: int = Field(122_880, ge=1, description="Rows of a row group, at most; of 64 MB if that is less.")
     part_rows: int = Field(1_000_000, ge=1, description="Rows of a file, about; a larger table has several.")
+    s3: S3Config | None = Field(
+        None, description="Object store that gets every export too: `bucket` and more; null: none."
+    )
 
     @property
     def settings(self) -> str:
@@ -91,6 +95,7 @@ class Exporter:
         self._seen_at = 0.0
         self._exporting = threading.Lock()
         self._stopped = threading.Event()
+        self._mirror = Mirror(config.s3, config.keep_s, self._go_on) if config.s3 else None
         self._connection: duckdb.DuckDBPyConnection | None = None
 
     def stop(self) -> None:
@@ -109,8 +114,8 @@ class Exporter:
         there is nothing to be exported now: no table is loaded, or the copy holds half a transaction of the source.
 
         Raises:
-            Misconfigured: the folder can't be used, or a table can't be exported; the others were.
-            Unavailable: its disk is full.
+            Misconfigured: the folder or the object store can't be used, or a table can't be exported; the others were.
+            Unavailable: its disk is full, or the object store is away.
             SynclineError: DuckDB failed, as the session says.
         """
         with self._exporting:
@@ -123,7 +128,11 @@ class Exporter:
                         connection.execute("begin transaction read only")
                         cursors, writes = _cursors(connection), dict(self._writes)
                     with told(self._folder):
-                        return self._export(connection, cursors, writes)
+                        changed, odd = self._export(connection, cursors, writes)
+                changed = self._brought(changed)
+                if odd:
+                    raise _not_exported(odd)
+                return changed
             except _Stopped:
                 return None
             except SynclineError:
@@ -133,16 +142,24 @@ class Exporter:
             finally:
                 self._connection = None
 
+    def _brought(self, changed: bool | None) -> bool | None:
+        """Behind the transaction, which no upload shall keep open. One that failed before is made up for, too."""
+        manifest = current(self._folder) if self._mirror and changed is not None else None
+        if self._mirror is None or manifest is None:
+            return changed
+        return self._mirror.bring(self._folder / "current", manifest) or changed
+
     def _go_on(self) -> None:
         if self._stopped.is_set():
             raise _Stopped
 
     def _export(
         self, connection: duckdb.DuckDBPyConnection, cursors: Sequence[Cursor], writes: Mapping[str, int]
-    ) -> bool | None:
+    ) -> tuple[bool | None, dict[str, Exception]]:
+        """Whether the export changed (None: there was nothing to export), and the tables that can't be exported."""
         loaded = {table for cursor in cursors for table in cursor.loaded}
         if not loaded or any(cursor.amid for cursor in cursors):
-            return None
+            return None, {}
         before = current(self._folder) or Manifest(0.0, {}, {})
         if before.made != self._seen_at:
             self._seen.clear()
@@ -156,9 +173,7 @@ class Exporter:
         self._seen = {name: seen for name, seen in now.items() if name in loaded and name not in work.odd}
         self._seen_at = made
         expire(self._folder, time.time(), self._config.keep_s)
-        if work.odd:
-            raise _not_exported(work.odd)
-        return made != before.made
+        return made != before.made, work.odd
 
     def _publish(self, work: _Work, plans: Sequence[tuple[Table, list[Part]]], sources: dict[str, int]) -> float:
         """Write what is new in the plans; the time at which the current export was made behind that."""
