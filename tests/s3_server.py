@@ -18,7 +18,7 @@ ACCESS_KEY, SECRET_KEY = "syncline-tests", "a secret of the tests"
 
 def fetch_s3proxy() -> Path:
     """The folder with its jars, fetched if they aren't here yet."""
-    return made_once(servers_folder(), "s3proxy-2.6.0", lambda work: maven.copy_runtime(POMS / "s3proxy.xml", work))
+    return made_once(servers_folder(), "s3proxy-4.1.0", lambda work: maven.copy_runtime(POMS / "s3proxy.xml", work))
 
 
 class S3Proxy(EmbeddedServer):
