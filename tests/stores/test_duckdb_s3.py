@@ -131,8 +131,10 @@ def test_an_upload_that_is_cut_off_leaves_the_export_before_and_the_next_one_is_
 ) -> None:
     fill(store, 100, range(1, 96))
     store.export()
-    before = there.rows()
-    fill(store, 110, range(1, 96))
+    before, changed = there.rows(), Rows()
+    for key in range(1, 96):
+        changed = changed.upsert(110, key, f"other {key}", None)
+    apply(store, changed)
 
     def cut(self: object, name: str, file: Path) -> None:
         """As a process that is killed: some objects are there, one in part."""
