@@ -1,0 +1,71 @@
+"""A PostgreSQL target that is put back from an older copy: its cursor goes back with it, as it stands beside the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Rig, ended_with
+
+from servers import Database, drop_database, eventually, fresh_database
+from syncline.embedded import EmbeddedPostgres
+from syncline.errors import Gap
+
+ITEMS = "select id, name from item order by id"
+
+
+@pytest.fixture
+def copy(postgres: EmbeddedPostgres) -> Iterator[Database]:
+    with fresh_database(postgres) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def rig(database: Database, copy: Database, tmp_path: Path) -> Rig:
+    rig = Rig(database, tmp_path, log={"retention_s": 3600})
+    rig.settings["targets"]["main"] = {"type": "postgres", "dsn": copy.dsn}
+    rig.write()
+    database.execute("create table item (id int primary key, name text)")
+    database.execute("insert into item select g, 'first' from generate_series(1, 50) g")
+    rig.sync()
+    return rig
+
+
+def change(rig: Rig) -> None:
+    rig.database.execute("update item set name = 'second' where id % 3 = 0")
+    rig.database.execute("delete from item where id % 5 = 0")
+    rig.database.execute("insert into item select g, 'third' from generate_series(1000, 1020) g")
+
+
+def restore(copy: Database, older: str) -> None:
+    drop_database(copy.server, copy.name)
+    copy.server.create_database(copy.name, older)
+    copy.server.drop_database(older)
+
+
+def test_it_replays_what_the_log_still_holds(rig: Rig, copy: Database) -> None:
+    copy.server.create_database(f"{copy.name}_older", copy.name)
+    change(rig)
+    rig.sync()
+    restore(copy, f"{copy.name}_older")
+    assert copy.execute(ITEMS) != rig.database.execute(ITEMS)
+    rig.sync()
+    assert copy.execute(ITEMS) == rig.database.execute(ITEMS)
+    assert rig.gaps(ever=True) == []
+
+
+def test_it_is_in_a_gap_where_the_log_does_not_reach_back_and_is_read_again(rig: Rig, copy: Database) -> None:
+    rig.set("log", retention_s=0)
+    copy.server.create_database(f"{copy.name}_older", copy.name)
+    with rig.running() as engine:
+        change(rig)
+        engine.settle()
+        eventually(lambda: engine.source.log.status().head > 0 and engine.source.log.status().entries == 0)
+    restore(copy, f"{copy.name}_older")
+    with rig.running(until_loaded=False) as engine:
+        assert ended_with(Gap, engine).code == "SL-LOG-TRIMMED"
+    assert copy.execute(ITEMS) != rig.database.execute(ITEMS)
+    rig.set("source", on_gap="resync")
+    rig.sync()
+    assert copy.execute(ITEMS) == rig.database.execute(ITEMS)
