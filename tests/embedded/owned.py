@@ -11,6 +11,12 @@ from pathlib import Path
 
 import psutil
 
+from syncline.embedded.server import STOP_TIMEOUT_S
+
+# How long a server and its keeper may take to go: asked to end, it is killed when its time is over, and may take as
+# long again to be gone.
+LEAVING_S = 2 * STOP_TIMEOUT_S + 30
+
 TESTS = Path(__file__).parents[1]
 
 PROGRAM = """
@@ -38,7 +44,11 @@ def owner(kind: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    """Whether a process has ended. It may end between any two looks at it, so the second one says so, too."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def using(folder: Path) -> list[int]:

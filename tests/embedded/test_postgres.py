@@ -16,6 +16,7 @@ import psutil
 import psycopg
 import pytest
 
+from embedded.owned import gone
 from servers import SETTINGS, Database, eventually
 from syncline.embedded import EmbeddedPostgres, binaries_for
 from syncline.embedded.process import free_port
@@ -59,10 +60,6 @@ def owner(like: EmbeddedPostgres, folder: Path, user: int) -> Iterator[tuple[sub
         assert line, "the owner could not start its server"
         yield process, int(line)
         process.terminate()
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_server_takes_logical_replication_and_utf8(pg_server: EmbeddedPostgres) -> None:
@@ -163,7 +160,7 @@ def test_what_was_committed_before_a_crash_is_there_after_recovery(pg_server: Em
         else:
             pg_server.stop("immediate")
         assert not pg_server.running
-        assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        assert not [p for p in family if not gone(p.pid)]
     pg_server.restart()
     with psycopg.connect(pg_server.dsn()) as connection:
         assert connection.execute("select count(*), sum(n) from kept").fetchone() == (10000, 50005000)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from embedded.owned import TESTS, gone, using
+from embedded.owned import LEAVING_S, TESTS, gone, using
 from servers import eventually
 from shared_server import shared
 
@@ -60,20 +60,28 @@ def test_workers_at_once_get_one_server_that_goes_with_the_last_however_that_end
     late.leave()
     assert not any(map(gone, used))
     workers[2].kill()
-    eventually(lambda: all(map(gone, used)) and not (tmp_path / "bolt").exists() and using(tmp_path) == [])
+    eventually(lambda: _nothing_is_left_of(used, tmp_path), LEAVING_S)
 
     # Whoever comes after that gets a new one.
     with shared("bolt", tmp_path) as at:
         assert not {at.server, at.keeper} & set(used)
         assert not gone(at.server)
-    eventually(lambda: gone(at.server) and not (tmp_path / "bolt").exists())
+    eventually(lambda: _nothing_is_left_of((at.server, at.keeper), tmp_path), LEAVING_S)
+
+
+def _nothing_is_left_of(processes: tuple[int, ...], place: Path) -> bool:
+    """Whether they are gone, and with them the files; says what is there if it isn't so."""
+    assert [pid for pid in processes if not gone(pid)] == []
+    assert using(place) == []
+    assert not (place / "bolt").exists()
+    return True
 
 
 @pytest.mark.slow
 def test_a_killed_keeper_takes_its_server_along_and_is_replaced(tmp_path: Path) -> None:
     with shared("bolt", tmp_path) as at:
         os.kill(at.keeper, signal.SIGKILL)
-        eventually(lambda: gone(at.server))
+        eventually(lambda: gone(at.server), LEAVING_S)
     with shared("bolt", tmp_path) as another:
         assert not gone(another.server)
-    eventually(lambda: gone(another.server))
+    eventually(lambda: gone(another.server), LEAVING_S)
