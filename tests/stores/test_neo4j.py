@@ -6,9 +6,7 @@ import pytest
 
 from stores.graphs import GraphDatabase, graph
 from syncline.stores import Store
-from syncline.testing.store_suite import MakeStore, StoreConformance
-
-pytestmark = pytest.mark.unfinished
+from syncline.testing.store_suite import MakeStore, Rows, StoreConformance, contents, work
 
 __all__ = ["graph"]
 
@@ -26,3 +24,15 @@ class TestNeo4jStore(StoreConformance):
             return graph.store(name)
 
         return make
+
+    def test_rows_older_than_the_truncation_of_their_own_work_are_held_off(self, store: Store) -> None:
+        rows = Rows().upsert(1, 1, "older", None).upsert(7, 2, "same commit", None).upsert(8, 3, "behind it", None)
+        store.apply(work(rows, truncated=7))
+        assert contents(store) == {2: ("same commit", None, 7), 3: ("behind it", None, 8)}
+
+    def test_rows_older_than_the_horizon_are_held_off_where_nothing_was_ever_written(self, store: Store) -> None:
+        store.purge("orders", 250)
+        store.apply(work(Rows().upsert(249, 1, "forgotten", None)))
+        assert contents(store) == {}
+        store.apply(work(Rows().upsert(250, 1, "in", None)))
+        assert contents(store) == {1: ("in", None, 250)}

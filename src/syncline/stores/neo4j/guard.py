@@ -32,6 +32,11 @@ class State:
     truncated: int
     horizon: int
 
+    @property
+    def bound(self) -> int:
+        """No change at or above it has to be asked about: nothing stored, buried, truncated or forgotten is newer."""
+        return max(self.highest, self.truncated, self.horizon)
+
 
 def lock(tx: Transaction, cursor: Cursor, body: str) -> None:
     """Write the source's cursor, first of all: whoever else applies this source waits here until we are done, so that

@@ -209,7 +209,7 @@ class TableWriter:
 
     def _passing(self, key: Sequence[Values], versions: pa.Array) -> _Bools:
         lowest, _ = self.prepared.span
-        if lowest >= max(self.state.highest, self.state.truncated):
+        if lowest >= max(self.state.bound, self.prepared.work.truncated or 0):
             return np.ones(len(versions), np.bool_)
         return passing(self.tx, self.layout, self.state, self.prepared.work.truncated, key, versions)
 
