@@ -42,7 +42,7 @@ define newline
 
 endef
 
-.PHONY: help env demo test lint format types unit soak unfinished bench lock clean peers servers fetched
+.PHONY: help env demo test lint format types unit soak bench lock clean peers servers fetched
 
 help: ## say what can be made
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -79,7 +79,7 @@ types: $(READY) ## mypy, strict
 	@$(BIN)/mypy
 
 unit: $(READY) fetched ## the tests that take less than ten seconds each
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not soak and not unfinished"
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not soak"
 
 servers: $(READY) ## optional: fetch the servers that only the tests want
 	@echo "optional: only the tests want these, and 'make test' fetches them by itself"; \
@@ -90,10 +90,7 @@ fetched: $(READY)
 	@$(BIN)/python tests/fetch.py || true
 
 soak: $(READY) ## kill and compare, SOAK_CYCLES times (1000)
-	@SYNCLINE_SOAK_CYCLES=$(SOAK_CYCLES) $(BIN)/python -m pytest -m "soak and not unfinished" --timeout 0
-
-unfinished: $(READY) ## the suites of the stores that do not pass all of their tests yet
-	@$(BIN)/python -m pytest -n $(WORKERS) -m unfinished
+	@SYNCLINE_SOAK_CYCLES=$(SOAK_CYCLES) $(BIN)/python -m pytest -m soak --timeout 0
 
 bench: $(READY) ## measure against pg_recvlogical, ROWS rows (500000)
 	@$(BIN)/syncline bench wal-duckdb --rows $(ROWS)

@@ -16,7 +16,7 @@ from shared_server import KINDS, Address
 from syncline.embedded.kept import locked
 from syncline.stores.neo4j import Neo4jConfig, Neo4jStore
 
-__all__ = ["GraphDatabase", "graph"]
+__all__ = ["REAL", "GraphDatabase", "graph"]
 
 REAL = tuple(f"neo4j-{name}" for name in VERSIONS)
 

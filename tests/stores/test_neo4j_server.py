@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -15,16 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stores.graph_tables import LINK, ORDER, PERSON
-from stores.graphs import GraphDatabase, graph
+from stores.graphs import REAL, GraphDatabase, graph
 from syncline.change import Column, Cursor, Position, TableSchema
 from syncline.errors import Misconfigured, Rejected, SynclineError, Unavailable
 from syncline.shape import End, Node, Relationship
 from syncline.stores import Folded, TableWork, Work
 from syncline.stores.neo4j import Neo4jConfig, Neo4jStore
-from syncline.stores.neo4j.cypher import quote
+from syncline.stores.neo4j.cypher import labels_of, pattern, quote
 from syncline.testing.store_suite import ITEM, Rows, contents, work
-
-pytestmark = pytest.mark.unfinished
 
 __all__ = ["graph"]
 
@@ -157,7 +156,7 @@ TEXTS = TableSchema(
 
 def test_long_keys_and_lists_with_null_are_refused_and_large_and_odd_texts_are_not(store: Neo4jStore) -> None:
     store.migrate(TEXTS)
-    large = "ß" * 4_000_000
+    large = "ß" * 25_000_000  # fifty megabytes
     rows = (
         Rows(TEXTS)
         .upsert(100, "large", large, ["a", ""])
@@ -217,30 +216,59 @@ _HOSTILE = st.text(
 )
 
 
-@pytest.mark.slow
-def test_ten_thousand_hostile_names_are_refused_or_name_themselves(graph: GraphDatabase) -> None:
+@cache
+def _hostile_names() -> list[str]:
+    """Ten thousand and some more, the same for all servers of a worker."""
     names: list[str] = ["match", "n", "`", "``", "a`b", "`) DETACH DELETE (n) //", "a\\u0060b", "\\", "a\0", "'", '"']
 
-    @settings(max_examples=10_000, deadline=None, database=None)
+    @settings(max_examples=10_000, database=None)
     @given(_HOSTILE)
     def collect(name: str) -> None:
         names.append(name)
 
     collect()
-    kept, refused = [], 0
-    for name in dict.fromkeys(names):
-        try:
-            quote(name)
-            kept.append(name)
-        except Misconfigured:
-            refused += 1
-    assert refused
-    assert len(kept) > 5_000
+    return list(dict.fromkeys(names))
+
+
+def _quotable(name: str) -> bool:
+    try:
+        quote(name)
+    except Misconfigured:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_ten_thousand_hostile_names_are_refused_or_name_themselves(graph: GraphDatabase) -> None:
+    names = _hostile_names()
+    kept = [name for name in names if _quotable(name)]
+    assert 5_000 < len(kept) < len(names)
     with graph.driver() as driver, driver.session(database=graph.at.database) as session:
         for start in range(0, len(kept), 250):
             part = kept[start : start + 250]
             told = session.run("WITH {" + ", ".join(f"{quote(n)}: {i}" for i, n in enumerate(part)) + "} AS m RETURN m")
             assert told.single(strict=True)[0] == {n: i for i, n in enumerate(part)}
+
+
+@pytest.mark.parametrize("graph", REAL, indirect=True)
+def test_hostile_labels_types_and_properties_are_what_is_written(graph: GraphDatabase) -> None:
+    """Some of them, for Neo4j never forgets a name that was used. ArcadeDB takes fewer (docs/stores/neo4j.md)."""
+    kept = [name for name in _hostile_names() if _quotable(name)]
+    chosen = [*kept[:8], *kept[8 :: len(kept) // 200]]
+    statement = " ".join(
+        f"CREATE (a{i}{labels_of((name,))} {pattern((name,), (str(i),))})-[:{quote(name)}]->(b{i}{labels_of((name,))})"
+        for i, name in enumerate(chosen)
+    )
+    with (
+        graph.driver() as driver,
+        driver.session(database=graph.at.database) as session,
+        session.begin_transaction() as transaction,
+    ):
+        transaction.run(statement).consume()  # type: ignore[arg-type]
+        found = transaction.run("MATCH (a)-[e]->(b) RETURN labels(a), properties(a), type(e), labels(b)").values()
+        transaction.rollback()
+    found.sort(key=lambda row: next(iter(row[1].values())))
+    assert found == [[[name], {name: i}, name, [name]] for i, name in enumerate(chosen)]
 
 
 @pytest.mark.parametrize("label", ["MATCH", "a`b", "`) DETACH DELETE (n) //", "Ünï çode", "'; \" --"])
@@ -331,9 +359,15 @@ def _at_once(writers: list[Any]) -> None:
     assert failures == []
 
 
+def _links(w: int, version: int) -> dict[int, tuple[str, int, str, str, int]]:
+    """What a version of a writer's join table holds. Half of the persons are not there."""
+    rng = random.Random(w * 100 + version)
+    return {i: ("PACKED", rng.randrange(40), f"o{rng.randrange(20)}", f"{w}", version) for i in range(30)}
+
+
 @pytest.mark.slow
 def test_sixteen_writers_that_lock_one_another_out_all_arrive(graph: GraphDatabase) -> None:
-    """Sixteen sources, each with a join table of its own between the same nodes, locked in any order."""
+    """Sixteen sources, each with a join table of its own between the same nodes and stubs, locked in any order."""
     first = graph.store()
     first.open("people")
     for schema in (PERSON, ORDER):
@@ -343,6 +377,7 @@ def test_sixteen_writers_that_lock_one_another_out_all_arrive(graph: GraphDataba
         people.upsert(1, i, "x", None)
         orders.upsert(1, f"o{i}", *[None] * 6)
     first.apply(work(people, orders, source="people"))
+    first.close()
     met: list[SynclineError] = []
     schemas = [msgspec.structs.replace(LINK, name=f"link{w}") for w in range(WRITERS)]
     for w, schema in enumerate(schemas):
@@ -352,29 +387,29 @@ def test_sixteen_writers_that_lock_one_another_out_all_arrive(graph: GraphDataba
         store.close()
 
     def writer(w: int) -> None:
-        rng = random.Random(w)
         store = graph.store()
         store.open(f"source {w}")
         for version in range(2, 8):
             rows = Rows(schemas[w])
-            for i in range(30):
-                rows.upsert(version, i, "PACKED", rng.randrange(20), f"o{rng.randrange(20)}", f"{w}")
+            for i, (kind, person, order, note, _) in _links(w, version).items():
+                rows.upsert(version, i, kind, person, order, note)
             _insist(store, work(rows, source=f"source {w}", n=version), met)
         store.close()
 
     _at_once([lambda w=w: writer(w) for w in range(WRITERS)])
-    assert graph.query("MATCH (:Person)-[e:PACKED]->(:Order) RETURN count(e), min(e._syncline_version)") == [
-        [WRITERS * 30, 7]
-    ]
+    real = sum(person < 20 for w in range(WRITERS) for _, person, *_ in _links(w, 7).values())
+    shown = graph.query("MATCH (:Person)-[e:PACKED]->(:Order) RETURN count(e), min(e._syncline_version)")
+    waiting = graph.query("MATCH (:_SynclineStub)-[e:_SYNCLINE_WAITING]->(:Order) RETURN count(e)")
+    assert (shown, waiting) == ([[real, 7]], [[WRITERS * 30 - real]])
     for w, schema in enumerate(schemas):
         store = graph.store()
         cursor = store.open(f"source {w}")
         assert cursor is not None
         assert cursor.position.n == 7
-        assert {row[3] for row in contents(store, schema).values()} == {f"{w}"}
+        assert contents(store, schema) == _links(w, 7)
         store.close()
-    assert all(isinstance(error, Unavailable) for error in met)
-    first.close()
+    if graph.real:  # ArcadeDB knows no locks, and so no deadlocks
+        assert any("DeadlockDetected" in str(error) for error in met), f"they never met: {len(met)}"
 
 
 @pytest.mark.slow
@@ -398,7 +433,7 @@ def test_sixteen_writers_of_one_source_leave_the_newest_of_everything(graph: Gra
     def writer(w: int) -> None:
         store = graph.store()
         store.open("shop")
-        mine = steps * 1
+        mine = list(steps)
         random.Random(w).shuffle(mine)
         for step in mine:
             _insist(store, step, [])

@@ -20,8 +20,6 @@ from syncline.stores.neo4j import Neo4jStore
 from syncline.testing.store_suite import Rows, contents, work
 from syncline.testing.store_works import key_batch, rows_of
 
-pytestmark = pytest.mark.unfinished
-
 __all__ = ["graph"]
 
 TABLES = (PERSON, ADDRESS, ORDER, KNOWS, LINK)
@@ -400,7 +398,7 @@ def _value(rng: random.Random, column: Column) -> Any:
     return value if column.key or rng.random() < 0.75 else None
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 20))])
 def test_random_works_leave_the_graph_that_the_rows_say(store: Neo4jStore, graph: GraphDatabase, seed: int) -> None:
     rng = random.Random(seed)
     model = MemoryStore(MemoryConfig(), "model")
