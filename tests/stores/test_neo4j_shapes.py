@@ -245,6 +245,20 @@ def test_a_partial_of_a_join_table_keeps_what_it_does_not_carry(store: Neo4jStor
     assert contents(store, LINK) == {1: ("PACKED", 2, "o1", "kept", 110)}
 
 
+def test_two_rows_of_a_join_table_may_take_values_from_the_same_one(store: Neo4jStore) -> None:
+    store.apply(work(Rows(LINK).upsert(100, 1, "PACKED", 1, "o1", "kept")))
+    unchanged = ["kind", "person", "order", "note"]
+    both = Rows(LINK)
+    for key in (2, 3):
+        both.partial(110, key, None, None, None, None, unchanged=unchanged, origin=(1,))
+    store.apply(work(both))
+    assert contents(store, LINK) == {
+        1: ("PACKED", 1, "o1", "kept", 100),
+        2: ("PACKED", 1, "o1", "kept", 110),
+        3: ("PACKED", 1, "o1", "kept", 110),
+    }
+
+
 # ------------------------------------------------------------------------------------------------ truncation
 
 

@@ -78,12 +78,12 @@ def read_keys(tx: Transaction, layout: Layout, key: Sequence[Values]) -> tuple[l
             layout, tx.read(f"{UNWIND} MATCH (n{found}) RETURN i, {_node_columns(layout, parameters)}", parameters)
         )
     keys = edge_keys(layout, key).to_pylist()
-    row = {name: i for i, name in enumerate(keys)}
-    records: list[_Record] = []
+    read: dict[str, list[Any]] = {}
     for clause in find_edges(tx, layout, key, keys, parameters):
-        named = tx.read(f"{clause} RETURN e.{KEY}, {_edge_columns(layout)}", parameters)
-        records += [[row[name], *rest] for name, *rest in named]
-    return _edges(layout, records)
+        for name, *rest in tx.read(f"{clause} RETURN e.{KEY}, {_edge_columns(layout)}", parameters):
+            read[name] = rest
+    # A key may be asked for more than once: two rows may take values from the same one.
+    return _edges(layout, [[i, *read[name]] for i, name in enumerate(keys) if name in read])
 
 
 # ------------------------------------------------------------------------------------------------ nodes
