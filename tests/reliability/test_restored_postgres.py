@@ -1,4 +1,4 @@
-"""A PostgreSQL target that is put back from an older copy: its cursor goes back with it, as it stands beside the data."""
+"""A PostgreSQL target that is put back from an older copy: its cursor goes back with it, for it stands with the data."""
 
 from __future__ import annotations
 
