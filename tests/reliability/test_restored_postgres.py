@@ -1,4 +1,4 @@
-"""A PostgreSQL target that is put back from an older copy: its cursor goes back with it, for it stands with the data."""
+"""A PostgreSQL target that is put back from an older copy: its cursor goes back with it, for both stand together."""
 
 from __future__ import annotations
 
