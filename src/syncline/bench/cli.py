@@ -32,6 +32,15 @@ Folder = Annotated[
         help="Where the servers and files go for the time of the run.",
     ),
 ]
+Uri = Annotated[
+    str | None,
+    typer.Option(metavar="URI", help="An empty place on a server of yours instead, as the target's setting takes it."),
+]
+User = Annotated[str, typer.Option(help="Neo4j: the user there; the password is in NEO4J_PASSWORD.")]
+Password = Annotated[str | None, typer.Option(envvar="NEO4J_PASSWORD", hidden=True)]
+Pid = Annotated[
+    int | None, typer.Option(help="The process of that server, if it runs here: its time is accounted for.")
+]
 
 
 @app.callback()
@@ -57,6 +66,36 @@ def wal(
 
     changes = Changes(rows, table_rows if mix else 0)
     show(wal_duckdb(changes, repeat, Peers() if peer else None, Talk(), folder), as_json=as_json)
+
+
+@app.command("store")
+def store(
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="neo4j, qdrant, redis or postgres.")],
+    rows: Annotated[int, typer.Option(min=1, help="Rows (or changes) that wait in the slot, in each turn.")] = 100_000,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; medians are reported.")] = 3,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Half updates, a tenth deletes, at random keys of a loaded table.")
+    ] = False,
+    table_rows: Annotated[int, typer.Option(min=1, help="Rows of the loaded table of --mix.")] = 300_000,
+    dimensions: Annotated[int, typer.Option(min=1, help="Qdrant: dimensions of the vector of each row.")] = 128,
+    durable: Annotated[
+        bool, typer.Option("--durable/--memory", help="Redis: with an append-only file, always synced, or with none.")
+    ] = True,
+    uri: Uri = None,
+    user: User = "neo4j",
+    password: Password = None,
+    pid: Pid = None,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """A filled slot to durable rows in a store, as a ratio to the best load of the same rows written by hand."""
+    from syncline.bench.places import Address
+    from syncline.bench.stores import Load
+    from syncline.bench.stores import store as measure
+
+    load = Load(rows, table_rows if mix else 0, dimensions, durable)
+    address = Address(uri, user, password, pid) if uri else None
+    show(measure(kind, load, repeat, address, Talk(), folder), as_json=as_json)
 
 
 @app.command("latency")

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -21,25 +21,55 @@ import msgspec
 from syncline.bench.accounting import peak_rss_bytes, thread_cpu
 from syncline.errors import SynclineError, Unavailable
 
-__all__ = ["Engine", "Figures", "engine_config"]
+__all__ = ["Engine", "Figures", "TargetFigures", "duckdb_target", "engine_config"]
 
 _POLL_S = 0.004
 Since = Literal["start", "streaming"]
 
 
-class Figures(msgspec.Struct, frozen=True):
-    """A run so far: seconds since the clock started, processor seconds since then by thread, rows written, peak
-    memory of the whole life, and commit-to-visible latencies."""
+class TargetFigures(msgspec.Struct, frozen=True):
+    """One target so far: seconds until it had what was waited for (0 if nothing was), rows written, and
+    commit-to-visible latencies."""
 
     seconds: float
-    cpu: dict[str, float]
     rows: int
-    peak_rss_bytes: int
     latency_ms: dict[str, float]
 
 
-def engine_config(dsn: str, folder: Path, slot: str, *, binary: bool | None, initial_load: bool) -> dict[str, Any]:
-    """A configuration with the defaults of a user's, its files in ``folder``, its control schema named as its slot."""
+class Figures(msgspec.Struct, frozen=True):
+    """A run so far: seconds since the clock started, processor seconds since then by thread, peak memory of the whole
+    life, and each target's own figures."""
+
+    seconds: float
+    cpu: dict[str, float]
+    peak_rss_bytes: int
+    targets: dict[str, TargetFigures]
+
+    @property
+    def rows(self) -> int:
+        """Rows written by all targets."""
+        return sum(found.rows for found in self.targets.values())
+
+    @property
+    def latency_ms(self) -> dict[str, float]:
+        """The latencies of an engine with one target."""
+        (found,) = self.targets.values()
+        return found.latency_ms
+
+
+def engine_config(
+    dsn: str,
+    folder: Path,
+    slot: str,
+    *,
+    binary: bool | None = None,
+    initial_load: bool = True,
+    targets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """A configuration with the defaults of a user's, its files in ``folder``, its control schema named as its slot.
+
+    ``targets`` is by default one DuckDB file in the folder, called main.
+    """
     return {
         "sources": {
             "main": {
@@ -51,10 +81,15 @@ def engine_config(dsn: str, folder: Path, slot: str, *, binary: bool | None, ini
                 "initial_load": initial_load,
             }
         },
-        "targets": {"main": {"type": "duckdb", "path": str(folder / "copy.duckdb")}},
+        "targets": {name: dict(one) for name, one in (targets or {"main": duckdb_target(folder)}).items()},
         "log": {"path": str(folder / "log")},
         "control": {"schema": f"syncline_{slot}"},
     }
+
+
+def duckdb_target(folder: Path) -> dict[str, Any]:
+    """A DuckDB file in the folder."""
+    return {"type": "duckdb", "path": str(folder / "copy.duckdb")}
 
 
 class Engine:
@@ -77,9 +112,13 @@ class Engine:
             self._process.wait()
             raise
 
-    def wait(self, *, place: int = 0, loaded: bool = False, timeout_s: float = 3600) -> Figures:
-        """Wait until everything below ``place`` is committed in the copy, or its table is loaded."""
-        return msgspec.convert(self._ask(do="wait", place=place, loaded=loaded, timeout_s=timeout_s), Figures)
+    def wait(
+        self, *, place: int = 0, loaded: bool = False, timeout_s: float = 3600, targets: Sequence[str] = ()
+    ) -> Figures:
+        """Wait until everything below ``place`` is committed in the copies (or those of ``targets``), or their table is
+        loaded."""
+        asked = {"place": place, "loaded": loaded, "timeout_s": timeout_s, "targets": list(targets)}
+        return msgspec.convert(self._ask(do="wait", **asked), Figures)
 
     def reset(self) -> None:
         """Start the clock again, and forget the latencies so far."""
@@ -144,7 +183,8 @@ class _Child:
         self._since = since
         self._began = 0.0
         self._cpu: dict[str, float] = {}
-        self._rows = 0
+        self._rows: dict[str, int] = {}
+        self._arrived: dict[str, float] = {}
         self._service = SyncService(tree, talk=self._heard)
         self._start_clock()
         self._service.start()
@@ -157,47 +197,54 @@ class _Child:
         self._cpu = thread_cpu()
         self._began = time.perf_counter()
 
-    def _worker(self) -> Any:
-        return self._service.sources["main"].targets["main"].worker
+    def _targets(self) -> dict[str, Any]:
+        return dict(self._service.sources["main"].targets)
 
     def _check(self) -> None:
         if self._service.errors():
             raise self._service.errors()[0]
 
-    def wait(self, *, place: int, loaded: bool, timeout_s: float) -> Figures:
-        def arrived() -> bool:
-            worker = self._worker()
+    def wait(self, *, place: int, loaded: bool, timeout_s: float, targets: Sequence[str]) -> Figures:
+        def arrived(name: str) -> bool:
+            worker = self._targets()[name].worker
             if worker is None:
                 return False
             return bool(worker.cursor.loaded) if loaded else worker.cursor.place > place
 
-        return self._when(arrived, timeout_s)
-
-    def _when(self, arrived: Callable[[], bool], timeout_s: float) -> Figures:
+        self._arrived = {}
         deadline = time.monotonic() + timeout_s
-        while not arrived():
+        missing = set(targets or self._targets())
+        while True:
+            for name in [n for n in missing if arrived(n)]:
+                self._arrived[name] = time.perf_counter() - self._began
+                missing.remove(name)
+            if not missing:
+                return self.figures()
             if time.monotonic() > deadline:
-                raise Unavailable(f"It did not get there in {timeout_s:.0f} s.")
+                raise Unavailable(f"{', '.join(sorted(missing))} did not get there in {timeout_s:.0f} s.")
             self._check()
             time.sleep(_POLL_S)
-        return self.figures()
 
     def reset(self) -> None:
-        self._worker().progress.reset_latencies()
-        self._rows = self._worker().progress.rows
+        for name, target in self._targets().items():
+            target.worker.progress.reset_latencies()
+            self._rows[name] = target.worker.progress.rows
         self._start_clock()
 
     def figures(self) -> Figures:
         self._check()
-        seconds, worker = time.perf_counter() - self._began, self._worker()
+        seconds = time.perf_counter() - self._began
         spent = {name: used - self._cpu.get(name, 0.0) for name, used in thread_cpu().items()}
         return Figures(
             seconds,
             {name: used for name, used in spent.items() if used > 0},
-            worker.progress.rows - self._rows if worker else 0,
             peak_rss_bytes(),
-            worker.progress.latency_ms() if worker else {},
+            {n: self._target(n, t.worker) for n, t in self._targets().items() if t.worker is not None},
         )
+
+    def _target(self, name: str, worker: Any) -> TargetFigures:
+        rows = worker.progress.rows - self._rows.get(name, 0)
+        return TargetFigures(self._arrived.get(name, 0.0), rows, worker.progress.latency_ms())
 
     def stop(self) -> None:
         self._service.stop()

@@ -48,7 +48,7 @@ class Talk:
 
 def environment(source: Source, command: Sequence[str] | None = None) -> dict[str, Any]:
     """What the figures were measured on and with."""
-    given = list(sys.argv[1:]) if command is None else list(command)
+    given = _without_places(list(sys.argv[1:]) if command is None else list(command))
     return {
         "command": " ".join(["syncline", *(given if "bench" in given else ["bench", *given])]),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -61,6 +61,12 @@ def environment(source: Source, command: Sequence[str] | None = None) -> dict[st
             "python": platform.python_version(),
         },
     }
+
+
+def _without_places(given: Sequence[str]) -> list[str]:
+    """An address may hold a password (Guarantee 11)."""
+    told = ["--uri=..." if part.startswith("--uri=") else part for part in given]
+    return ["..." if i and told[i - 1] in ("--uri", "--password") else part for i, part in enumerate(told)]
 
 
 def median(values: Sequence[float], digits: int = 3) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import psycopg
 
 from syncline.embedded import EmbeddedPostgres
@@ -27,11 +28,15 @@ create table chunks (
   score double precision not null, updated_at timestamptz not null
 )
 """
-_INSERT = """
-insert into chunks select g, gen_random_uuid(), repeat(md5(g::text), 6), 'a,b,c',
-  jsonb_build_object('n', g, 'lang', 'en', 'src', 'doc-' || g), random() * 100, clock_timestamp()
-from generate_series(%s::bigint, %s::bigint) g
+_VALUES = """gen_random_uuid(), repeat(md5(g::text), 6), 'a,b,c',
+  jsonb_build_object('n', g, 'lang', 'en', 'src', 'doc-' || g), random() * 100, clock_timestamp()"""
+# With vectors: of length 1, as models give them, out of a pool that is larger than what a compressor sees at once.
+_POOL = 5_000
+_MORE_COLUMNS = """
+alter table chunks add column embedding real[] not null;
+create table vectors (n int primary key, v real[] not null)
 """
+_EMBEDDED = "(select v from vectors where n = g % {pool})"
 _UPDATE = """
 update chunks set content = repeat(md5(id::text || 'u'), 6), score = random() * 100, updated_at = clock_timestamp()
 where id = any (array(select (random() * %s)::bigint from generate_series(1, %s)))
@@ -71,23 +76,27 @@ class Source:
     """A PostgreSQL of our own with the table, in ``folder``, which also holds whatever a run writes.
 
     The server has its default settings (fsync and synchronous commit on) but for those that logical decoding requires.
+    ``dimensions``: the table has one more column of so many float32s; 0 for none.
     """
 
-    def __init__(self, server: EmbeddedPostgres, folder: Path, database: str = "postgres") -> None:
+    def __init__(self, server: EmbeddedPostgres, folder: Path, database: str = "postgres", dimensions: int = 0) -> None:
         self.server = server
         self.folder = folder
         self.dsn = server.dsn(database)
         self._connection = psycopg.connect(self.dsn, autocommit=True)
+        self.dimensions = dimensions
         self.execute(_CREATE)
+        if dimensions:
+            self._add_vectors()
 
     @staticmethod
     @contextmanager
-    def started(folder: Path | None = None) -> Iterator[Source]:
+    def started(folder: Path | None = None, dimensions: int = 0) -> Iterator[Source]:
         """A fresh server in a folder of its own below ``folder`` (default: the system's), gone afterwards."""
         own = Path(tempfile.mkdtemp(prefix="syncline-bench-", dir=folder))
         try:
             with EmbeddedPostgres.start(own / "postgres") as server:
-                source = Source(server, own)
+                source = Source(server, own, dimensions=dimensions)
                 try:
                     yield source
                 finally:
@@ -107,6 +116,24 @@ class Source:
         finally:
             source.close()
             self.server.drop_database(database)
+
+    def _add_vectors(self) -> None:
+        self.execute(_MORE_COLUMNS)
+        found = np.random.default_rng(4).normal(size=(_POOL, self.dimensions))
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        with self._connection.cursor() as cursor, cursor.copy("copy vectors from stdin") as copy:
+            for n, vector in enumerate(found.astype(np.float32)):
+                copy.write_row((n, "{" + ",".join(map(str, vector.tolist())) + "}"))
+
+    @property
+    def values(self) -> str:
+        """What a new row has behind its key ``g``, as a list of SQL expressions."""
+        more = ", " + _EMBEDDED.format(pool=_POOL) if self.dimensions else ""
+        return _VALUES + more
+
+    def _insert(self, first: int, last: int) -> int:
+        statement = f"insert into chunks select g, {self.values} from generate_series(%s::bigint, %s::bigint) g"
+        return self.execute(statement.replace("g % ", "g %% "), first, last).rowcount
 
     def close(self) -> None:
         """Close the connection; the server stays."""
@@ -157,7 +184,7 @@ class Source:
         place = 0
         for start in range(first, first + rows, per_transaction):
             with self._connection.transaction():
-                self.execute(_INSERT, start, min(start + per_transaction, first + rows) - 1)
+                self._insert(start, min(start + per_transaction, first + rows) - 1)
                 place = self._place()
             wrote(min(start + per_transaction - first, rows))
         return Filled(rows, place)
@@ -173,7 +200,7 @@ class Source:
             with self._connection.transaction():
                 made += self.execute(_UPDATE, highest, updates).rowcount
                 made += self.execute(_DELETE, highest, deletes).rowcount
-                made += self.execute(_INSERT, highest + 1 + start, highest + start + inserts).rowcount
+                made += self._insert(highest + 1 + start, highest + start + inserts)
                 place = self._place()
         return Filled(made, place)
 
