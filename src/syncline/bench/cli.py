@@ -100,6 +100,7 @@ def store(
 
 @app.command("latency")
 def latency(
+    target: Annotated[str, typer.Option(metavar="TYPE", help="Kind of store.")] = "duckdb",
     rate: Annotated[int, typer.Option(min=1, help="Single-row transactions a second.")] = 1_000,
     seconds: Annotated[int, typer.Option(min=1, help="How long, after a warm-up.")] = 30,
     table_rows: Annotated[int, typer.Option(min=1, help="Rows that the table has before.")] = 1_000_000,
@@ -109,7 +110,31 @@ def latency(
     """Commit-to-visible latency (p50, p95, p99) at a steady rate of single-row transactions."""
     from syncline.bench.latency import latency as measure
 
-    show(measure(rate, seconds, table_rows, Talk(), folder), as_json=as_json)
+    show(measure(target, rate, seconds, table_rows, Talk(), folder), as_json=as_json)
+
+
+@app.command("fanout")
+def fanout(
+    rows: Annotated[int, typer.Option(min=1, help="Rows that wait in the slot, in each turn.")] = 100_000,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; medians are reported.")] = 3,
+    rate: Annotated[int, typer.Option(min=1, help="Transactions a second of the steady stream.")] = 500,
+    per_transaction: Annotated[int, typer.Option(min=1, help="Rows in each of them.")] = 20,
+    seconds: Annotated[int, typer.Option(min=1, help="How long the stream lasts, after a warm-up.")] = 20,
+    uri: Uri = None,
+    user: User = "neo4j",
+    password: Password = None,
+    pid: Pid = None,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """One source into a graph, vectors and DuckDB at once; and what a slow or a stopped graph costs the others."""
+    from syncline.bench.fanout import Stream
+    from syncline.bench.fanout import fanout as measure
+    from syncline.bench.places import Address
+
+    address = Address(uri, user, password, pid) if uri else None
+    stream = Stream(rate, per_transaction, seconds)
+    show(measure(rows, repeat, stream, address, Talk(), folder), as_json=as_json)
 
 
 @app.command("load")

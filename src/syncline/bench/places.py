@@ -13,6 +13,7 @@ import psycopg
 
 from syncline.bench.bulk import Bulk, EdgeBulk, GraphBulk, HashBulk, TableBulk
 from syncline.bench.engine import duckdb_target
+from syncline.bench.workload import COLUMNS, TABLE
 from syncline.embedded import EmbeddedBolt, EmbeddedPostgres, EmbeddedValkey
 from syncline.errors import Misconfigured
 
@@ -217,10 +218,13 @@ def _emptied_database(dsn: str) -> Iterator[None]:
 def _qdrant(folder: Path, address: Address | None, durable: bool, dimensions: int) -> Iterator[Place]:
     path = folder / "points"
     path.mkdir()
-    vectors = {"dense": {"column": "embedding", "size": dimensions}}
+    mapped = {
+        "vectors": {"dense": {"column": "embedding", "size": dimensions}},
+        "columns": {**dict.fromkeys(COLUMNS), "embedding": {"as": "vector"}},
+    }
     yield Place(
         "qdrant",
-        {"type": "qdrant", "path": str(path), "tables": {"public.chunks": {"vectors": vectors}}},
+        {"type": "qdrant", "path": str(path), "tables": {TABLE: mapped}},
         f"Qdrant Edge {version('qdrant-edge-py')}",
         dimensions=dimensions,
         bulk=lambda: EdgeBulk(folder / "by-hand", dimensions),

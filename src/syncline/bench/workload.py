@@ -16,9 +16,10 @@ import psycopg
 
 from syncline.embedded import EmbeddedPostgres
 
-__all__ = ["TABLE", "Digest", "Filled", "Source", "digest_of_copy"]
+__all__ = ["COLUMNS", "TABLE", "Digest", "Filled", "Source", "digest_of_copy"]
 
 TABLE = "public.chunks"
+COLUMNS = ("id", "doc", "content", "tags", "meta", "score", "updated_at")
 PUBLICATION = SLOT = "bench"
 PER_TRANSACTION = 1_000
 
