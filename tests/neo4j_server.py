@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,3 +155,18 @@ class Neo4j(EmbeddedServer):
 
     def _ready(self) -> bool:
         return answers_cypher(self.port, self.auth, self.database)
+
+
+def main(name: str) -> None:
+    """Run a server in a folder that is gone afterwards: its URI and process id on standard output, until a signal."""
+    with (
+        tempfile.TemporaryDirectory(prefix="syncline-neo4j-") as folder,
+        Neo4j.start(Path(folder) / "data", name) as server,
+    ):
+        print(server.uri, server.pid, flush=True)
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    main(sys.argv[1] if len(sys.argv) > 1 else "5")

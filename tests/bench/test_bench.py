@@ -14,13 +14,18 @@ from typing import Any
 
 import duckdb
 import pytest
+from redis import Redis
 
 from syncline.bench.accounting import cpu_seconds, peak_rss_bytes, thread_cpu
+from syncline.bench.bulk import Delta
 from syncline.bench.engine import Engine, engine_config
 from syncline.bench.peers import Peers
-from syncline.bench.report import median, per_row
+from syncline.bench.places import Address, place_of
+from syncline.bench.report import Talk, median, per_row, shown_command
+from syncline.bench.stores import Bench
 from syncline.bench.workload import SLOT, Source, digest_of_copy
-from syncline.errors import Unavailable
+from syncline.embedded import EmbeddedValkey
+from syncline.errors import Misconfigured, SynclineError, Unavailable
 
 ENVIRONMENT = {"benchmark", "command", "cores", "load_average", "versions"}
 
@@ -70,6 +75,90 @@ def test_latency_reports_percentiles_of_a_copy_that_is_equal(tmp_path: Path) -> 
     assert found["rows_applied"] > 0
     assert found["achieved_per_s"] > 0
     assert found["cpu_cores"].keys() >= {"syncline", "walsender"}
+
+
+@pytest.mark.slow
+def test_latency_into_another_store_ends_with_a_copy_that_is_equal(tmp_path: Path) -> None:
+    found = run(tmp_path, "latency", "--target", "redis", "--rate", "50", "--seconds", "1", "--table-rows", "500")
+    assert found["target"] == "redis"
+    assert found["server"].startswith("valkey")
+    assert 0 < found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"]
+    assert found["rows_in_copy"] > 500
+    assert found["copy_equal"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["neo4j", "qdrant", "redis", "postgres"])
+def test_a_store_is_measured_against_the_same_rows_written_by_hand(kind: str, tmp_path: Path) -> None:
+    found = run(tmp_path, "store", kind, "--rows", "600", "--repeat", "2", "--dimensions", "8")
+    assert found["benchmark"] == f"store {kind}"
+    assert found["changes"] == 600
+    assert found["rows_in_copy"] == 1200
+    assert found["copies_equal"] is True
+    assert found["server"]
+    assert found["dimensions"] == (8 if kind == "qdrant" else 0)
+    for key in ("rows_per_s", "rows_per_s_spread", "cpu_us_per_row"):
+        assert found[key].keys() == {"by_hand", "syncline"}
+    assert found["cpu_us_per_row"]["syncline"].keys() >= {"engine", "apply-main", "capture-main"}
+    low, high = found["ratio_spread"]
+    assert 0 < low <= found["ratio"] <= high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qdrant", "postgres"])
+def test_a_mix_of_changes_leaves_both_sides_with_the_rows_of_the_source(kind: str, tmp_path: Path) -> None:
+    found = run(tmp_path, "store", kind, "--mix", "--rows", "400", "--table-rows", "1500", "--repeat", "2")
+    assert found["table_rows"] == 1500
+    assert 300 < found["changes"] <= 400
+    assert found["rows_in_copy"] != 1500
+    assert found["copies_equal"] is True
+
+
+def test_a_copy_by_hand_that_is_not_equal_is_told_and_nothing_is_reported(tmp_path: Path) -> None:
+    with Source.started(tmp_path) as source, place_of("redis", source.folder) as place, place.by_hand() as bulk:
+        bench = Bench(source, place, bulk, Talk())
+        bench.begin(20)
+        bulk.prepare(source, Delta("false", gone=[7]))
+        bulk.write()
+        with pytest.raises(SynclineError, match="by hand has 19 rows, the source 20"):
+            bench.compare()
+
+
+def test_a_place_of_a_user_that_holds_something_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    with EmbeddedValkey.start(tmp_path / "valkey") as server, Redis.from_url(server.url()) as client:
+        client.set("mine", "1")
+        with (
+            pytest.raises(Misconfigured, match="holds 1 keys"),
+            place_of("redis", tmp_path, Address(server.url())),
+        ):
+            raise AssertionError
+        assert client.get("mine") == b"1"
+        client.delete("mine")
+        with place_of("redis", tmp_path, Address(server.url())):
+            client.set("a", "1")
+        assert client.dbsize() == 0
+
+
+def test_an_address_is_not_part_of_what_is_printed() -> None:
+    given = ["bench", "store", "redis", "--uri", "redis://:secret@host", "--uri=redis://:secret@host"]
+    assert shown_command(given) == "syncline bench store redis --uri ... --uri=..."
+
+
+@pytest.mark.slow
+def test_fanout_reports_each_target_and_what_a_standing_graph_costs_the_others(tmp_path: Path) -> None:
+    found = run(
+        *(tmp_path, "fanout", "--rows", "500", "--repeat", "1", "--rate", "20", "--per-transaction", "5"),
+        *("--seconds", "1"),
+    )
+    assert found["rows_per_s"].keys() == {"until_the_last", "duckdb", "graph", "vectors"}
+    assert found["rows_per_s"]["until_the_last"] <= min(found["rows_per_s"][n] for n in ("duckdb", "graph", "vectors"))
+    for name in ("duckdb", "graph", "vectors"):
+        assert 0 < found["stream"][name]["p50_ms"] <= found["stream"][name]["p95_ms"]
+    for kind in ("slow_graph", "stopped_graph"):
+        assert found[kind]["cost_to_others"].keys() == {"duckdb", "vectors"}
+        assert found[kind]["source_confirmed_after_s"] >= 0
+    assert found["rows_in_copies"] > 1500
+    assert found["copies_equal"] is True
 
 
 @pytest.mark.slow

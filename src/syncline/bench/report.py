@@ -20,7 +20,10 @@ from syncline import __version__
 from syncline.bars import RowBars
 from syncline.bench.workload import Source
 
-__all__ = ["Talk", "environment", "median", "per_row", "show", "spread"]
+__all__ = ["Talk", "environment", "median", "per_row", "show", "shown_command", "spread"]
+
+
+_SECRET = ("--uri", "--password")
 
 
 class Talk:
@@ -48,9 +51,8 @@ class Talk:
 
 def environment(source: Source, command: Sequence[str] | None = None) -> dict[str, Any]:
     """What the figures were measured on and with."""
-    given = _without_places(list(sys.argv[1:]) if command is None else list(command))
     return {
-        "command": " ".join(["syncline", *(given if "bench" in given else ["bench", *given])]),
+        "command": shown_command(list(sys.argv[1:]) if command is None else list(command)),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": [round(x, 2) for x in os.getloadavg()],
         "versions": {
@@ -63,10 +65,14 @@ def environment(source: Source, command: Sequence[str] | None = None) -> dict[st
     }
 
 
-def _without_places(given: Sequence[str]) -> list[str]:
-    """An address may hold a password (Guarantee 11)."""
-    told = ["--uri=..." if part.startswith("--uri=") else part for part in given]
-    return ["..." if i and told[i - 1] in ("--uri", "--password") else part for i, part in enumerate(told)]
+def shown_command(given: Sequence[str]) -> str:
+    """The command line with these arguments, without addresses: they may hold a password (Guarantee 11)."""
+    told = [
+        f"{option}=..." if sign and option in _SECRET else option + sign + rest
+        for option, sign, rest in (part.partition("=") for part in given)
+    ]
+    told = ["..." if i and told[i - 1] in _SECRET else part for i, part in enumerate(told)]
+    return " ".join(["syncline", *(told if "bench" in told else ["bench", *told])])
 
 
 def median(values: Sequence[float], digits: int = 3) -> float:

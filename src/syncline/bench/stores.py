@@ -23,7 +23,7 @@ from syncline.config import Config
 from syncline.errors import SynclineError
 from syncline.verify import verify
 
-__all__ = ["Load", "check_copies", "store"]
+__all__ = ["Bench", "Load", "check_copies", "store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def store(
                 place_of(kind, source.folder, address, durable=load.durable, dimensions=load.dimensions)
             )
             bulk = stack.enter_context(place.by_hand())
-        bench = _Bench(source, place, bulk, talk)
+        bench = Bench(source, place, bulk, talk)
         bench.begin(load.table_rows)
         turns = [bench.turn(load, number) for number in range(repeat)]
         with talk.doing("comparing with the source"):
@@ -77,7 +77,9 @@ class _Turn:
     ours: _Run
 
 
-class _Bench:
+class Bench:
+    """A source, a place, and what fills it by hand; both sides always hold the same rows between two turns."""
+
     def __init__(self, source: Source, place: Place, bulk: Bulk, talk: Talk) -> None:
         self._source = source
         self._place = place
@@ -98,6 +100,7 @@ class _Bench:
             self._bulk.write()
 
     def turn(self, load: Load, number: int) -> _Turn:
+        """Change the source, then let both sides take the changes over."""
         filled, delta = self._change(load)
         self._source.settle()
         self._bulk.prepare(self._source, delta)
