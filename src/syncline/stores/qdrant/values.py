@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,10 @@ def _bytes(array: pa.Array) -> Encoded:
 
 
 def _uuid(array: pa.Array) -> Encoded:
-    return Encoded([None if v is None else str(uuid.UUID(bytes=v)) for v in array.to_pylist()])
+    filled = array.fill_null(b"\0" * 16) if array.null_count else array
+    digits = bytes(memoryview(filled.buffers()[1])[16 * filled.offset :][: 16 * len(filled)]).hex() if filled else ""
+    each = (digits[i : i + 32] for i in range(0, len(digits), 32))
+    return Encoded(_with_nulls(array, [f"{d[:8]}-{d[8:12]}-{d[12:16]}-{d[16:20]}-{d[20:]}" for d in each]))
 
 
 def _integers(array: pa.Array, storage: pa.DataType) -> np.ndarray[Any, Any]:
@@ -168,27 +171,37 @@ def _check(value: Any, depth: int) -> None:
     """Raise where a number would lose bits, or where nesting is too deep to be handed on."""
     if depth > _DEEPEST:
         raise _Unkept
-    if isinstance(value, dict):
-        for part in value.values():
+    kind = type(value)
+    if kind is str:  # by far the most
+        return
+    if kind is dict or kind is list:
+        for part in value.values() if kind is dict else value:
             _check(part, depth + 1)
-    elif isinstance(value, list):
-        for part in value:
-            _check(part, depth + 1)
-    elif (isinstance(value, int) and not -(2**63) <= value < 2**63) or (
-        isinstance(value, float) and not _read_exactly(value)
-    ):
+    elif (kind is int and not -(2**63) <= value < 2**63) or (kind is float and not _read_exactly(value)):
         raise _Unkept
+
+
+_WRITER = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": "))  # json.dumps would make one for each document
 
 
 def _canonical(value: Any) -> str:
     """As PostgreSQL writes jsonb: keys by length, then by bytes."""
-    return json.dumps(_sorted(value), ensure_ascii=False, separators=(", ", ": "))
+    return _WRITER.encode(_sorted(value))
 
 
 def _sorted(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _sorted(value[k]) for k in sorted(value, key=lambda k: (len(k.encode()), k.encode()))}
+        return {k: _sorted(v) if type(v := value[k]) in _NESTING else v for k in _ordered(tuple(value))}
     return [_sorted(v) for v in value] if isinstance(value, list) else value
+
+
+_NESTING = (dict, list)
+
+
+@lru_cache(maxsize=256)
+def _ordered(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The documents of a table have few sets of keys."""
+    return tuple(sorted(keys, key=lambda key: (len(key.encode()), key.encode())))
 
 
 _ENCODERS: dict[str, Callable[[pa.Array], Encoded]] = {
