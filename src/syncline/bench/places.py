@@ -115,6 +115,7 @@ def _emptied_graph(address: Address) -> Iterator[None]:
         found = driver.execute_query("MATCH (n) RETURN count(n) AS n").records[0]["n"]
         if found:
             raise _not_empty("The graph", f"{found} nodes")
+        theirs = _constraints(driver)
         try:
             yield
         finally:
@@ -122,8 +123,12 @@ def _emptied_graph(address: Address) -> Iterator[None]:
                 "n"
             ]:
                 pass
-            for (name,) in driver.execute_query("SHOW CONSTRAINTS YIELD name").records:
+            for name in _constraints(driver) - theirs:
                 driver.execute_query(f"DROP CONSTRAINT `{name}`")
+
+
+def _constraints(driver: Any) -> set[str]:
+    return {record["name"] for record in driver.execute_query("SHOW CONSTRAINTS YIELD name").records}
 
 
 def _not_empty(what: str, holds: str) -> Misconfigured:
