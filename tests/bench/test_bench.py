@@ -33,7 +33,7 @@ ENVIRONMENT = {"benchmark", "command", "cores", "load_average", "versions"}
 def run(folder: Path, *arguments: str) -> dict[str, Any]:
     """One benchmark as a person starts it; it must leave nothing behind."""
     command = [sys.executable, "-m", "syncline.bench.cli", *arguments, "--json", "--dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert list(folder.iterdir()) == []
     found: dict[str, Any] = json.loads(done.stdout)
