@@ -187,8 +187,8 @@ def _ask(copies: Copies) -> Iterator[Answer]:
 SCENARIO = Scenario(
     name="chunks",
     summary="documents with embeddings into a graph, vectors and DuckDB at once",
-    rows=100_000,
-    existing=50_000,
+    rows=30_000,
+    existing=15_000,
     largest=1000,
     graph=True,
     fill=_fill,
