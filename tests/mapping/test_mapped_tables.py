@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,104 @@ def test_what_a_mapping_computes_with_has_to_be_there() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- shapes
+
+
+@pytest.mark.parametrize(
+    ("condition", "needed"),
+    [
+        ("lang = 'en' and length(TITLE) > 2", {"title", "lang"}),
+        ("batch.lang = 'title'", {"lang"}),
+        ("#2 like '%x%'", None),
+        ("batch::text like '%x%'", None),
+        ("columns('^tit') like '%x%'", None),
+        ("id in (select max(id) from batch)", None),
+        ("columns(*) is not null", None),
+    ],
+)
+def test_a_condition_needs_the_columns_that_it_is_computed_from_however_it_names_them(
+    condition: str, needed: set[str] | None
+) -> None:
+    table = mapped("rows", documents={"where": condition})
+    names = [c.name for c in DOCUMENT.columns]
+    for i, name in enumerate(names):
+        mask = np.zeros((1, len(names)), np.bool_)
+        mask[0, i] = True
+        assert table.incomplete(mask).tolist() == [needed is None or name in needed], name
+
+
+def test_a_column_with_quotes_in_its_name_is_needed_by_a_condition_on_it() -> None:
+    odd = TableSchema("public", "odd", (Column("id", "int8", "bigint", key=True), Column('a"b', "text", "text")))
+    settings = {"public.odd": FORMS["rows"].model_validate({"where": '"a""b" like \'%x%\''})}
+    table = TargetMapping(settings, {"public.odd": Facts(odd)}, FORMS["rows"]).table(odd)
+    assert table.incomplete(np.array([[False, True]])).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"transform": "select id, lang::int as n from batch"},
+        {"transform": f"{__name__}:whole_numbers"},
+        {"columns": {"lang": {"as": "vector"}}},
+    ],
+)
+def test_a_row_that_is_refused_behind_a_filter_is_the_one_that_is_named(settings: dict[str, Any]) -> None:
+    table = mapped("rows", documents={**settings, "where": "id > 3"})
+    good = "{1}" if "columns" in settings else "7"
+    given = [(i, f"t{i}", "x" if i == 6 else good, *ONE[3:]) for i in (1, 5, 2, 6, 9)]
+    with pytest.raises(Rejected) as refused:
+        table.whole(rows(*given))
+    assert list(refused.value.rows) == [3]
+
+
+def whole_numbers(table: pa.Table) -> pa.Table:
+    """Its column's type depends on the values."""
+    return table.select(["id"]).append_column(
+        "n",
+        pa.array([int(v) if v != "x" else 0.5 for v in table["lang"].to_pylist()], None if len(table) else pa.int64()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("uuid", "vector"), ("int8", "texts"), ("timestamptz", "text"), ("float8", "text"), ("date", "json")],
+)
+def test_forms_that_a_type_has_not_are_refused_before_anything_runs(kind: str, form: str) -> None:
+    table = TableSchema("public", "odd", (Column("id", "int8", "bigint", key=True), Column("v", kind, kind)))
+    settings = {"public.odd": FORMS["rows"].model_validate({"columns": {"v": {"as": form}}})}
+    with pytest.raises(Misconfigured, match=f"is a {kind} and can't be `as: {form}`"):
+        TargetMapping(settings, {"public.odd": Facts(table)}, FORMS["rows"]).table(table)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("uuid", bytes(range(16)), "00010203-0405-0607-0809-0a0b0c0d0e0f"),
+        ("bytes", b"\x00\xff", "\\x00ff"),
+        ("numeric(20,9)", Decimal("0.000000001"), "0.000000001"),
+        ("bool", True, "true"),
+        ("int4", -5, "-5"),
+    ],
+)
+def test_a_column_as_text_is_what_postgresql_prints(kind: str, value: object, text: str) -> None:
+    table = TableSchema("public", "odd", (Column("id", "int8", "bigint", key=True), Column("v", kind, kind)))
+    settings = {"public.odd": FORMS["rows"].model_validate({"columns": {"v": {"as": "text"}}})}
+    given = [pa.array([1, 2], pa.int64()), pa.array([value, None], arrow_type(kind))]
+    found = TargetMapping(settings, {"public.odd": Facts(table)}, FORMS["rows"]).table(table)
+    assert found.whole(pa.RecordBatch.from_arrays(given, names=["id", "v"])).rows["v"].to_pylist() == [text, None]
+
+
+def test_a_transform_may_be_written_over_several_lines() -> None:
+    assert mapped("rows", documents={"transform": "select\nid\nfrom\nbatch\n"}).schema.columns[0].name == "id"
+    assert mapped("rows", documents={"transform": f"{__name__}:shout\n"}).schema.columns[0].name == "id"
+
+
+def test_keys_may_be_called_as_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("row", "made", "key0")
+    table = TableSchema("public", "odd", tuple(Column(name, "int8", "bigint", key=True) for name in names))
+    settings = {"public.odd": FORMS["rows"].model_validate({"transform": "select * from batch"})}
+    batch = pa.RecordBatch.from_arrays([pa.array([1, 2], pa.int64())] * 3, names=list(names))
+    found = TargetMapping(settings, {"public.odd": Facts(table)}, FORMS["rows"]).table(table).whole(batch)
+    assert found.rows.to_pylist() == [dict.fromkeys(names, 1), dict.fromkeys(names, 2)]
 
 
 def test_renamed_tables_and_soft_deletion_are_the_shape_of_rows() -> None:

@@ -76,9 +76,13 @@ def _map_partials(
         passing = mapped.passing(batch)
         kept = batch if passing is None else batch.take(passing)
         left = None if passing is None else _without(_keys(batch, mapped.source, PARTIAL_VERSION), passing)
-        rows, unchanged = mapped.partials(kept, unpacked_masks(kept.column(UNCHANGED), mapped.source))
     except Rejected as error:
         raise Rejected(error.table, [offset + row for row in error.rows], error.reason) from error
+    try:
+        rows, unchanged = mapped.partials(kept, unpacked_masks(kept.column(UNCHANGED), mapped.source))
+    except Rejected as error:
+        places = error.rows if passing is None else passing.take(pa.array(error.rows)).to_pylist()
+        raise Rejected(error.table, [offset + row for row in places], error.reason) from error
     from_key = kept.column(FROM_KEY)
     renamed = pa.StructArray.from_arrays(from_key.flatten(), names=[c.name for c in mapped.schema.key])
     arrays = [*rows.columns, kept.column(PARTIAL_VERSION), packed_masks(unchanged, mapped.schema), renamed]

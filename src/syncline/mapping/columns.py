@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +17,8 @@ from syncline.mapping.settings import ColumnRule, TableMapping
 
 __all__ = ["Inexpressible", "Taken", "converted", "take_columns"]
 
+# Types with text in one form that is easily made; the others have to be written by a transform.
+_AS_TEXT = frozenset({"bool", "int2", "int4", "int8", "numeric", "uuid", "bytes"})
 _CONSTANTS: dict[type, str] = {bool: "bool", int: "int8", float: "float8", str: "text"}
 
 
@@ -84,7 +87,7 @@ def take_columns(
 def _form(source: TableSchema, column: Column, asked: str | None, needed: str | None) -> str | None:
     """The form of a column's values; None leaves them as they are."""
     if needed is None:
-        return asked
+        return _possible(source, column, asked)
     if asked not in (None, needed):
         raise Misconfigured(
             f"Column {column.name} of table {source.qualified} is a vector of the mapping and can't be `as: {asked}`.",
@@ -98,6 +101,17 @@ def _form(source: TableSchema, column: Column, asked: str | None, needed: str | 
             remedy="Name a column of arrays, pgvector or JSON.",
         )
     return needed
+
+
+def _possible(source: TableSchema, column: Column, form: str | None) -> str | None:
+    """The form that is asked for, if the column's values have it."""
+    plain = column.type.partition("(")[0]
+    if form is None or pa.types.is_string(arrow_type(column.type)) or (form == "text" and plain in _AS_TEXT):
+        return form
+    raise Misconfigured(
+        f"Column {column.name} of table {source.qualified} is a {column.source_type} and can't be `as: {form}`.",
+        remedy="Leave `as` out, or make another column of it by a `transform`.",
+    )
 
 
 def _taken(source: TableSchema, column: Column, position: int, name: str | None, form: str | None) -> Taken:
@@ -117,13 +131,29 @@ def converted(values: pa.Array, form: str | None) -> pa.Array:
         case None:
             return values
         case "text" | "json":
-            return values if pa.types.is_string(values.type) else values.cast(pa.string())
+            return _text(values)
         case "vector":
             return _numbers(values, pa.float32())
         case "texts":
             return _texts(values)
         case _:
             return _sparse(values)
+
+
+def _text(values: pa.Array) -> pa.Array:
+    """PostgreSQL's own text of the values."""
+    kind = values.type
+    if pa.types.is_string(kind):
+        return values
+    if pa.types.is_decimal(kind):
+        return pa.array([None if v is None else format(v, "f") for v in values.to_pylist()], pa.string())
+    if kind == arrow_type("uuid"):
+        return pa.array(
+            [None if v is None else str(uuid.UUID(bytes=bytes(v))) for v in values.to_pylist()], pa.string()
+        )
+    if pa.types.is_binary(kind):
+        return pa.array([None if v is None else "\\x" + v.hex() for v in values.to_pylist()], pa.string())
+    return values.cast(pa.string())
 
 
 def _numbers(values: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -7,6 +7,7 @@ old row is always known (correctness rule 8); deletes and keys therefore only ch
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,6 @@ from syncline.mapping.transform import (
     SqlTransform,
     Transform,
     empty_rows,
-    load_callable,
     source_digest,
 )
 
@@ -76,7 +76,7 @@ class MappedTable:
         self._settings = settings
         self._filter = Filter(self.source, settings.where) if settings.where else None
         self._transform = _transform(settings.transform)
-        stage = self._stage()
+        self._staged = stage = self._stage()
         facts = Facts(stage, facts.foreign_keys)
         self._taken = take_columns(stage, settings, needed_columns(facts, settings, chosen), needed_forms(settings))
         self._of_stage = self._transform is not None
@@ -97,7 +97,7 @@ class MappedTable:
         code: list[Any] = [settings.where, settings.transform, settings.constants]
         code += [[e.reference, e.model, e.texts] for e in self.embedders]
         if isinstance(self._transform, PythonTransform):
-            code.append(source_digest(load_callable(settings.transform or "")))
+            code.append(source_digest(self._transform.function))
         if not (settings.where or settings.transform or settings.constants or self.embedders):
             return ""
         return hashlib.sha256(msgspec.json.encode(code)).hexdigest()[:16]
@@ -155,7 +155,10 @@ class MappedTable:
         taken = self._filtered(exact)
         kept = exact.take(taken)
         if self._transform is not None:
-            kept, places = self._transformed(self._transform, kept)
+            try:
+                kept, places = self._transformed(self._transform, kept)
+            except Rejected as error:  # positions of the rows that passed the filter
+                raise Rejected(error.table, taken.take(pa.array(error.rows)).to_pylist(), error.reason) from error
             taken = taken.take(places)
         gone = pc.filter(
             pa.array(np.arange(given.num_rows)), pa.array(~np.isin(np.arange(given.num_rows), taken.to_numpy()))
@@ -212,19 +215,20 @@ class MappedTable:
 
     def _transformed(self, transform: Transform, rows: pa.Table) -> tuple[pa.Table, pa.Array]:
         """What the transform makes, and from which row each of its rows is."""
+
+        def act(some: pa.Table) -> pa.Table:
+            return self._as_staged(transform.rows(some))
+
         try:
-            made = transform.rows(rows)
+            made = act(rows)
         except Failed as error:
-            raise self._blame(rows, transform.rows, f"its transform fails ({error})") from error
-        stage = pa.schema([(c.name, arrow_type(c.type)) for c in self._stage_columns])
-        if made.schema.names != stage.names:
-            raise Misconfigured(f"The transform of table {self.source.qualified} makes other columns than at first.")
-        made = made.cast(stage)
+            raise self._blame(rows, act, f"its transform fails ({error})") from error
         key = [c.name for c in self.source.key]
-        numbered = rows.select(key).append_column("_row", pa.array(np.arange(rows.num_rows)))
-        found = made.select(key).append_column("_made", pa.array(np.arange(made.num_rows)))
-        joined = found.join(numbered, key, join_type="left outer").sort_by("_made")
-        places = _one(joined.column("_row"))
+        keys = [f"key{i}" for i in range(len(key))]
+        numbered = rows.select(key).rename_columns(keys).append_column("row", pa.array(np.arange(rows.num_rows)))
+        found = made.select(key).rename_columns(keys).append_column("made", pa.array(np.arange(made.num_rows)))
+        joined = found.join(numbered, keys, join_type="left outer").sort_by("made")
+        places = _one(joined.column("row"))
         if places.null_count or pc.count_distinct(places).as_py() < len(places):
             raise Misconfigured(
                 f"The transform of table {self.source.qualified} changed keys, or made several rows of one.",
@@ -232,9 +236,20 @@ class MappedTable:
             )
         return made, places
 
-    @cached_property
-    def _stage_columns(self) -> tuple[Column, ...]:
-        return self._stage().columns
+    def _as_staged(self, made: pa.Table) -> pa.Table:
+        """What a transform made, in the types that it made of no rows.
+
+        Raises:
+            Misconfigured: it has other columns.
+            Failed: a value does not fit its column.
+        """
+        staged = pa.schema([(c.name, arrow_type(c.type)) for c in self._staged.columns])
+        if made.schema.names != staged.names:
+            raise Misconfigured(f"The transform of table {self.source.qualified} makes other columns than at first.")
+        try:
+            return made.cast(staged)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise Failed("a value has not the type that its column has for no rows") from error
 
     def _blame(self, rows: pa.Table, act: Any, why: str) -> Rejected:
         """Which rows the user's code fails on, by halves."""
@@ -278,17 +293,12 @@ class MappedTable:
     @cached_property
     def _needs(self) -> tuple[int, ...]:
         """Positions of source columns without which a row can't be mapped. Too many cost a healing, too few make a
-        wrong row, so a column counts as soon as its name occurs."""
+        wrong row."""
         if self._of_stage:
             return tuple(range(len(self.source.columns)))
-        condition = (self._settings.where or "").lower()
         templates = self._settings.members if isinstance(self._settings, KeysMapping) else ()
-        named = {hole for m in templates for hole in holes(m.key)}
-        return tuple(
-            i
-            for i, c in enumerate(self.source.columns)
-            if (condition and ("*" in condition or c.name.lower() in condition)) or c.name in named
-        )
+        named = {hole for m in templates for hole in holes(m.key)} | (self._filter.columns if self._filter else set())
+        return tuple(i for i, c in enumerate(self.source.columns) if c.name in named)
 
     def partials(self, batch: pa.RecordBatch, unchanged: Bools) -> tuple[pa.RecordBatch, Bools]:
         """Partial rows (without a transform): mapped columns, and their mask. Values masked as unchanged are NULL.
@@ -315,7 +325,8 @@ class MappedTable:
 def _transform(text: str | None) -> Transform | None:
     if text is None:
         return None
-    return SqlTransform(text) if " " in text.strip() else PythonTransform(text.strip())
+    text = text.strip()
+    return SqlTransform(text) if re.search(r"\s", text) else PythonTransform(text)
 
 
 def _embedders(stage: TableSchema, settings: TableMapping, taken: Sequence[Taken]) -> tuple[Embedder, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import re
 import threading
 from collections.abc import Callable
@@ -56,6 +57,32 @@ class _Sql:
             finally:
                 self._connection.unregister("batch")
 
+    def tree(self, query: str) -> Any:
+        """The query's condition as DuckDB's parser sees it (DuckDB's manual, "SQL to and from JSON")."""
+        with self._lock:
+            ((text,),) = self._connection.execute("select json_serialize_sql(?::varchar)", [query]).fetchall()
+        (statement,) = json.loads(text)["statements"]
+        return statement["node"]["where_clause"]
+
+
+def _referred(node: Any, known: set[str]) -> set[str] | None:
+    """Columns, in lower case, that a tree of DuckDB's parser refers to by their names; None if it also refers to some
+    in other ways: all at once, by position, by pattern, through the row as a whole or through a query of its own."""
+    if isinstance(node, list):
+        parts = [_referred(inner, known) for inner in node]
+    elif not isinstance(node, dict):
+        return set()
+    elif node.get("class") in ("STAR", "POSITIONAL_REFERENCE", "SUBQUERY", "LAMBDA"):
+        return None
+    elif node.get("class") == "COLUMN_REF":
+        first, *_ = names = [name.lower() for name in node["column_names"]]
+        if first == "batch" and len(names) > 1:
+            first = names[1]
+        return {first} if first in known else None
+    else:
+        parts = [_referred(inner, known) for inner in node.values()]
+    return None if None in parts else set().union(*(part for part in parts if part is not None))
+
 
 def empty_rows(source: TableSchema) -> pa.Table:
     """A table without rows that has the source's columns."""
@@ -63,7 +90,7 @@ def empty_rows(source: TableSchema) -> pa.Table:
 
 
 class Filter:
-    """A condition that rows have to meet. NULL is not true.
+    """A condition that rows have to meet. NULL is not true. ``columns`` are those that it is computed from, or more.
 
     Raises:
         Misconfigured: it is no condition on this table.
@@ -79,6 +106,9 @@ class Filter:
                 f"The condition `where` of table {source.qualified} can't be used: {error.__cause__}.",
                 remedy="It is SQL of DuckDB over the table's columns.",
             ) from error
+        names = [c.name for c in source.columns]
+        found = _referred(self._sql.tree(self._query), {name.lower() for name in names})
+        self.columns = {name for name in names if found is None or name.lower() in found}
 
     def positions(self, rows: pa.Table) -> pa.Array:
         """Numbers of the rows that meet it.
@@ -118,11 +148,11 @@ class PythonTransform:
     """``module:function`` from a ``pyarrow.Table`` to a ``pyarrow.Table``."""
 
     def __init__(self, reference: str) -> None:
-        self._function = load_callable(reference)
+        self.function = load_callable(reference)
 
     def rows(self, rows: pa.Table) -> pa.Table:
         try:
-            result = self._function(rows)
+            result = self.function(rows)
         except Exception as error:
             raise Failed(type(error).__name__) from error
         if not isinstance(result, pa.Table):
