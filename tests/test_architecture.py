@@ -16,7 +16,7 @@ PACKAGE = Path(syncline.__file__).parent
 
 # A module imports from layers above its own line, and from its own line; see docs on the architecture.
 LAYERS = (
-    {"bars", "change", "dsn", "errors", "finding", "logs", "masks", "shape", "wire", "writable"},
+    {"bars", "change", "dsn", "errors", "finding", "logs", "masks", "patterns", "shape", "wire", "writable"},
     {"mapping", "transform", "conflict", "embedded", "publisher", "pgvalues"},
     {"capture", "log", "stores"},
     {"config"},

@@ -8,10 +8,11 @@ import pytest
 
 from servers import Database
 from syncline.capture.identity import identity_problem, key_columns, usable_identity
-from syncline.capture.patterns import Candidate, candidates, matching, parse_pattern
+from syncline.capture.patterns import Candidate, candidates, matching
 from syncline.capture.schema import table_schema
 from syncline.capture.tables import TableInfo, matching_tables, table_info, tables_info
 from syncline.errors import Gap, Misconfigured
+from syncline.patterns import parse_pattern
 
 
 def relation(namespace: str, name: str) -> Candidate:

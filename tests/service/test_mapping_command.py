@@ -43,6 +43,49 @@ def test_json_names_each_target(shop: Shell, command: Command) -> None:
     assert [c["name"] for c in told["targets"]["main"]["columns"]] == ["id", "title"]
 
 
+EVERY = """\
+source:
+  dsn: ${DATABASE_URL}
+targets:
+  tables: {type: duckdb, path: copy.duckdb}
+  rows: {type: postgres, dsn: "postgresql://nobody@127.0.0.1:1/copy"}
+  cache: {type: redis, url: "redis://127.0.0.1:1"}
+  points: {type: qdrant, path: points, tables: {item: {vectors: {v: {column: dense, size: 2}}}}}
+  graph:
+    type: neo4j
+    uri: bolt://127.0.0.1:1
+    tables:
+      item: {node: Item, labels: [Thing], exclude: [dense]}
+      other:
+      link: {relationship: LEADS_TO, from: {table: item}, to: {table: other}}
+log: {path: log}
+"""
+
+
+def test_every_store_shows_what_a_row_becomes_there(shop: Shell, command: Command, database: Database) -> None:
+    database.execute("alter table item add dense real[], add other_id int references other")
+    database.execute(
+        "create table link (item_id int references item, other_id int references other, note text,"
+        " primary key (item_id, other_id))"
+    )
+    shop.write(EVERY)
+    shown = json.loads(command("mapping", "show", "item", "--json").stdout)["targets"]
+    assert list(shown) == ["tables", "rows", "cache", "points", "graph"]
+    said = {target: "\n".join(of["statements"]) for target, of in shown.items()}
+    assert 'insert into "main"."item"' in said["tables"]
+    assert "on conflict" in said["rows"]
+    assert "HSET public.item:{id}" in said["cache"]
+    assert '"vector": {"v": "{dense}"}' in said["points"]
+    assert '"vectors": {"v": {"size": 2, "distance": "Cosine"}}' in said["points"]
+    assert "MERGE (n:`Item` {`id`: $id[i]}) SET n.`name` = $name[i]" in said["graph"]
+    assert "MATCH (m:`Other` {`id`: $other_id[i]}) CREATE (n)-[e:`OTHER`]->(m)" in said["graph"]
+    assert {len(of["statements"]) > 0 for of in shown.values()} == {True}
+    link = command("mapping", "show", "link", "--target", "graph").stdout
+    assert "CREATE (a)-[e:`LEADS_TO`]->(b) SET e.`note` = $note[i], e._syncline_key = $key[i]" in link.replace(
+        "\n", " "
+    )
+
+
 def test_a_table_that_a_target_does_not_take_is_said_to_be_none_of_its(shop: Shell, command: Command) -> None:
     shown = command("mapping", "show", "other")
     assert (shown.returncode, shown.stdout) == (0, "")

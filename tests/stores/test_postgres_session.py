@@ -16,7 +16,7 @@ from servers import Database, eventually
 from syncline.change import Cursor, Position
 from syncline.errors import Misconfigured, Unavailable
 from syncline.stores import Work
-from syncline.stores.postgres import PostgresConfig, PostgresStore
+from syncline.stores.postgres import PostgresConfig, PostgresStore, server
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents, work
 
 
@@ -25,6 +25,26 @@ def store_on(database: Database, **settings: Any) -> PostgresStore:
 
 
 # ------------------------------------------------------------------------------------------------- fencing
+
+
+def test_a_session_that_stood_still_too_long_is_tried_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was suspended amid a transaction is told so by the server when it goes on."""
+    monkeypatch.setitem(server._SESSION, "idle_in_transaction_session_timeout", "100ms")
+    with opened(database, ITEM) as store:
+
+        def stand_still() -> None:
+            with store._transaction() as connection:
+                there = "select count(*) from pg_stat_activity where pid = %s"
+                eventually(lambda: database.value(there, connection.info.backend_pid) == 0)
+                connection.execute("select 1")
+
+        with pytest.raises(Unavailable):
+            stand_still()
+        monkeypatch.undo()
+        eventually(lambda: _applied(store, work(Rows().upsert(5, 1, "on", None), n=1)))
+        assert contents(store) == {1: ("on", None, 5)}
 
 
 def test_an_engine_that_was_overtaken_writes_nothing_any_more(database: Database) -> None:

@@ -271,6 +271,29 @@ def test_another_collection_replaces_the_former_one(store: QdrantStore) -> None:
     assert list(contents(store, elsewhere)) == [1]
 
 
+def test_a_collection_that_was_there_before_stays_with_what_is_not_ours(folder: Path) -> None:
+    store = QdrantStore(QdrantConfig(path=folder), "points")
+    store.open("orders")
+    store._points.create("articles", Spec({"dense": Dense(3, "cosine"), "yours": Dense(2, "dot")}))
+    store.migrate(ARTICLE)
+    store.apply(work(Rows(ARTICLE).upsert(100, *article(1)).delete(101, 2)))
+    store._points.put("articles", [Stored(9, {"note": "mine"}, {"yours": [1.0, 2.0]})])
+    elsewhere = reshaped(collection="papers")
+    assert store.migrate(elsewhere) == ARTICLE
+    assert set(store._points.spec("articles").dense) >= {"yours"}  # type: ignore[union-attr]
+    assert collection(store).info().points_count == 1
+    assert seen(store, 9)[9][0] == {"note": "mine"}
+    store.close()
+
+
+def test_a_key_whose_type_is_only_called_otherwise_keeps_its_points(store: QdrantStore) -> None:
+    store.apply(work(Rows(ARTICLE).upsert(100, *article(1))))
+    first, *others = ARTICLE.columns
+    renamed = msgspec.structs.replace(ARTICLE, columns=(msgspec.structs.replace(first, source_type="int8"), *others))
+    store.migrate(renamed)
+    assert list(contents(store, renamed)) == [1]
+
+
 def test_vectors_come_go_and_change_their_size_with_the_mapping(store: QdrantStore) -> None:
     store.apply(work(Rows(ARTICLE).upsert(100, *article(1, embedding=[3.0, 4.0, 0.0]))))
     wider = reshaped(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 
-from syncline.errors import Misconfigured
+from syncline.patterns import parse_pattern
 
-__all__ = ["Candidate", "Matching", "TablePattern", "candidates", "matching", "named_schemas", "parse_pattern"]
+__all__ = ["Candidate", "Matching", "candidates", "matching", "named_schemas"]
 
 Connection = psycopg.Connection[Any]
 
@@ -40,68 +39,9 @@ class Matching:
     refused: tuple[tuple[Candidate, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TablePattern:
-    """A parsed entry of ``monitored_tables``. ``exact`` when it holds no wildcard; ``schema`` None when that does."""
-
-    text: str
-    namespace: re.Pattern[str]
-    name: re.Pattern[str]
-    exact: bool
-    schema: str | None
-
-    def matches(self, relation: Candidate) -> bool:
-        return bool(self.namespace.fullmatch(relation.namespace) and self.name.fullmatch(relation.name))
-
-
-# ------------------------------------------------------------------------------------------------------- patterns
-
-_PIECE = re.compile(r'"(?:[^"]|"")+"|[^".]|\.')
-
-
-def parse_pattern(text: str) -> TablePattern:
-    """``schema.table`` or ``table`` (of schema public), where ``*`` and ``?`` are wildcards.
-
-    Case counts. Inside double quotes everything is literal, dots and wildcards too; ``""`` is one quote.
-
-    Raises:
-        Misconfigured: the text is empty, has a stray quote, or has more than one dot outside of quotes.
-    """
-    pieces = _PIECE.findall(text)
-    if not text or "".join(pieces) != text or pieces.count(".") > 1:
-        raise _bad_pattern(text)
-    if "." in pieces:
-        dot = pieces.index(".")
-        schema, table = pieces[:dot], pieces[dot + 1 :]
-    else:
-        schema, table = ["public"], pieces
-    if not schema or not table:
-        raise _bad_pattern(text)
-    exact = "*" not in pieces and "?" not in pieces
-    wild = {"*", "?"} & set(schema)
-    return TablePattern(text, _glob(schema), _glob(table), exact, None if wild else "".join(_literal(schema)))
-
-
 def named_schemas(patterns: Iterable[str]) -> set[str]:
     """The schemas that patterns name without a wildcard."""
     return {schema for text in patterns if (schema := parse_pattern(text).schema) is not None}
-
-
-def _bad_pattern(text: str) -> Misconfigured:
-    return Misconfigured(
-        f"{text!r} is not a table name or pattern.",
-        remedy='Write schema.table, with * and ? as wildcards; names that hold dots or quotes as "odd.schema"."table".',
-    )
-
-
-def _glob(pieces: Iterable[str]) -> re.Pattern[str]:
-    wild = {"*": ".*", "?": "."}
-    pairs = zip(pieces, _literal(pieces), strict=True)
-    return re.compile("".join(wild.get(p) or re.escape(q) for p, q in pairs), re.DOTALL)
-
-
-def _literal(pieces: Iterable[str]) -> list[str]:
-    return [p[1:-1].replace('""', '"') if len(p) > 1 and p[0] == '"' else p for p in pieces]
 
 
 # ------------------------------------------------------------------------------------------------------ selection

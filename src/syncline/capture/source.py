@@ -14,9 +14,9 @@ from psycopg import conninfo, sql
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
-from syncline.capture.patterns import parse_pattern
 from syncline.dsn import SecretDsn, describe, flaw
 from syncline.errors import Misconfigured, SynclineError, Unavailable
+from syncline.patterns import parse_pattern
 
 __all__ = [
     "Dsn",

@@ -31,6 +31,7 @@ from syncline.dsn import SecretDsn
 from syncline.errors import Misconfigured
 from syncline.log.embedded import EmbeddedLogConfig
 from syncline.mapping import FORMS, Facts, TableMapping, TargetMapping
+from syncline.patterns import parse_pattern
 from syncline.stores import STORES
 
 __all__ = [
@@ -165,6 +166,13 @@ def table_settings(kind: str) -> type[TableMapping]:
 
 def _table_settings(model: type[TableMapping], name: str, given: Any) -> Any:
     """Validated here, so that what is wrong in it is told with its place."""
+    try:
+        parse_pattern(name)
+    except Misconfigured as error:
+        said = PydanticCustomError("no_table", "{said}", {"said": str(error)})
+        raise ValidationError.from_exception_data(
+            name, [InitErrorDetails(type=said, loc=("tables", name), input=name)]
+        ) from error
     if isinstance(given, BaseModel):
         return given
     try:

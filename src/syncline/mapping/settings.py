@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic import model_validator as validates
 from pydantic_core import PydanticCustomError
+
+from syncline.errors import Misconfigured
+from syncline.patterns import parse_pattern
 
 __all__ = [
     "FORMS",
@@ -23,6 +26,19 @@ __all__ = [
     "VectorRule",
 ]
 
+
+def _one_table(text: str) -> str:
+    """A table's name with its schema, ``public`` if it is given none."""
+    try:
+        pattern = parse_pattern(text)
+    except Misconfigured as error:
+        raise PydanticCustomError("no_table", "{said}", {"said": str(error)}) from error
+    if pattern.schema is None or pattern.table is None:
+        raise PydanticCustomError("wildcard", "must be the name of one table, without * and ?")
+    return f"{pattern.schema}.{pattern.table}"
+
+
+TableName = Annotated[str, AfterValidator(_one_table)]
 _FROZEN = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 Form = Literal["text", "texts", "json", "vector", "sparse"]
 
@@ -85,7 +101,7 @@ class ReferenceRule(BaseModel):
 
     model_config = _FROZEN
 
-    to: str | None = Field(None, description="Table that is referred to; null: as the foreign key says.")
+    to: TableName | None = Field(None, description="Table that is referred to; null: as the foreign key says.")
     type: str | None = Field(None, min_length=1, description="Type of the relationship; null: from the column's name.")
     incoming: bool = Field(False, description="It leads from there to here.")
 
@@ -100,7 +116,7 @@ class EndRule(BaseModel):
 
     model_config = _FROZEN
 
-    table: str = Field(description="Table whose row is the node.")
+    table: TableName = Field(description="Table whose row is the node.")
     columns: tuple[str, ...] | None = Field(
         None, description="Columns here that hold its key; null: as the foreign key says."
     )

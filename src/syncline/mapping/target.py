@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 
 from syncline.change import TableSchema
@@ -10,13 +9,14 @@ from syncline.errors import Misconfigured
 from syncline.mapping.facts import Facts
 from syncline.mapping.settings import TableMapping
 from syncline.mapping.table import MappedTable
+from syncline.patterns import parse_pattern
 
 __all__ = ["TargetMapping"]
 
 
 class TargetMapping:
-    """What is said of which table: by name, else by the first pattern that matches; without ``settings`` all tables are
-    taken, in the plainest form of the kind of target.
+    """What is said of which table: by name, else by the first pattern that matches, written as in ``monitored_tables``.
+    Without ``settings`` all tables are taken, in the plainest form of the kind of target.
 
     ``facts`` are the source's tables; a schema that differs from them (an older one in the log) is mapped with its own
     columns.
@@ -25,18 +25,20 @@ class TargetMapping:
     def __init__(
         self, settings: Mapping[str, TableMapping] | None, facts: Mapping[str, Facts], plain: type[TableMapping]
     ) -> None:
-        self._settings = settings
+        said = [(parse_pattern(text), given) for text, given in (settings or {}).items()]
+        self._said = None if settings is None else sorted(said, key=lambda pair: not pair[0].exact)
         self._facts = dict(facts)
         self._plain = plain
         self._mapped: dict[TableSchema, MappedTable] = {}
         self._chosen = {table: chosen for table in facts if (chosen := self._choose(table)) is not None}
 
     def _choose(self, table: str) -> TableMapping | None:
-        if self._settings is None:
+        if self._said is None:
             return self._plain()
-        if table in self._settings:
-            return self._settings[table]
-        return next((s for pattern, s in self._settings.items() if fnmatch.fnmatchcase(table, pattern)), None)
+        known = self._facts.get(table)
+        namespace, _, name = table.partition(".")
+        named = known.schema if known else TableSchema(namespace, name, ())
+        return next((given for pattern, given in self._said if pattern.matches(named)), None)
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from syncline.capture.identity import identity_problem
-from syncline.capture.patterns import parse_pattern
 from syncline.capture.preflight.look import Look, name
 from syncline.capture.tables import CatalogColumn, TableInfo
 from syncline.finding import Finding, size
+from syncline.patterns import parse_pattern
 from syncline.pgvalues.pgtypes import logical_type
 
 __all__ = ["check_tables"]

@@ -17,6 +17,7 @@ from syncline.stores.neo4j.database import Database, Neo4jConfig, Refused, Trans
 from syncline.stores.neo4j.guard import advance, lock
 from syncline.stores.neo4j.layout import layout_of
 from syncline.stores.neo4j.reading import contract_schema, read_all, read_keys
+from syncline.stores.neo4j.statements import statements
 from syncline.stores.neo4j.sweeping import sweep_large
 from syncline.stores.neo4j.tables import migrate_table, prepare_database
 from syncline.stores.neo4j.values import exact, store
@@ -56,6 +57,11 @@ class Neo4jStore:
         from syncline.stores.neo4j.copy import Neo4jCopy
 
         return Neo4jCopy(config)
+
+    @staticmethod
+    def statements(schema: TableSchema) -> list[str]:
+        """What rows of the table become, to be shown to people. Raises ``Misconfigured`` as :meth:`migrate`."""
+        return list(statements(schema))
 
     @staticmethod
     def check(config: Neo4jConfig) -> Iterator[Finding]:

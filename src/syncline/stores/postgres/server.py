@@ -55,7 +55,7 @@ _NETWORK = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count":
 # Worth another try: the connection or the server is away or starting, the disk or a table of slots is full, a lock or a
 # serialization was lost, or another session still holds what we need.
 _AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "57014", "40001", "40P01", "55P03", "55006", "53100", "53200"})
-_AWAY |= {"53300"}
+_AWAY |= {"53300", "25P03", "25P04"}  # a process that stood still for a while is told so when it goes on
 # Values that the server refuses: data exceptions, constraints, check options, RAISE in triggers, limits of an index.
 _REFUSED = ("22", "23", "44", "P0", "54")
 _NO_LOGIN = ("password authentication failed", "no pg_hba.conf entry", "no password supplied")

@@ -52,11 +52,13 @@ class Marker(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """A table that a source fills: where, and the schema that it was last migrated to."""
+    """A table that a source fills: where, and the schema that it was last migrated to. ``adopted``: the collection was
+    there before."""
 
     source: str
     collection: str
     schema: TableSchema
+    adopted: bool = False
 
 
 class Kept(msgspec.Struct, frozen=True):

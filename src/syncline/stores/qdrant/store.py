@@ -26,6 +26,7 @@ from syncline.stores.qdrant.names import KEY
 from syncline.stores.qdrant.points import Points, Refused, Which, scroll
 from syncline.stores.qdrant.reading import fetch_rows, scan_rows
 from syncline.stores.qdrant.rows import rows_of
+from syncline.stores.qdrant.statements import requests
 from syncline.stores.qdrant.tables import TableState, migrate_table, table_state
 from syncline.stores.qdrant.writing import Writer
 
@@ -119,6 +120,11 @@ class QdrantStore:
         from syncline.stores.qdrant.copy import QdrantCopy
 
         return QdrantCopy(config)
+
+    @staticmethod
+    def statements(schema: TableSchema) -> list[str]:
+        """What a row of the table becomes, to be shown to people. Raises ``Misconfigured`` as :meth:`migrate`."""
+        return list(requests(schema))
 
     @staticmethod
     def check(config: QdrantConfig) -> Iterator[Finding]:

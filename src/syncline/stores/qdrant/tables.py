@@ -80,11 +80,12 @@ def migrate_table(
     _check_owner(books, source, schema, collection)
     recorded = books.table(schema.qualified)
     former = recorded.schema if recorded else None
-    replaced = recorded is not None and (recorded.collection != collection or recorded.schema.key != schema.key)
+    replaced = recorded is not None and (recorded.collection != collection or _key(recorded.schema) != _key(schema))
     if recorded is not None and replaced:
         # Another place (correctness rule 21), or other ids for all points: what is there is of no use.
-        points.drop(recorded.collection)
+        _leave(points, recorded)
     there = points.spec(collection)
+    adopted = there is not None and (recorded is None or recorded.collection != collection or recorded.adopted)
     lost = there is None or Marker.read(points, collection, schema.qualified) is None
     if there is None:
         points.create(collection, wanted)
@@ -95,11 +96,29 @@ def migrate_table(
     if lost:
         points.put(collection, [Marker(schema.qualified).point()])
     points.sync([collection])
-    table = Table(source, collection, schema)
+    table = Table(source, collection, schema, adopted)
     if recorded != table:
         books.write_table(table)
     # A collection that somebody removed or put back empty was not ours any more: its rows have to be read again.
     return table_state(points, books, schema), former if replaced or not lost else None
+
+
+def _key(schema: TableSchema) -> list[tuple[str, str]]:
+    """What ids of points are made of."""
+    return [(column.name, column.type) for column in schema.key]
+
+
+def _leave(points: Points, table: Table) -> None:
+    """Remove what a table has in its collection: all of it, or, if it was there before, the points that are ours."""
+    if not table.adopted:
+        points.drop(table.collection)
+        return
+    if points.spec(table.collection) is None:
+        return
+    points.delete(table.collection, [Marker.id_of(table.schema.qualified)])
+    for page in scroll(points, table.collection, Which(since=0), payload=False):
+        points.delete(table.collection, [point.id for point in page])
+    points.sync([table.collection])
 
 
 def table_state(points: Points, books: Books, schema: TableSchema) -> TableState:
