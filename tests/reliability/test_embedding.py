@@ -47,7 +47,10 @@ def choosy(texts: list[str]) -> list[list[float]]:
 def remote(texts: list[str]) -> list[list[float]]:
     if AWAY[0]:
         CALLS.append(list(texts))
-        raise ConnectionRefusedError("nobody there")
+        try:
+            raise ConnectionRefusedError("nobody there")
+        except OSError as error:  # as clients of services do it
+            raise RuntimeError("the service can't be reached") from error
     return embedder(texts)
 
 

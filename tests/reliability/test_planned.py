@@ -67,6 +67,7 @@ def test_a_target_that_comes_is_loaded_alone_and_one_that_goes_is_left_as_it_is(
     del rig.settings["targets"]["second"]
     rig.write()
     assert planned(rig) == []
+    assert make_plan(load_config(rig.config)).former == ("second",)
     database.execute("delete from t where id > 10")
     apply(rig)
     assert rig.rows("select count(*) from t", "second") == [(20,)]

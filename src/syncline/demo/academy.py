@@ -157,7 +157,7 @@ def _fill(connection: psycopg.Connection[Any], rows: int) -> Filled:
 def _look(copies: Copies) -> dict[str, int]:
     (found,) = copies.graph(
         "MATCH (u:User) WITH count(u) AS users MATCH (c:Concept) WITH users, count(c) AS concepts "
-        "MATCH (:User)-[s:STUDIES]->() RETURN users, concepts, count(s) AS studies"
+        "OPTIONAL MATCH (:User)-[s:STUDIES]->() RETURN users, concepts, count(s) AS studies"
     )
     return {"users": found["users"], "concepts": found["concepts"], "concepts being studied": found["studies"]}
 

@@ -113,7 +113,7 @@ class _Library:
         return done(cursor, _REWRITE, topics=list(_TOPICS), **self._some(rows))
 
     def annotate(self, cursor: psycopg.Cursor[Any], rows: int) -> int:
-        """The payload alone changes; the vectors stay."""
+        """The payload alone changes; the vectors are what they were."""
         return done(cursor, _ANNOTATE, **self._some(rows))
 
     def move(self, cursor: psycopg.Cursor[Any], rows: int) -> int:
@@ -160,7 +160,7 @@ def _fill(connection: psycopg.Connection[Any], rows: int) -> Filled:
 
 def _look(copies: Copies) -> dict[str, int]:
     (found,) = copies.graph(
-        "MATCH (n:Chunk) WITH count(n) AS chunks MATCH ()-[r:MENTIONS]->() RETURN chunks, count(r) AS mentions"
+        "MATCH (n:Chunk) WITH count(n) AS chunks OPTIONAL MATCH ()-[r:MENTIONS]->() RETURN chunks, count(r) AS mentions"
     )
     (rows,) = copies.rows("select count(*) as n from unified.chunks")
     return {"chunks in the graph": found["chunks"], "mentions": found["mentions"], "chunks in DuckDB": rows["n"]}

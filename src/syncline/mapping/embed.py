@@ -102,18 +102,31 @@ class Embedder:
             why = f"the embedder of {self.name} gives {len(vectors)} vectors for {len(texts)} texts"
         except SynclineError:  # it knows what should happen next
             raise
-        except OSError as error:
-            raise Unavailable(
-                f"The embedder of vector {self.name} of table {table} is away ({type(error).__name__}).",
-                remedy=f"See whether what {self.reference} needs can be reached.",
-            ) from error
-        except Exception as error:  # noqa: BLE001 - whatever the user's code raises costs its texts, nothing else
+        except Exception as error:
+            if _is_away(error):
+                raise Unavailable(
+                    f"The embedder of vector {self.name} of table {table} is away ({type(error).__name__}).",
+                    remedy=f"See whether what {self.reference} needs can be reached.",
+                ) from error
             why = f"the embedder of {self.name} fails ({type(error).__name__})"
         if len(texts) == 1:
             bad[start] = why
             return [pa.nulls(1, arrow_type(self._kind))]
         half = len(texts) // 2
         return self._made(table, texts[:half], start, bad) + self._made(table, texts[half:], start + half, bad)
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether the operating system is to blame, for a connection or a file: clients of services raise errors of their
+    own then, from or amid the system's."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        if isinstance(cause, OSError):
+            return True
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _plain(vector: Any) -> Any:

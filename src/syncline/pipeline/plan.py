@@ -18,6 +18,7 @@ import msgspec
 
 from syncline.capture.captured import captured
 from syncline.capture.tables import TableInfo, reshaped
+from syncline.catalog.repository import ControlSchema
 from syncline.change import Cursor, TableSchema
 from syncline.config import Config, store_class
 from syncline.errors import Unavailable
@@ -46,9 +47,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All changes, by source, target and table."""
+    """All changes, by source, target and table. ``former``: targets that an engine of this control schema filled, and
+    that the configuration names no more. Nothing is done about them, for where they are is not known any more."""
 
     changes: tuple[Change, ...]
+    former: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
@@ -63,7 +66,15 @@ def make_plan(config: Config) -> Plan:
         Unavailable: a server is away.
         Misconfigured: a target can't be read from here, or a mapping does not fit.
     """
-    return Plan(tuple(change for source in config.sources for change in _changes_of(config, source)))
+    changes = tuple(change for source in config.sources for change in _changes_of(config, source))
+    return Plan(changes, tuple(sorted(_filled(config) - set(config.targets))))
+
+
+def _filled(config: Config) -> set[str]:
+    """Targets that have a status."""
+    with ControlSchema(config.control_dsn, config.control.schema_name) as control:
+        rows = control.statuses() if control.is_current() else []
+    return {row["target"] for row in rows if row["target"] and row["source"] in config.sources}
 
 
 def _changes_of(config: Config, source: str) -> Iterator[Change]:

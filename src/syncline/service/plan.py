@@ -70,10 +70,20 @@ def _agreed() -> bool:
 
 
 def _as_json(found: Plan) -> dict[str, object]:
-    return {"hash": found.hash, "changes": [asdict(change) for change in found.changes]}
+    return {
+        "hash": found.hash,
+        "changes": [asdict(change) for change in found.changes],
+        "former_targets": list(found.former),
+    }
 
 
 def _tell(found: Plan) -> None:
+    for target in found.former:
+        stdout.print(
+            f"Target {target} is not in the configuration any more: what it holds stays as it is, and is out of step "
+            "from now on. Remove it by hand, or take the target in again.",
+            soft_wrap=True,
+        )
     if not found.changes:
         stdout.print("The targets hold what the configuration says: nothing to do.")
         return
