@@ -174,6 +174,16 @@ def test_values_take_another_form_or_are_refused_one_by_one() -> None:
     assert refused.value.rows == (1, 2)
 
 
+def test_no_list_at_all_is_no_list_that_is_wrong() -> None:
+    table = mapped("points", documents={"vectors": {"v": {"column": "dense", "size": 2}}})
+    missing = (1, "t", "en", 1, None, None, None)
+    assert table.whole(rows(missing)).rows["dense"].to_pylist() == [None]
+    assert table.whole(rows(missing).slice(0, 0)).rows.num_rows == 0
+    with pytest.raises(Rejected) as refused:
+        table.whole(rows((*missing[:5], "{}", None), (2, *missing[1:5], "{1,NULL}", None)))
+    assert list(refused.value.rows) == [1]
+
+
 def test_partial_rows_keep_their_mask_under_new_names() -> None:
     table = mapped("rows", documents={"columns": {"lang": "language", "title": None}})
     mask = np.zeros((2, 7), np.bool_)

@@ -102,3 +102,42 @@ def test_a_mapping_that_does_not_fit_is_a_gap_of_its_table_alone(rig: Rig, datab
     with rig.running(until_loaded=False) as engine:
         eventually(lambda: rig.gaps() == ["SL-CONFIG"])
         eventually(lambda: engine.query("select id from other") == [(1,)])
+
+
+def test_rows_that_cannot_be_mapped_are_parked_or_missing_and_their_neighbours_arrive(rig: Rig) -> None:
+    map_tables(rig, item={"where": "id > 3", "transform": "select id, name::int as n from batch"}, other={})
+    rig.database.execute("update item set name = id::text where id <> 15")
+    rig.sync()
+    assert rows(rig, "select id from item order by id") == [(i,) for i in range(4, 21) if i != 15]
+    assert len(rig.letters()) == 1
+    report = verify(load_config(rig.config), talk=lambda _: None, engine=SyncService)
+    table = next(t for t in report.tables if t.table == "public.item")
+    assert (table.rows, table.parked, report.differences) == (17, 1, 0)
+    rig.database.execute("delete from syncline.sync_dead_letters")
+    assert unequal(rig) == 1
+
+
+def test_a_filter_that_leaves_nothing_and_vectors_that_are_not_there_yet_stop_nothing(rig: Rig) -> None:
+    rig.database.execute("create table doc (id int primary key, keep bool, emb real[])")
+    rig.settings["targets"]["main"] = {
+        "type": "qdrant",
+        "path": str(rig.folder / "points"),
+        "door": False,
+        "tables": {
+            "item": {},
+            "other": {},
+            "doc": {"where": "keep", "vectors": {"v": {"column": "emb", "size": 2}}},
+        },
+    }
+    rig.write()
+    with rig.running() as engine:
+        for statement in (
+            "insert into doc values (1, false, '{1,2}')",
+            "insert into doc values (2, true, null)",
+            "insert into doc values (3, true, '{}'), (4, true, '{1,NULL}'), (5, true, '{3,4}')",
+        ):
+            rig.database.execute(statement)
+            engine.settle()
+    assert len(rig.letters()) == 2
+    report = verify(load_config(rig.config), talk=lambda _: None, engine=SyncService)
+    assert (report.tables[0].rows, report.tables[0].parked, report.differences) == (4, 2, 0)

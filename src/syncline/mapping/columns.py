@@ -161,7 +161,7 @@ def _numbers(values: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_list(values.type):
         return values.cast(pa.list_(kind))
     whole = pc.match_substring_regex(values, r"^[\[{][^\[\]{}]*[\]}]$")
-    if not pc.all(whole, skip_nulls=True).as_py():
+    if pc.all(whole, skip_nulls=True).as_py() is False:  # None where there is no value at all
         raise Inexpressible(pc.invert(pc.fill_null(whole, True)), "it is no list of numbers")
     inner = pc.utf8_slice_codeunits(values, 1, -1)
     lists = pc.split_pattern(inner, ",")
@@ -171,7 +171,7 @@ def _numbers(values: pa.Array, kind: pa.DataType) -> pa.Array:
         if pc.any(empty, skip_nulls=True).as_py():
             return _with_empty(lists, empty, kind)
         numbers = pc.utf8_trim_whitespace(parts).cast(kind)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, ValueError) as error:
         bad = pa.array([True]) if len(values) == 1 else _each(values, kind)
         raise Inexpressible(bad, "it is no list of numbers") from error
     return pa.ListArray.from_arrays(_offsets(lists), numbers, mask=lists.is_null() if lists.null_count else None)

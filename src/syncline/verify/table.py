@@ -86,7 +86,7 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="syncline-verify-")))
         reading = _Source(folder, info, point, buckets, recorded, copy.mapping)
         left = stack.enter_context(closing(reading.side()))
-        report.rows, schema = left.rows, reading.schema
+        report.rows, schema = left.rows + reading.refused_rows, reading.schema
         columns, report.columns = _shared(schema, recorded or schema)
         names = [c.name for c in schema.key]
         if not set(names) <= set(columns):
@@ -98,14 +98,19 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
                 right.add(comparable(exact_rows(_versioned(batch), recorded), recorded))
         right.finish()
         bounds = _bounds(copy, schema, recorded, point.version)
+        parked = copy.parked.get(info.qualified)
         for mine, theirs in zip(left.tables(), right.tables(), strict=True):
-            _count(outcome, pair(mine, theirs, names, columns, bounds), suspects, copy.parked.get(info.qualified))
+            in_flight, found = pair(mine, theirs, names, columns, bounds)
+            found["extra"] = _without(found["extra"], reading.refused_keys)
+            _count(outcome, (in_flight, found), suspects, parked)
+        for keys in reading.refused:  # what can't be mapped has to be parked; else it is missing
+            _count(outcome, (0, {"missing": pa.Table.from_batches([keys])}), suspects, parked)
     return outcome
 
 
 class _Source:
     """Reading the source's side, as the target's mapping makes it. ``schema`` are the columns that are published, known
-    once a row was read."""
+    once a row was read; ``refused`` the keys of rows that can't be mapped."""
 
     def __init__(
         self,
@@ -123,6 +128,15 @@ class _Source:
         self._mapping = mapping
         # What an empty table publishes can't be told apart from what it has: trust what the copy was told.
         self.schema = recorded or mapping.table(table_schema(info)).schema
+        self.refused: list[pa.RecordBatch] = []
+
+    @property
+    def refused_rows(self) -> int:
+        return sum(keys.num_rows for keys in self.refused)
+
+    @property
+    def refused_keys(self) -> frozenset[bytes]:
+        return frozenset(key for keys in self.refused for key in key_bytes(keys.columns).to_pylist())
 
     def side(self) -> Side:
         side: Side | None = None
@@ -131,10 +145,26 @@ class _Source:
             if side is None:
                 self.schema = mapped.schema
                 side = self._open()
-            side.add(comparable(exact_rows(_mapped_rows(batch.data(), mapped), mapped.schema), mapped.schema))
+            rows = self._mapped(batch.data(), mapped)
+            side.add(comparable(exact_rows(rows, mapped.schema), mapped.schema))
         side = side or self._open()
         side.finish()
         return side
+
+    def _mapped(self, rows: pa.RecordBatch, mapped: MappedTable) -> pa.RecordBatch:
+        """What the target should hold of the rows."""
+        if mapped.trivial:
+            return rows
+        while True:
+            try:
+                return mapped.whole(rows).rows
+            except Rejected as refused:
+                keep = np.ones(rows.num_rows, np.bool_)
+                keep[list(refused.rows)] = False
+                gone = rows.filter(pa.array(~keep)).select(list(mapped.source.key_positions))
+                keys = TableSchema(mapped.schema.namespace, mapped.schema.name, mapped.schema.key)
+                self.refused.append(exact_rows(mapped.keys(gone), keys).select(list(range(len(keys.columns)))))
+                rows = rows.filter(pa.array(keep))
 
     def _open(self) -> Side:
         return _side(self._folder, self.schema, [c.name for c in self.schema.key], self._buckets)
@@ -143,17 +173,12 @@ class _Source:
         self._point.progress(loaded.table, loaded.rows, max(self._info.estimated_rows, loaded.rows))
 
 
-def _mapped_rows(rows: pa.RecordBatch, mapped: MappedTable) -> pa.RecordBatch:
-    """What the target should hold of the rows; not those that can't be mapped, which are parked."""
-    if mapped.trivial:
+def _without(rows: pa.Table, keys: frozenset[bytes]) -> pa.Table:
+    """The rows that are not under these keys."""
+    if not keys or not rows.num_rows:
         return rows
-    while True:
-        try:
-            return mapped.whole(rows).rows
-        except Rejected as refused:
-            keep = np.ones(rows.num_rows, np.bool_)
-            keep[list(refused.rows)] = False
-            rows = rows.filter(pa.array(keep))
+    known = key_bytes([c.combine_chunks() if c.num_chunks != 1 else c.chunk(0) for c in rows.columns]).to_pylist()
+    return rows.filter(pa.array([key not in keys for key in known], pa.bool_()))
 
 
 def _versioned(rows: pa.RecordBatch) -> pa.RecordBatch:

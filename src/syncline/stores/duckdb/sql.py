@@ -14,6 +14,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from syncline.change import Column, TableSchema, arrow_type
+from syncline.errors import Misconfigured
 from syncline.shape import Rows
 
 __all__ = [
@@ -72,8 +73,18 @@ def literal(text: str) -> str:
 
 
 def duckdb_type(logical: str) -> str:
-    """The DuckDB type of a logical type, spelled as DuckDB itself spells it."""
-    return "DECIMAL" + logical[7:] if logical.startswith("numeric(") else _TYPES[logical]
+    """The DuckDB type of a logical type, spelled as DuckDB itself spells it.
+
+    Raises:
+        Misconfigured: it is a form that a mapping gives to other kinds of target.
+    """
+    if logical.startswith("numeric("):
+        return "DECIMAL" + logical[7:]
+    if logical not in _TYPES:
+        raise Misconfigured(
+            f"A DuckDB target has no columns that are `as: {logical}`.", remedy="Leave `as` out: arrays are text there."
+        )
+    return _TYPES[logical]
 
 
 def target_name(schema: TableSchema) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from syncline.stores.neo4j.cypher import KEY, STUB, TYPE, UNWIND, VERSION, WAITI
 from syncline.stores.neo4j.database import Transaction
 from syncline.stores.neo4j.layout import EdgeLayout
 from syncline.stores.neo4j.nodes import CHUNK
-from syncline.stores.neo4j.values import Stored, Values, key_texts
+from syncline.stores.neo4j.values import Stored, Values, key_texts, text_prefix
 from syncline.stores.neo4j.waiting import match, merge_stub, stub_refs
 
 __all__ = ["delete_edges", "edge_keys", "edge_prefix", "find_edges", "write_edges"]
@@ -19,7 +19,7 @@ __all__ = ["delete_edges", "edge_keys", "edge_prefix", "find_edges", "write_edge
 
 def edge_prefix(layout: EdgeLayout) -> str:
     """What the keys of this table's relationships begin with."""
-    return f"{layout.schema.qualified} "
+    return text_prefix(layout.schema.qualified)
 
 
 def edge_keys(layout: EdgeLayout, key: Sequence[Values]) -> pa.Array:

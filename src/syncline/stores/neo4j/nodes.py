@@ -42,8 +42,11 @@ def write_nodes(tx: Transaction, layout: NodeLayout, rows: Stored, *, present: b
     What waited for a new node becomes real.
     """
     created = 0
-    carried = [i for i in layout.properties if i in rows.columns]
-    names = [*(layout.schema.columns[i].name for i in carried), VERSION]
+    columns = layout.schema.columns
+    # A float that is a key is written with the rest: -0.0 is found under 0.0.
+    floats = [i for i in layout.schema.key_positions if columns[i].type in ("float4", "float8")]
+    carried = [*floats, *(i for i in layout.properties if i in rows.columns)]
+    names = [*(columns[i].name for i in carried), VERSION]
     for chunk in rows.sorted(layout.schema.key_positions).chunks(CHUNK):
         for labels, part in _by_labels(layout, chunk):
             parameters = Parameters(len(part))

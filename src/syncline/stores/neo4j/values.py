@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from syncline.change import Column, arrow_type
 
-__all__ = ["Stored", "Values", "exact", "key_texts", "read_values", "refused", "shown", "store"]
+__all__ = ["Stored", "Values", "exact", "key_texts", "read_values", "refused", "shown", "store", "text_prefix"]
 
 _Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -401,11 +401,17 @@ def _sparse(text: str) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------------------------------ keys as text
 
 
-def key_texts(prefix: str, columns: Iterable[Values]) -> pa.Array:
-    """``prefix a|b``: one text for each key, different for different keys. NULL has a text of its own."""
+def text_prefix(name: str) -> str:
+    """What the texts of one table's or label's keys begin with, and those of no other."""
+    return name.replace("\\", "\\\\").replace(" ", "\\ ") + " "
+
+
+def key_texts(name: str, columns: Iterable[Values]) -> pa.Array:
+    """``name a|b``: one text for each key of a table or label, different for different keys and names. NULL has a text
+    of its own."""
     parts = [_escaped(column) for column in columns]
     joined = pc.binary_join_element_wise(*parts, pa.scalar("|"))
-    return pc.binary_join_element_wise(pa.scalar(prefix), joined, pa.scalar(" "))
+    return pc.binary_join_element_wise(pa.scalar(text_prefix(name)), joined, pa.scalar(""))
 
 
 def _escaped(column: Values) -> pa.Array:
