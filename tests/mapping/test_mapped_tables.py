@@ -359,11 +359,11 @@ def test_points_have_vectors_of_columns_and_of_embedders() -> None:
 
 
 def test_a_column_that_a_vector_is_taken_from_needs_no_form_of_its_own() -> None:
-    vectors = {"v": {"column": "dense", "size": 2}, "words": {"column": "title", "sparse": True}}
+    vectors = {"v": {"column": "dense", "size": 2}, "words": {"column": "tags", "sparse": True}}
     table = mapped("points", documents={"vectors": vectors})
-    assert {c.name: c.type for c in table.schema.columns if c.name in ("dense", "title")} == {
+    assert {c.name: c.type for c in table.schema.columns if c.name in ("dense", "tags")} == {
         "dense": "vector",
-        "title": "sparse",
+        "tags": "sparse",
     }
     with pytest.raises(Misconfigured, match="can't be `as: texts`"):
         mapped("points", documents={"vectors": vectors, "columns": {"dense": {"as": "texts"}, "title": None}})

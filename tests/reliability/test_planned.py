@@ -90,3 +90,17 @@ def test_another_template_reloads_its_table_and_leaves_no_key_of_the_former_one(
     apply(rig)
     with redis.Redis.from_url(valkey.url()) as client:
         assert (client.exists("old:7"), client.exists("all"), client.hget("new:7", "a")) == (0, 0, b"a7")
+
+
+def test_nothing_is_removed_from_a_place_that_another_setup_fills(rig: Rig, database: Database, tmp_path: Path) -> None:
+    """Two setups that call their sources alike, on one target: what the other one holds is none of ours."""
+    rig.sync()
+    other = Rig(database, tmp_path / "other")
+    other.settings["targets"]["main"] = {**rig.settings["targets"]["main"], "tables": {"public.beside": {}}}
+    other.write()
+    assert [kind for kind, *_ in planned(other)] == []
+    assert make_plan(load_config(other.config)).changes == ()
+    assert rig.rows("select count(*) from t") == [(20,)]
+    rig.settings["targets"]["main"]["tables"] = {"public.beside": {}}
+    rig.write()
+    assert planned(rig) == [("remove", "main", "public.t")]

@@ -86,6 +86,40 @@ def test_every_store_shows_what_a_row_becomes_there(shop: Shell, command: Comman
     )
 
 
+WRONG = """\
+source:
+  dsn: ${DATABASE_URL}
+targets:
+  points:
+    type: qdrant
+    path: points
+    tables:
+      item: {collection: c, vectors: {v: {column: name, size: 2}}}
+      other: {collection: c}
+      itme: {}
+      link: {collection: c}
+  nothing: {type: duckdb, path: copy.duckdb, tables: {"shop.*": {}}}
+log: {path: log}
+"""
+
+
+def test_doctor_holds_the_mapping_against_the_tables_that_are_there(
+    shop: Shell, command: Command, database: Database
+) -> None:
+    database.execute("create table link (id int primary key)")
+    shop.write(WRONG)
+    told = command("doctor")
+    assert told.returncode == 2
+    for said in (
+        "Column name of table public.item is a text and holds no vector",
+        "Tables public.link and public.other share collection c",
+        "No table that is captured is called public.itme",
+        "Did you mean public.item?",
+        "It takes none of the captured tables",
+    ):
+        assert said in " ".join(told.stdout.split()), told.stdout
+
+
 def test_a_table_that_a_target_does_not_take_is_said_to_be_none_of_its(shop: Shell, command: Command) -> None:
     shown = command("mapping", "show", "other")
     assert (shown.returncode, shown.stdout) == (0, "")

@@ -156,12 +156,12 @@ def _ask(copies: Copies) -> Iterator[Answer]:
         "where p.status_code = 200 group by all order by all"
     )
     yield (
-        "How good are the pages that each plan's users collect? (DuckDB)",
-        ", ".join(f"{f['plan']}: {f['pages']:,} of {f['quality']}" for f in found),
+        "How many pages do each plan's users collect, and how good are they? (DuckDB)",
+        ", ".join(f"{f['plan']}: {f['pages']:,} with a quality of {f['quality']}" for f in found),
     )
     files = sorted(copies.exported("public.pages_v2").glob("*.parquet"))
     rows = sum(pq.read_metadata(file).num_rows for file in files)
-    yield "And the same in Parquet files, as of the last export?", f"{rows:,} pages in {len(files)} files"
+    yield "How many pages were in the last export? (Parquet)", f"{rows:,}, in {len(files)} file(s)"
 
 
 SCENARIO = Scenario(

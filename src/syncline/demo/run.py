@@ -103,8 +103,10 @@ class _Demo:
         service = SyncService(config, talk=lambda line: self.view.say(f"  {line}"))
         self.stack.callback(service.stop)
         loaded = self._load(service, connection)
-        if any(target.type == "duckdb" for target in config.targets.values()):
-            self.view.say(f'Ask the copy while it runs: syncline query -c {file} "show tables"')
+        for name, target in config.targets.items():
+            if target.type == "duckdb":
+                which = f" --target {name}" if len(config.targets) > 1 else ""
+                self.view.say(f'Ask the copy while it runs: syncline query -c {file}{which} "show tables"')
         copies = self.stack.enter_context(Copies(config))
         applied = self._follow(service, workload, dsn, copies, connection)
         report = self._compare(config)
@@ -258,11 +260,11 @@ def _summary(figures: Mapping[str, Any]) -> str:
     changes = f"{amount(figures['rows_written'])} row changes in {amount(figures['transactions'])} transactions"
     targets = figures["targets"].items()
     lines = [
-        f"{name if len(targets) > 1 else 'commit to visible'} p50 {span(of['p50_ms'] / 1000)}, "
+        f"commit to visible{f' in {name}' if len(targets) > 1 else ''} p50 {span(of['p50_ms'] / 1000)}, "
         f"p95 {span(of['p95_ms'] / 1000)}, p99 {span(of['p99_ms'] / 1000)}"
         for name, of in targets
     ]
-    where = "" if len(targets) == 1 else " into each of the copies; commit to visible"
+    where = "" if len(targets) == 1 else " into each of the copies"
     return (
         f"{changes}: {amount(figures['rows_per_s'])} rows/s{where}; {'; '.join(lines)}. "
         f"{amount(figures['differences'])} differences."

@@ -62,8 +62,8 @@ class Frontier(msgspec.Struct, frozen=True):
         if position.log != self.log:
             raise Gap(
                 f"A cursor is at entry {position.n} of log {position.log}, but this is log {self.log}: the log was "
-                "deleted or replaced.",
-                remedy="The tables have to be read again from the source (resync).",
+                "deleted or replaced, or another setup fills the target from a source of the same name.",
+                remedy="Read the tables again from the source (resync), or give the other setup's source another name.",
                 code="SL-LOG-FOREIGN",
             )
         if position.n < self.head:

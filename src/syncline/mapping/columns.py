@@ -19,6 +19,8 @@ __all__ = ["Inexpressible", "Taken", "converted", "take_columns"]
 
 # Types with text in one form that is easily made; the others have to be written by a transform.
 _AS_TEXT = frozenset({"bool", "int2", "int4", "int8", "numeric", "uuid", "bytes"})
+# Types of PostgreSQL that vectors are taken from, besides arrays; and what a transform makes.
+_OF_VECTORS = frozenset({"vector", "halfvec", "sparsevec", "json", "jsonb", "transform"})
 _CONSTANTS: dict[type, str] = {bool: "bool", int: "int8", float: "float8", str: "text"}
 
 
@@ -95,7 +97,7 @@ def _form(source: TableSchema, column: Column, asked: str | None, needed: str | 
         )
     if column.type == needed:
         return None
-    if not pa.types.is_string(arrow_type(column.type)):
+    if not column.source_type.endswith("]") and column.source_type.partition("(")[0] not in _OF_VECTORS:
         raise Misconfigured(
             f"Column {column.name} of table {source.qualified} is a {column.source_type} and holds no vector.",
             remedy="Name a column of arrays, pgvector or JSON.",

@@ -22,6 +22,7 @@ from syncline.catalog.repository import ControlSchema
 from syncline.change import Cursor, TableSchema
 from syncline.config import Config, store_class
 from syncline.errors import Unavailable
+from syncline.log.embedded import EmbeddedLog
 from syncline.mapping import TargetMapping
 from syncline.pipeline.service import SyncService
 from syncline.stores import CopyReader, Folded, Store, TableWork, Work
@@ -98,14 +99,22 @@ def _changes_at(
         return
     with closing(reader):
         cursor, held = reader.cursor(source), {schema.qualified: schema for schema in reader.held(source)}
+        ours = _is_ours(config, source, cursor)
         for table in sorted({*taken, *held}):
             if table not in taken:
-                if _has_rows(reader, held[table]):
+                if ours and _has_rows(reader, held[table]):
                     yield Change("remove", source, target, table, "it is not taken any more")
                 continue
             kind, reason = _missing(cursor, taken[table], mapping)
             if kind is not None:
                 yield Change(kind, source, target, table, reason)
+
+
+def _is_ours(config: Config, source: str, cursor: Cursor | None) -> bool:
+    """Whether our log filled the target. One that another log filled may be another setup's, whose source has the same
+    name: nothing is removed there."""
+    log = EmbeddedLog.peek(config.log, source)
+    return cursor is not None and log is not None and cursor.position.log == log.log
 
 
 def _missing(

@@ -21,6 +21,7 @@ from syncline.log.folder import is_held
 from syncline.pipeline.attach import attach_slot, choose_incarnation
 from syncline.pipeline.plan import copy_reader
 from syncline.service.figures import size
+from syncline.service.mapped import mapping_findings
 from syncline.service.session import control_schema, print_json, session_of, stdout, talk
 from syncline.service.setup import schemas_of
 from syncline.writable import nearest_present, obstacle
@@ -78,6 +79,7 @@ def findings(config: Config) -> Iterator[Finding]:
         yield from missing
     for name in config.targets:
         yield from _target(config, name)
+    yield from mapping_findings(config)
     control = _control(config)
     if control.message not in away:  # by default it is the source's server, of which that is said
         yield control

@@ -45,7 +45,7 @@ def verify(
         print_json(report.to_dict(show_keys=show_keys))
     else:
         _tell(report, show_keys=show_keys)
-    unproven = report.not_compared and (tables or report.not_compared == len(report.tables))
+    unproven = not report.tables or (report.not_compared and (tables or report.not_compared == len(report.tables)))
     raise typer.Exit(DIFFERENT if report.differences or unproven else 0)
 
 

@@ -1,0 +1,95 @@
+"""What `syncline doctor` finds when it holds the mapping of each target against the tables that are there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from syncline.capture.captured import Captured, captured
+from syncline.change import TableSchema
+from syncline.config import Config, hint, store_class
+from syncline.errors import Misconfigured, SynclineError
+from syncline.finding import Finding
+from syncline.mapping import TargetMapping
+from syncline.patterns import parse_pattern
+from syncline.shape import Document, Hash, Keys, Node, Point, Rows
+
+__all__ = ["mapping_findings"]
+
+
+def mapping_findings(config: Config) -> Iterator[Finding]:
+    """Names that are no table, tables that can't be mapped as is said, and those that would share a place. Raises
+    nothing; of a source that can't be asked others have told."""
+    looked: dict[str, Captured] = {}
+    for name, source in config.sources.items():
+        try:
+            looked[name] = captured(source, config.control.schema_name)
+        except SynclineError:
+            continue
+    for target in config.targets:
+        followed = {name: looked[name] for name in config.followed_by(target) if name in looked}
+        if len(followed) == len(config.followed_by(target)):
+            yield from _of_target(config, target, followed)
+
+
+def _of_target(config: Config, target: str, sources: Mapping[str, Captured]) -> Iterator[Finding]:
+    subject = f"target {target}"
+    yield from _unknown(config, target, sources)
+    places: dict[str, list[str]] = defaultdict(list)
+    taken = 0
+    for found in sources.values():
+        mapping = config.targets[target].mapping(found.facts)
+        for table in mapping.tables:
+            taken += 1
+            try:
+                schema = _mapped(config, target, mapping, found.facts[table].schema)
+            except SynclineError as error:
+                yield Finding(error.code, "error", subject, error.message, error.remedy)
+                continue
+            for place in _places(schema):
+                places[place].append(table)
+    for place, tables in places.items():
+        if len(tables) > 1:
+            message = f"Tables {' and '.join(tables)} share {place}."
+            yield Finding("SL-MAPPING", "error", subject, message, "Give one of them another in the mapping.")
+    if not taken and any(found.facts for found in sources.values()):
+        yield Finding("SL-MAPPING", "error", subject, "It takes none of the captured tables.", "Correct its `tables`.")
+
+
+def _unknown(config: Config, target: str, sources: Mapping[str, Captured]) -> Iterator[Finding]:
+    known = sorted({table for found in sources.values() for table in (*found.facts, *found.left_out)})
+    for text in config.targets[target].tables or ():
+        pattern = parse_pattern(text)
+        name = f"{pattern.schema}.{pattern.table}"
+        if pattern.exact and name not in known:
+            message = f"No table that is captured is called {name}, which its `tables` name."
+            yield Finding("SL-MAPPING-TABLE", "warning", f"target {target}", message, hint(name, known))
+
+
+def _mapped(config: Config, target: str, mapping: TargetMapping, source: TableSchema) -> TableSchema:
+    """The table as it is at the target.
+
+    Raises:
+        Misconfigured: the mapping does not fit the table, or what it makes does not fit the store.
+    """
+    schema = mapping.table(source).schema
+    statements = getattr(store_class(config.targets[target].type), "statements", None)
+    if statements is not None:
+        try:
+            statements(schema)
+        except Misconfigured as error:
+            raise Misconfigured(f"Table {source.qualified}: {error.message}", remedy=error.remedy) from error
+    return schema
+
+
+def _places(schema: TableSchema) -> Iterator[str]:
+    """What a table has for itself alone at a target."""
+    match schema.shape:
+        case Point(collection=collection):
+            yield f"collection {collection}"
+        case Node(labels=labels):
+            yield f"label {labels[0]}"
+        case Rows(namespace=namespace, name=name):
+            yield f"table {namespace}.{name}"
+        case Keys(writes=writes):
+            yield from (f"key {write.key}" for write in writes if isinstance(write, Hash | Document))
