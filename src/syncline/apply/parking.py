@@ -17,10 +17,12 @@ from syncline.apply.keys import key_hashes
 from syncline.catalog.repository import ControlSchema, DeadLetter
 from syncline.change import MAX_VERSION, TableSchema
 from syncline.errors import Rejected
+from syncline.logs import logger
 from syncline.stores import FROM_KEY, PARTIAL_VERSION, VERSION, Folded, TableWork
 
 __all__ = ["Parking"]
 
+_log = logger()
 _UPSERT, _UPDATE = "upsert", "update"  # whole rows, and partial ones
 _FOLLOWS = "an earlier change of its key is parked"
 
@@ -153,6 +155,15 @@ class Parking:
             ]
         )
         self._keys(schema.qualified).update(hashes)
+        _log.warning(
+            "changes parked",
+            source=self._source,
+            target=self._target,
+            table=schema.qualified,
+            rows=len(hashes),
+            code=letter.code,
+            reason=letter.reason,
+        )
 
     def _keys(self, table: str) -> set[bytes]:
         if self._parked is None:
