@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import pyarrow as pa
+if TYPE_CHECKING:  # a store's own process may have no use for them
+    import pyarrow as pa
 
-from syncline.change import Cursor, TableSchema
+    from syncline.change import Cursor, TableSchema
 
 __all__ = [
     "FROM_KEY",

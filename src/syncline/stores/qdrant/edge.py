@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
@@ -24,7 +24,19 @@ import qdrant_edge as edge
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.stores.qdrant.door import Door
 from syncline.stores.qdrant.names import DELETED, VERSION, private_id
-from syncline.stores.qdrant.points import PAGE, Dense, Hit, PointId, Refused, Sparse, Spec, Stored, Which
+from syncline.stores.qdrant.points import (
+    PAGE,
+    Batch,
+    Dense,
+    Hit,
+    PointId,
+    Refused,
+    Sparse,
+    Spec,
+    Stored,
+    Which,
+    one_by_one,
+)
 
 __all__ = ["EdgePoints"]
 
@@ -57,19 +69,19 @@ class EdgePoints:
     _open: ClassVar[dict[Path, EdgePoints]] = {}
     _guard: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, path: Path, *, door: bool) -> None:
+    def __init__(self, path: Path, *, door: bool, patience_s: float = 0) -> None:
         self.path = path
         self._users = 0
         self._shards: dict[str, edge.EdgeShard] = {}
         self._opening = threading.RLock()
-        self._lock = _locked(path)
+        self._lock = _locked(path, patience_s)
         for leftover in self._folder.glob(".*"):  # half made or half removed when a process died
             shutil.rmtree(leftover)
         self._door = Door(path, self) if door else None
 
     @classmethod
-    def acquire(cls, path: Path, *, door: bool = False) -> EdgePoints:
-        """The folder, opened if this is the first store that asks.
+    def acquire(cls, path: Path, *, door: bool = False, patience_s: float = 0) -> EdgePoints:
+        """The folder, opened if this is the first store that asks; so long is waited for who has it.
 
         Raises:
             Misconfigured: it can't be used, or another process has it.
@@ -78,7 +90,7 @@ class EdgePoints:
         with cls._guard:
             found = cls._open.get(path)
             if found is None:
-                found = cls._open[path] = cls(path, door=door)
+                found = cls._open[path] = cls(path, door=door, patience_s=patience_s)
             found._users += 1
             return found
 
@@ -211,6 +223,9 @@ class EdgePoints:
                 made = [_point(point) for _, point in group]
                 shard.update(edge.UpdateOperation.upsert_points(made, edge.Filter(must_not=[_newer_than(version)])))
 
+    def upserts(self, collection: str, batches: Iterable[Batch]) -> list[int]:
+        return one_by_one(self, collection, batches)
+
     def overwrite(self, collection: str, points: Sequence[Stored], versions: Sequence[int]) -> None:
         shard = self._shard(collection)
         with translated(collection):
@@ -284,7 +299,7 @@ class EdgePoints:
             return [Hit(_id(p.id), p.score, dict(p.payload or {})) for p in shard.query(request)]
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, patience_s: float) -> int:
     """The folder's lock, as an open file."""
     try:
         (path / "collections").mkdir(parents=True, exist_ok=True)
@@ -294,7 +309,7 @@ def _locked(path: Path) -> int:
             f"The Qdrant folder {path} cannot be used: {error.strerror}.", remedy="Correct the target's path."
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(lock, time.monotonic() + patience_s)
     except OSError as error:
         os.close(lock)
         raise Misconfigured(
@@ -303,6 +318,17 @@ def _locked(path: Path) -> int:
             code="SL-QDRANT-LOCKED",
         ) from error
     return lock
+
+
+def _take(lock: int, until: float) -> None:
+    """Lock it; OSError if another process has it still."""
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.02)
 
 
 def _sync_folder(folder: Path) -> None:

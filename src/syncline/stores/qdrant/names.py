@@ -8,14 +8,16 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from syncline.change import TableSchema
 from syncline.errors import Misconfigured
 from syncline.shape import Point
 from syncline.stores.qdrant.points import PointId
+
+if TYPE_CHECKING:
+    from syncline.change import TableSchema
 
 __all__ = [
     "BOOKS",

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Dense", "Hit", "PointId", "Points", "Readable", "Refused", "Sparse", "Spec", "Stored", "Which", "scroll"]
+__all__ = [
+    "Batch",
+    "Dense",
+    "Hit",
+    "PointId",
+    "Points",
+    "Readable",
+    "Refused",
+    "Sparse",
+    "Spec",
+    "Stored",
+    "Which",
+    "one_by_one",
+    "scroll",
+]
 
 PointId = int | str
 """An unsigned 64-bit integer, or a UUID as text in lower case with hyphens."""
@@ -27,6 +41,10 @@ class Stored(NamedTuple):
     id: PointId
     payload: dict[str, Any]
     vectors: Mapping[str, list[float] | Sparse] = {}
+
+
+Batch = tuple[Sequence[Stored], Sequence[int]]
+"""Points, and their versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +137,10 @@ class Points(Readable, Protocol):
         ``versions`` rise. How exact the guard is where a call holds several of them is said by each implementation.
         """
 
+    def upserts(self, collection: str, batches: Iterable[Batch]) -> list[int]:
+        """:meth:`upsert` each batch, in order, and say which (0 is the first) were refused; parts of those may be
+        written. The next one may be packed while one is written."""
+
     def overwrite(self, collection: str, points: Sequence[Stored], versions: Sequence[int]) -> None:
         """Replace the payload alone, under the same guard; what does not exist is not inserted."""
 
@@ -133,6 +155,17 @@ class Points(Readable, Protocol):
 
     def sync(self, collections: Sequence[str]) -> None:
         """Make durable what was written to them."""
+
+
+def one_by_one(points: Points, collection: str, batches: Iterable[Batch]) -> list[int]:
+    """:meth:`Points.upserts` where nothing is gained by doing several things at once."""
+    refused = []
+    for number, (found, versions) in enumerate(batches):
+        try:
+            points.upsert(collection, found, versions)
+        except Refused:
+            refused.append(number)
+    return refused
 
 
 def scroll(

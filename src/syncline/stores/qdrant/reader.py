@@ -36,7 +36,10 @@ def readable(config: QdrantConfig) -> Readable:
         return door
     if not (path / "collections").is_dir():
         raise Misconfigured(f"There is no Qdrant folder {path}.", remedy="Correct the path, or start the engine first.")
-    return connect(config.model_copy(update={"door": False}))
+    from syncline.stores.qdrant.edge import EdgePoints
+    from syncline.stores.qdrant.process import ProcessPoints
+
+    return ProcessPoints.share(path) or EdgePoints.acquire(path)
 
 
 class Reader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,19 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.stores.qdrant.names import DELETED, VERSION
-from syncline.stores.qdrant.points import PAGE, Dense, Hit, PointId, Refused, Sparse, Spec, Stored, Which
+from syncline.stores.qdrant.points import (
+    PAGE,
+    Batch,
+    Dense,
+    Hit,
+    PointId,
+    Refused,
+    Sparse,
+    Spec,
+    Stored,
+    Which,
+    one_by_one,
+)
 
 if TYPE_CHECKING:
     from syncline.stores.qdrant.store import QdrantConfig
@@ -155,6 +167,9 @@ class ServerPoints:
     def upsert(self, collection: str, points: Sequence[Stored], versions: Sequence[int]) -> None:
         with self._translated():
             self._update(collection, list(guarded_upserts(points, versions)))
+
+    def upserts(self, collection: str, batches: Iterable[Batch]) -> list[int]:
+        return one_by_one(self, collection, batches)
 
     def overwrite(self, collection: str, points: Sequence[Stored], versions: Sequence[int]) -> None:
         with self._translated():

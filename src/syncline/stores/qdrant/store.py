@@ -87,9 +87,9 @@ def connect(config: QdrantConfig) -> Points:
         Misconfigured: it is too old, it refuses the key, or the folder can't be used.
     """
     if config.path is not None:
-        from syncline.stores.qdrant.edge import EdgePoints
+        from syncline.stores.qdrant.process import ProcessPoints
 
-        return EdgePoints.acquire(config.path, door=config.door)
+        return ProcessPoints.acquire(config.path, door=config.door)
     from syncline.stores.qdrant.server import ServerPoints
 
     return ServerPoints.connect(config)
@@ -252,9 +252,10 @@ class QdrantStore:
         """Note the horizon, then forget tombstones below it."""
         with self._writing():
             tables = [table for table in self._books.tables() if table.source == source]
-            forgotten = sum(self._purge(table.schema, table.collection, below) for table in tables)
-            self._states.clear()
-        return forgotten
+            try:
+                return sum(self._purge(table.schema, table.collection, below) for table in tables)
+            finally:
+                self._states.clear()  # also where it broke off: the next work must not put an older horizon back
 
     def _purge(self, schema: TableSchema, collection: str, below: int) -> int:
         if self._points.spec(collection) is None:

@@ -6,6 +6,7 @@ every write tells Qdrant again to leave newer points alone, so that a writer tha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,13 @@ from syncline.change import Cursor
 from syncline.errors import Rejected
 from syncline.stores.qdrant.books import Kept, Marker, Move
 from syncline.stores.qdrant.names import DELETED, EXACT, VERSION
-from syncline.stores.qdrant.points import PointId, Points, Refused, Stored, Which, scroll
+from syncline.stores.qdrant.points import Batch, PointId, Points, Refused, Stored, Which, scroll
 from syncline.stores.qdrant.rows import Change, Partial, Rows
 from syncline.stores.qdrant.tables import TableState, vectors_of
 
 __all__ = ["Writer"]
 
-# Points in one request at most: Qdrant Edge keeps Python's other threads waiting while it takes them in.
+# Points in one request at most: while Qdrant Edge takes them in, it answers no reader.
 _MOST = 500
 # A payload in JSON is about this many times as large as its columns.
 _GROWTH = 4
@@ -63,8 +64,8 @@ class Writer:
             self.points.sync([state.collection])
         if self.truncated is not None:
             self._truncate(self.truncated)
-        refused = self._send(payloads, rows.bytes_a_row, self._overwrite)
-        refused += self._send([*wholes, *completed], rows.bytes_a_row, self._upsert)
+        refused = self._overwrite(payloads, rows.bytes_a_row)
+        refused += self._upsert([*wholes, *completed], rows.bytes_a_row)
         if refused:
             raise Rejected(state.schema.qualified, sorted(refused), "Qdrant does not take a value")
         self.points.put(state.collection, [self._marker(cursor, stamp).point()])
@@ -177,23 +178,32 @@ class Writer:
         for page in scroll(self.points, self.state.collection, which, payload=False):
             self.points.delete(self.state.collection, [point.id for point in page])
 
-    def _upsert(self, points: Sequence[Stored], versions: Sequence[int]) -> None:
-        self.points.upsert(self.state.collection, points, versions)
+    def _overwrite(self, changes: Iterable[Change], bytes_a_row: int) -> list[int]:
+        """Replace payloads; the places of those that Qdrant refuses."""
+        write = functools.partial(self.points.overwrite, self.state.collection)
+        return [place for batch in self._batches(changes, bytes_a_row) for place in _halving(batch, write)]
 
-    def _overwrite(self, points: Sequence[Stored], versions: Sequence[int]) -> None:
-        self.points.overwrite(self.state.collection, points, versions)
+    def _upsert(self, changes: Iterable[Change], bytes_a_row: int) -> list[int]:
+        """Write whole points; the places of those that Qdrant refuses."""
+        batches = self._batches(changes, bytes_a_row)
+        refused = self.points.upserts(self.state.collection, map(_batch, batches))
+        write = functools.partial(self.points.upsert, self.state.collection)
+        return [place for number in refused for place in _halving(batches[number], write)]
 
-    def _send(self, changes: Iterable[Change], bytes_a_row: int, write: _Write) -> list[int]:
-        """Write in batches by bytes; the places of those that Qdrant refuses."""
+    def _batches(self, changes: Iterable[Change], bytes_a_row: int) -> list[Sequence[Change]]:
+        """By bytes, in the order of the versions."""
         ordered = sorted(changes, key=lambda change: change.version)
-        size = max(1, min(_MOST, self.batch_bytes // (bytes_a_row * _GROWTH)))
-        return [place for batch in _cut(ordered, size) for place in _halving(batch, write)]
+        return list(_cut(ordered, max(1, min(_MOST, self.batch_bytes // (bytes_a_row * _GROWTH)))))
+
+
+def _batch(changes: Sequence[Change]) -> Batch:
+    return [change.point for change in changes], [change.version for change in changes]
 
 
 def _halving(batch: Sequence[Change], write: _Write) -> list[int]:
     """Write a batch; what is refused is tried by halves, down to the rows that are to blame."""
     try:
-        write([change.point for change in batch], [change.version for change in batch])
+        write(*_batch(batch))
     except Refused:
         if len(batch) == 1:
             if batch[0].place < 0:
