@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import qdrant_edge as edge
+from edge_here import EdgeHere
 
 from syncline.change import Column, Cursor, Position, TableSchema, arrow_type
 from syncline.errors import Misconfigured, Rejected
@@ -59,7 +60,7 @@ def folder(quick_folder: Path) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> Iterator[QdrantStore]:
-    store = QdrantStore(QdrantConfig(path=folder), "points")
+    store = EdgeHere(QdrantConfig(path=folder), "points")
     store.open("orders")
     store.migrate(ARTICLE)
     yield store
@@ -234,7 +235,7 @@ def test_ids_are_keys_where_qdrant_has_such_ids(store: QdrantStore) -> None:
 
 
 def test_a_vector_of_another_size_is_refused_where_it_is_not_ours(folder: Path) -> None:
-    store = QdrantStore(QdrantConfig(path=folder), "points")
+    store = EdgeHere(QdrantConfig(path=folder), "points")
     store.open("orders")
     store._points.create("articles", Spec({"dense": Dense(4, "cosine")}))
     with pytest.raises(Misconfigured, match="has 4 dimensions, and the mapping says 3") as refused:
@@ -245,7 +246,7 @@ def test_a_vector_of_another_size_is_refused_where_it_is_not_ours(folder: Path) 
 
 
 def test_a_collection_that_is_there_is_adopted_and_its_points_are_older_than_everything(folder: Path) -> None:
-    store = QdrantStore(QdrantConfig(path=folder), "points")
+    store = EdgeHere(QdrantConfig(path=folder), "points")
     store.open("orders")
     spec = Spec({"dense": Dense(3, "cosine"), "yours": Dense(2, "dot")}, indexes={"lang": "keyword"})
     store._points.create("articles", spec)
@@ -336,7 +337,7 @@ def test_tables_sources_and_forms_that_do_not_fit_are_refused_with_the_way_out(
     for schema, why in cases:
         with pytest.raises(Misconfigured, match=why):
             store.migrate(schema)
-    other = QdrantStore(QdrantConfig(path=folder), "points")
+    other = EdgeHere(QdrantConfig(path=folder), "points")
     other.open("people")
     with pytest.raises(Misconfigured, match="already filled by source orders"):
         other.migrate(ARTICLE)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import qdrant_edge as edge
+from edge_here import EdgeHere
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -70,7 +71,7 @@ def test_doubles_come_back_to_the_last_bit_though_qdrant_rounds_them(quick_folde
     bits = rng.integers(0, 2**64, 4_000, dtype=np.uint64).view(np.float64)
     usual = np.concatenate([rng.standard_normal(2_000), rng.random(2_000) * 1e9, np.round(rng.random(2_000) * 1e6, 2)])
     values = np.concatenate([bits[np.isfinite(bits)], usual])
-    store = QdrantStore(QdrantConfig(path=quick_folder), "values")
+    store = EdgeHere(QdrantConfig(path=quick_folder), "values")
     store.open("orders")
     store.migrate(VALUES)
     rows = Rows(VALUES)
@@ -97,7 +98,7 @@ def _all(store: QdrantStore, collection: str) -> list[Any]:
 
 @pytest.fixture
 def store(quick_folder: Path) -> Any:
-    store = QdrantStore(QdrantConfig(path=quick_folder), "values")
+    store = EdgeHere(QdrantConfig(path=quick_folder), "values")
     store.open("orders")
     store.migrate(DOCUMENT)
     yield store
