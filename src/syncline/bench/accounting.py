@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -12,7 +13,7 @@ from typing import Self
 
 import psycopg
 
-__all__ = ["Sampler", "cpu_seconds", "peak_rss_bytes", "thread_cpu"]
+__all__ = ["Sampler", "child_pids", "cpu_seconds", "peak_rss_bytes", "thread_cpu"]
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -28,6 +29,15 @@ def thread_cpu() -> dict[str, float]:
         name = names.get(int(task.name), "native")
         spent[name] = spent.get(name, 0.0) + _seconds(task)
     return spent
+
+
+def child_pids() -> list[int]:
+    """The processes that this one has started and that live now."""
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread ended meanwhile
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def cpu_seconds(pid: int) -> float:

@@ -18,7 +18,7 @@ from typing import IO, Any, Literal, Self
 
 import msgspec
 
-from syncline.bench.accounting import peak_rss_bytes, thread_cpu
+from syncline.bench.accounting import child_pids, cpu_seconds, peak_rss_bytes, thread_cpu
 from syncline.errors import SynclineError, Unavailable
 
 __all__ = ["Engine", "Figures", "TargetFigures", "duckdb_target", "engine_config"]
@@ -167,6 +167,11 @@ class Engine:
 # ------------------------------------------------------------------------------------------------------- the child
 
 
+def _cpu() -> dict[str, float]:
+    """Processor seconds by thread, and of the processes that a store has started (Qdrant Edge's own)."""
+    return {**thread_cpu(), "processes": sum(map(cpu_seconds, child_pids()))}
+
+
 class _Child:
     """The other end: builds the service, answers, stops."""
 
@@ -194,7 +199,7 @@ class _Child:
             self._start_clock()
 
     def _start_clock(self) -> None:
-        self._cpu = thread_cpu()
+        self._cpu = _cpu()
         self._began = time.perf_counter()
 
     def _targets(self) -> dict[str, Any]:
@@ -234,11 +239,11 @@ class _Child:
     def figures(self) -> Figures:
         self._check()
         seconds = time.perf_counter() - self._began
-        spent = {name: used - self._cpu.get(name, 0.0) for name, used in thread_cpu().items()}
+        spent = {name: used - self._cpu.get(name, 0.0) for name, used in _cpu().items()}
         return Figures(
             seconds,
             {name: used for name, used in spent.items() if used > 0},
-            peak_rss_bytes(),
+            peak_rss_bytes() + sum(map(peak_rss_bytes, child_pids())),
             {n: self._target(n, t.worker) for n, t in self._targets().items() if t.worker is not None},
         )
 
