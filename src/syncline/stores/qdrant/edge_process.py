@@ -1,5 +1,5 @@
 """Qdrant Edge in a process of its own: its work and Python's lock are not the engine's, and it can't take the engine
-down with it (decision record 0017).
+down with it (decision record 0018).
 
 ``python -m syncline.stores.qdrant.edge_process PATH DOOR WRITES READS`` serves the folder over two inherited sockets,
 one for writes and one for reads, so that readers do not queue behind writers. Its first message says whether the folder
@@ -9,6 +9,7 @@ is open. It ends when a socket does, that is with the engine, however that ends.
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -54,6 +55,8 @@ def main(path: str, door: str, *lines: str) -> None:
     """Serve the folder until the engine lets go of it."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # a service manager sends them to the whole group: the engine ends us
+    # Each batch makes some thousands of lists and dictionaries and lets go of them all: nothing to look for cycles in.
+    gc.set_threshold(100_000)
     writes, reads = (socket.socket(fileno=int(line)) for line in lines)
     try:
         points = EdgePoints.acquire(Path(path), door=door == "1", patience_s=_PATIENCE_S)
