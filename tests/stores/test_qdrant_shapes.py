@@ -273,7 +273,7 @@ def test_another_collection_replaces_the_former_one(store: QdrantStore) -> None:
 
 
 def test_a_collection_that_was_there_before_stays_with_what_is_not_ours(folder: Path) -> None:
-    store = QdrantStore(QdrantConfig(path=folder), "points")
+    store = EdgeHere(QdrantConfig(path=folder), "points")
     store.open("orders")
     store._points.create("articles", Spec({"dense": Dense(3, "cosine"), "yours": Dense(2, "dot")}))
     store.migrate(ARTICLE)
