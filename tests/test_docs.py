@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import settings_page
 import syncline
 from servers import eventually
+from syncline.bench.cli import app as bench
 from syncline.config import load_config
 from syncline.config.environment import DOCUMENTED
 from syncline.config.tree import store_settings
@@ -178,7 +179,8 @@ def test_options_in_the_documents_exist() -> None:
             found = re.search(r"\bsyncline ([a-z]+)(.*)", line.partition("#")[0])
             if not found:
                 continue
-            output = CliRunner().invoke(app, [found[1], "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+            whose, command = (bench, found[2].split()[0]) if found[1] == "bench" and found[2] else (app, found[1])
+            output = CliRunner().invoke(whose, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
             options = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
             unknown += [
                 f"{name(page)}: {line}"
