@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import time
@@ -288,6 +289,36 @@ def test_a_damaged_shard_is_moved_aside_and_its_table_read_again(quick_folder: P
     assert store.open("orders") is not None
     assert store.migrate(ITEM) is None
     store.close()
+
+
+def test_a_shard_that_the_system_does_not_let_open_is_not_taken_for_damaged(quick_folder: Path) -> None:
+    store, _ = opened(quick_folder)
+    store.apply(work(Rows().upsert(100, 1, "one", None)))
+    store.close()
+    points = EdgePoints.acquire(quick_folder)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as lowest:
+        number = lowest.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, before[1]))  # no file can be opened any more
+    try:
+        with pytest.raises(Unavailable, match="os error 24"):
+            points.spec("item")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert points.spec("item") is not None
+    points.close()
+    assert not list(quick_folder.glob("item.damaged-*"))
+
+
+def test_a_folder_whose_door_cannot_be_made_is_let_go_of(quick_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("no socket")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("syncline.stores.qdrant.edge.Door", fails)
+        with pytest.raises(OSError, match="no socket"):
+            EdgePoints.acquire(quick_folder, door=True)
+    EdgePoints.acquire(quick_folder, door=True).close()
 
 
 def test_a_folder_is_for_one_process_and_says_whose(quick_folder: Path) -> None:

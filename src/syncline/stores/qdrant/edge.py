@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -75,9 +76,13 @@ class EdgePoints:
         self._shards: dict[str, edge.EdgeShard] = {}
         self._opening = threading.RLock()
         self._lock = _locked(path, patience_s)
-        for leftover in self._folder.glob(".*"):  # half made or half removed when a process died
-            shutil.rmtree(leftover)
-        self._door = Door(path, self) if door else None
+        try:
+            for leftover in self._folder.glob(".*"):  # half made or half removed when a process died
+                shutil.rmtree(leftover)
+            self._door = Door(path, self) if door else None
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     @classmethod
     def acquire(cls, path: Path, *, door: bool = False, patience_s: float = 0) -> EdgePoints:
@@ -101,11 +106,13 @@ class EdgePoints:
             if self._users:
                 return
             self._open.pop(self.path, None)
-            if self._door:
-                self._door.close()
-            for name in list(self._shards):
-                self._let_go(name)
-            os.close(self._lock)
+            try:
+                if self._door:
+                    self._door.close()
+                for name in list(self._shards):
+                    self._let_go(name)
+            finally:
+                os.close(self._lock)
 
     @property
     def _folder(self) -> Path:
@@ -145,6 +152,12 @@ class EdgePoints:
         except Exception as error:
             if _disk_is_full(error):
                 raise _full(collection) from error
+            refused = _REFUSED_BY_THE_SYSTEM.search(str(error))
+            if refused:
+                raise Unavailable(
+                    f"Collection {collection} can't be opened ({refused[0]}).",
+                    remedy="Mend the folder's rights, or the limits of memory and open files.",
+                ) from error
             aside = self.path / f"{collection}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
             place.rename(aside)
             raise Gap(
@@ -401,6 +414,10 @@ def missing(collection: str) -> Misconfigured:
 
 def _full(collection: str) -> Unavailable:
     return Unavailable(f"The disk of collection {collection} is full.", remedy="Free space; work goes on by itself.")
+
+
+# No memory, no right, too many open files: nothing is damaged.
+_REFUSED_BY_THE_SYSTEM = re.compile(r"os error (1|12|13|23|24|30)\b")
 
 
 def _disk_is_full(error: Exception) -> bool:
