@@ -325,12 +325,14 @@ class TableWriter:
 
     def bury(self) -> None:
         """Remove deleted nodes, and leave tombstones: also for keys that were never there."""
-        for ref, version in self._moves:
+        for start in range(0, len(self._moves), CHUNK):
+            moves = self._moves[start : start + CHUNK]
+            parameters = Parameters(len(moves))
+            ref, version = (parameters.given(values) for values in zip(*moves, strict=True))
             self.tx.write(
-                f"MERGE (m:{MOVED} {{{REF}: $ref}}) SET m.table = $table, m.version = $version",
-                ref=ref,
+                f"{UNWIND} MERGE (m:{MOVED} {{{REF}: {ref}}}) SET m.table = $table, m.version = {version}",
+                parameters,
                 table=self.schema.qualified,
-                version=version,
             )
         if self._deletes is None or not len(self._deletes):
             return
