@@ -88,7 +88,10 @@ def test_latency_into_another_store_ends_with_a_copy_that_is_equal(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["neo4j", "qdrant", "redis", "postgres"])
+@pytest.mark.parametrize(
+    "kind",
+    [*(pytest.param(kind, marks=pytest.mark.soak) for kind in ("neo4j", "qdrant")), "redis", "postgres"],
+)
 def test_a_store_is_measured_against_the_same_rows_written_by_hand(kind: str, tmp_path: Path) -> None:
     found = run(tmp_path, "store", kind, "--rows", "600", "--repeat", "2", "--dimensions", "8")
     assert found["benchmark"] == f"store {kind}"
@@ -105,7 +108,7 @@ def test_a_store_is_measured_against_the_same_rows_written_by_hand(kind: str, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["qdrant", "postgres"])
+@pytest.mark.parametrize("kind", [pytest.param("qdrant", marks=pytest.mark.soak), "postgres"])
 def test_a_mix_of_changes_leaves_both_sides_with_the_rows_of_the_source(kind: str, tmp_path: Path) -> None:
     found = run(tmp_path, "store", kind, "--mix", "--rows", "400", "--table-rows", "1500", "--repeat", "2")
     assert found["table_rows"] == 1500
@@ -144,7 +147,7 @@ def test_an_address_is_not_part_of_what_is_printed() -> None:
     assert shown_command(given) == "syncline bench store redis --uri ... --uri=..."
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_fanout_reports_each_target_and_what_a_standing_graph_costs_the_others(tmp_path: Path) -> None:
     found = run(
         *(tmp_path, "fanout", "--rows", "500", "--repeat", "1", "--rate", "20", "--per-transaction", "5"),
