@@ -35,7 +35,6 @@ class Housekeeping:
         self._reports = reports
         self._requests: dict[str, list[Request]] = {}
         self._begun: set[int] = set()
-        self._ends: dict[str, int] = {}  # of the logs, when all that was requested had been read
         self._connections: dict[str, psycopg.Connection[Any]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
@@ -60,10 +59,17 @@ class Housekeeping:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write the last status and end."""
+        """End with a last round: what was done until now is noted as done, so that the next start does not do it again.
+        For sources that are at rest but not noted as stopped yet."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(10)
+
+    def close(self) -> None:
+        """Write the last status of the sources, and release the connections."""
+        for name, source in self._sources.items():
+            self._attempt(self._tell, name, source)
+        self._reports.flush()
         for connection in self._connections.values():
             connection.close()
 
@@ -155,9 +161,7 @@ class Housekeeping:
             if request.target in source.targets or not request.target:
                 source.resync(None if request.tables is None else list(request.tables), request.target or None)
             self._begun.add(request.id)
-        if source.busy:
-            self._ends.pop(name, None)
-        elif self._requests[name] and source.has_applied(self._ends.setdefault(name, source.log.status().end)):
+        if not source.busy and source.has_applied_loads:
             for request in self._requests[name]:
                 self._control.finish_request(request.id, "done")
             self._requests[name] = []

@@ -109,10 +109,12 @@ class SyncService:
         if self._exports:
             self._exports.stop()
         self._await_end(timeout_s)
+        if self._housekeeping:
+            self._housekeeping.stop()
         for source in self.sources.values():
             source.note_stopped()
         if self._housekeeping:
-            self._housekeeping.stop()
+            self._housekeeping.close()
         for source in self.sources.values():
             source.close()
         self._control.close()

@@ -11,7 +11,7 @@ from syncline.capture.slot import Identity, identify
 from syncline.capture.source import connect, translated
 from syncline.capture.tables import TableInfo
 from syncline.capture.wal import TextNeeded, WalCapture
-from syncline.change import Entry, Marker
+from syncline.change import Entry, Marker, Position
 from syncline.errors import Gap, Policy, SynclineError, Unavailable, defect, policy
 from syncline.log import Incarnation
 from syncline.pipeline.attach import (
@@ -53,6 +53,7 @@ class SourcePipeline:
         self._renew_slot = False
         self._needs_text = False  # a value that the binary format can't give exactly was met
         self._loads_seen, self._loads_end = -1, 0
+        self._read_through = 0  # the last entry of the log that came from a load, 0 if none did
         self._backoff = Backoff(0.2, 10.0)
         self._targets = Targets(context, stores, self)
         self.targets = self._targets.by_name
@@ -139,11 +140,12 @@ class SourcePipeline:
         starting = self._start_over or self._reset_due or self._targets.renewing
         return starting or self.state != "streaming" or self.loads.busy
 
-    def has_applied(self, end: int) -> bool:
-        """Whether every target that is not in a gap or failed has the log up to this place."""
+    @property
+    def has_applied_loads(self) -> bool:
+        """Whether every target that is not in a gap or failed has all that was read of tables up to now."""
         working = [target.worker for target in self.targets.values() if target.error is None]
         cursors = [worker.cursor.position if worker is not None else None for worker in working]
-        return all(at is not None and at.log == self.log.uuid and at.n >= end for at in cursors)
+        return all(at is not None and at.log == self.log.uuid and at.n >= self._read_through for at in cursors)
 
     @property
     def due(self) -> bool:
@@ -325,9 +327,9 @@ class SourcePipeline:
         """
         if self.log.incarnation() is None:
             raise Unavailable("The source is being started over.")
-        self._append(entries)
+        self._read_through = self._append(entries).n
 
-    def _append(self, entries: list[Entry]) -> None:
+    def _append(self, entries: list[Entry]) -> Position:
         """Append, waiting while the log is full: the slot holds what is not confirmed (Guarantees 1 and 8)."""
 
         def tell(error: SynclineError | None) -> None:
@@ -337,11 +339,12 @@ class SourcePipeline:
             else:
                 self._reports.alert(error.code, "critical", self.name, error)
 
-        persist(lambda: self.log.append(entries), Backoff(0.05, 1.0), self.stopping, tell)
+        return persist(lambda: self.log.append(entries), Backoff(0.05, 1.0), self.stopping, tell)
 
     def _reset(self) -> None:
         """Start over: a new log, a new slot, every table read again. What the old ones hold is superseded by the loads,
         and may be the very transaction that could not be taken."""
+        self.state, self._read_through = "loading", 0
         self._targets.reset()
         self._again.clear()
         self._renew_slot = True
