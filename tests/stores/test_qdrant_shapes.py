@@ -187,6 +187,26 @@ def test_rows_with_impossible_vectors_are_parked_and_their_neighbours_apply(stor
     assert list(contents(store, ARTICLE)) == [1]
 
 
+def test_of_a_flood_all_rows_with_impossible_vectors_are_named_at_once_and_the_others_apply(store: QdrantStore) -> None:
+    """It is made into points piece by piece, while those before are written."""
+    impossible = (3, 1_200, 1_201, 2_999)
+    flood, sound = Rows(ARTICLE), Rows(ARTICLE)
+    for place in range(3_000):
+        version = 400 - place % 7
+        if place in impossible:
+            flood.upsert(version, *article(place, embedding=[1.0, 2.0]))
+        else:
+            flood.upsert(version, *article(place))
+            sound.upsert(version, *article(place))
+    with pytest.raises(Rejected) as refused:
+        store.apply(work(flood, n=1))
+    assert refused.value.rows == impossible
+    store.apply(work(sound, n=2))
+    found = contents(store, ARTICLE)
+    assert len(found) == 2_996
+    assert all(row[-1] == 400 - key % 7 for key, row in found.items())
+
+
 # --------------------------------------------------------------------------------------------------------- tombstones
 
 

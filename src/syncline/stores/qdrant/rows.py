@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from syncline.change import Column, TableSchema, arrow_type
 from syncline.errors import Rejected
 from syncline.shape import Vector
+from syncline.stores import VERSION as VERSION_AT
 from syncline.stores import Folded, stored_columns
 from syncline.stores.qdrant.names import DELETED, EXACT, KEY, VERSION, point_ids
 from syncline.stores.qdrant.points import PointId, Sparse, Stored
@@ -19,7 +21,7 @@ from syncline.stores.qdrant.tables import vectors_of
 from syncline.stores.qdrant.values import decode, encode
 from syncline.stores.qdrant.vectors import decode_vectors, encode_vectors
 
-__all__ = ["Change", "Partial", "Rows", "as_batch", "contract_schema", "key_ids", "rows_of", "tombstones_of"]
+__all__ = ["Change", "Partial", "Pieces", "Rows", "as_batch", "contract_schema", "key_ids", "rows_of", "tombstones_of"]
 
 
 @dataclass(slots=True)
@@ -58,6 +60,41 @@ class Rows:
         return [*self.upserts, *(p.change for p in self.partials), *self.deletes]
 
 
+class Pieces:
+    """Whole rows, made into points ``size`` at a time and in the order of their versions, so that some can be written
+    while the next are made. ``refused``: places of rows that have no form in Qdrant, and why, of the pieces so far.
+    """
+
+    def __init__(self, schema: TableSchema, upserts: pa.RecordBatch, size: int) -> None:
+        self.refused: dict[int, str] = {}
+        self._schema = schema
+        self._rows = upserts
+        self._size = size
+        versions = upserts.column(upserts.num_columns + VERSION_AT).to_numpy(zero_copy_only=False)
+        self._order = np.argsort(versions, kind="stable")
+
+    def __len__(self) -> int:
+        return (len(self._order) + self._size - 1) // self._size
+
+    def __getitem__(self, number: int) -> list[Change]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        places = self._order[number * self._size : (number + 1) * self._size]
+        refused: dict[int, str] = {}
+        changes = _changes(self._schema, self._rows.take(pa.array(places)), 0, refused)
+        self.refused |= {int(places[row]): reason for row, reason in refused.items()}
+        return [
+            Change(change.point, change.version, place) for change, place in zip(changes, places.tolist(), strict=True)
+        ]
+
+    def reject(self) -> None:
+        """Raise ``Rejected`` if any row is refused, of all the pieces."""
+        if self.refused:
+            for number in range(len(self)):
+                self[number]
+            raise _rejected(self._schema, self.refused)
+
+
 def rows_of(schema: TableSchema, folded: Folded) -> Rows:
     """The changes as points.
 
@@ -73,11 +110,15 @@ def rows_of(schema: TableSchema, folded: Folded) -> Rows:
     if folded.deletes is not None:
         rows.deletes = _deletes(schema, folded.deletes)
     if refused:
-        reasons = sorted(set(refused.values()))
-        raise Rejected(schema.qualified, sorted(refused), "; ".join(reasons[:3]))
+        raise _rejected(schema, refused)
     batches = [b for b in (folded.upserts, folded.partials, folded.deletes) if b is not None and b.num_rows]
     rows.bytes_a_row = max((b.nbytes // b.num_rows for b in batches), default=1)
     return rows
+
+
+def _rejected(schema: TableSchema, refused: dict[int, str]) -> Rejected:
+    reasons = sorted(set(refused.values()))
+    return Rejected(schema.qualified, sorted(refused), "; ".join(reasons[:3]))
 
 
 class _Columns:

@@ -213,19 +213,29 @@ class QdrantStore:
         Not atomic: readers may see a part of a work, and where it fails a part stays, until it is applied again.
 
         Raises:
-            Rejected: values that Qdrant can't hold, found before anything is written; or that it refused, with others
-                of the same work written already.
+            Rejected: values that Qdrant can't hold, or that it refused; others of the same work may be written already.
             Unavailable, Misconfigured: as the contract says.
         """
         with self._writing():
-            prepared = [(self._state(t.schema), rows_of(t.schema, t.rows), t.truncated) for t in work.tables]
+            writers = [
+                Writer(self._points, self._state(t.schema), t.truncated, self.config.batch_bytes) for t in work.tables
+            ]
+            # Floods of whole rows are made into points while the ones before are written, all else before anything is.
+            rows = [
+                None if writer.streams(t.rows) else rows_of(t.schema, t.rows)
+                for writer, t in zip(writers, work.tables, strict=True)
+            ]
             stamp = self._books.next_stamp()
             settled = {}
-            for state, rows, truncated in prepared:
-                writer = Writer(self._points, state, truncated, self.config.batch_bytes)
-                settled[state.collection] = writer.write(rows, work.cursor, stamp)
-            if prepared:
-                self._points.sync([state.collection for state, _, _ in prepared])
+            for writer, found, table in zip(writers, rows, work.tables, strict=True):
+                notes = (
+                    writer.stream(table.rows, work.cursor, stamp)
+                    if found is None
+                    else writer.write(found, work.cursor, stamp)
+                )
+                settled[writer.state.collection] = notes
+            if writers:
+                self._points.sync([writer.state.collection for writer in writers])
             self._books.write_cursor(work.cursor, [t.schema.qualified for t in work.tables])
             for collection, notes in settled.items():
                 if notes:

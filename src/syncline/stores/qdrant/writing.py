@@ -7,18 +7,21 @@ every write tells Qdrant again to leave newer points alone, so that a writer tha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import pyarrow.compute as pc
 
 from syncline.change import Cursor
 from syncline.errors import Rejected
+from syncline.stores import VERSION as VERSION_AT
+from syncline.stores import Folded
 from syncline.stores.qdrant.books import Kept, Marker, Move
 from syncline.stores.qdrant.names import DELETED, EXACT, VERSION
 from syncline.stores.qdrant.points import Batch, PointId, Points, Refused, Stored, Which, scroll
-from syncline.stores.qdrant.rows import Change, Partial, Rows
+from syncline.stores.qdrant.rows import Change, Partial, Pieces, Rows
 from syncline.stores.qdrant.tables import TableState, vectors_of
 
 __all__ = ["Writer"]
@@ -66,10 +69,36 @@ class Writer:
             self._truncate(self.truncated)
         refused = self._overwrite(payloads, rows.bytes_a_row)
         refused += self._upsert([*wholes, *completed], rows.bytes_a_row)
-        if refused:
-            raise Rejected(state.schema.qualified, sorted(refused), "Qdrant does not take a value")
+        self._reject(refused)
         self.points.put(state.collection, [self._marker(cursor, stamp).point()])
         return [msgspec.structs.replace(move, row=None).note() for move in moves]
+
+    def streams(self, folded: Folded) -> bool:
+        """Whether these are many changes, and nothing needs to be looked at before they are written: whole rows alone,
+        none of them older than anything that is stored."""
+        rows, state = folded.upserts, self.state
+        if rows is None or folded.partials is not None or folded.deletes is not None or self.truncated is not None:
+            return False
+        if rows.num_rows <= 2 * self._size(rows.nbytes // max(1, rows.num_rows)):
+            return False
+        oldest = pc.min(rows.column(rows.num_columns + VERSION_AT)).as_py()
+        return bool(oldest >= max(state.highest, state.truncated, state.horizon))
+
+    def stream(self, folded: Folded, cursor: Cursor, stamp: int) -> list[Stored]:
+        """As :meth:`write`, where it :meth:`streams`: points are made while those before them are taken in."""
+        rows, state = folded.upserts, self.state
+        assert rows is not None
+        state.highest = pc.max(rows.column(rows.num_columns + VERSION_AT)).as_py()
+        pieces = Pieces(state.schema, rows, self._size(rows.nbytes // rows.num_rows))
+        found = self.points.upserts(state.collection, map(_batch, _sound(pieces)))
+        pieces.reject()
+        self._reject([place for number in found for place in self._halving(pieces[number])])
+        self.points.put(state.collection, [self._marker(cursor, stamp).point()])
+        return []
+
+    def _reject(self, refused: Sequence[int]) -> None:
+        if refused:
+            raise Rejected(self.state.schema.qualified, sorted(refused), "Qdrant does not take a value")
 
     def _marker(self, cursor: Cursor, stamp: int) -> Marker:
         state = self.state
@@ -187,13 +216,27 @@ class Writer:
         """Write whole points; the places of those that Qdrant refuses."""
         batches = self._batches(changes, bytes_a_row)
         refused = self.points.upserts(self.state.collection, map(_batch, batches))
-        write = functools.partial(self.points.upsert, self.state.collection)
-        return [place for number in refused for place in _halving(batches[number], write)]
+        return [place for number in refused for place in self._halving(batches[number])]
+
+    def _halving(self, batch: Sequence[Change]) -> list[int]:
+        return _halving(batch, functools.partial(self.points.upsert, self.state.collection))
 
     def _batches(self, changes: Iterable[Change], bytes_a_row: int) -> list[Sequence[Change]]:
         """By bytes, in the order of the versions."""
         ordered = sorted(changes, key=lambda change: change.version)
-        return list(_cut(ordered, max(1, min(_MOST, self.batch_bytes // (bytes_a_row * _GROWTH)))))
+        return list(_cut(ordered, self._size(bytes_a_row)))
+
+    def _size(self, bytes_a_row: int) -> int:
+        return max(1, min(_MOST, self.batch_bytes // (max(1, bytes_a_row) * _GROWTH)))
+
+
+def _sound(pieces: Pieces) -> Iterator[Sequence[Change]]:
+    """The pieces before the first with a row that has no form."""
+    for number in range(len(pieces)):
+        found = pieces[number]
+        if pieces.refused:
+            return
+        yield found
 
 
 def _batch(changes: Sequence[Change]) -> Batch:
