@@ -9,13 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import duckdb
+import psycopg
 import pytest
 from redis import Redis
 
+from servers import Database as PgDatabase
+from stores.graphs import GraphDatabase, graph
 from syncline.bench.accounting import cpu_seconds, peak_rss_bytes, thread_cpu
 from syncline.bench.bulk import Delta
 from syncline.bench.engine import Engine, engine_config
@@ -26,6 +31,10 @@ from syncline.bench.stores import Bench
 from syncline.bench.workload import SLOT, Source, digest_of_copy
 from syncline.embedded import EmbeddedValkey
 from syncline.errors import Misconfigured, SynclineError, Unavailable
+from syncline.stores.neo4j.database import Constraint, Database
+from syncline.stores.postgres import PostgresConfig, PostgresStore
+
+__all__ = ["graph"]
 
 ENVIRONMENT = {"benchmark", "command", "cores", "load_average", "versions"}
 
@@ -140,6 +149,109 @@ def test_a_place_of_a_user_that_holds_something_is_refused_and_left_as_it_is(tmp
         with place_of("redis", tmp_path, Address(server.url())):
             client.set("a", "1")
         assert client.dbsize() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "uri"),
+    [
+        ("neo4j", "bolt://127.0.0.1:1"),
+        ("redis", "redis://:secret@127.0.0.1:1"),
+        ("postgres", "postgresql://me:secret@127.0.0.1:1/copy"),
+    ],
+)
+def test_a_place_that_nobody_answers_at_is_told_with_what_to_do_and_without_its_secrets(
+    kind: str, uri: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1.*--uri") as told, place_of(kind, tmp_path, Address(uri)):
+        raise AssertionError
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", ["neo4j", "redis"])
+def test_an_address_of_another_kind_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="--uri"), place_of(kind, tmp_path, Address("http://127.0.0.1:1")):
+        raise AssertionError
+
+
+@pytest.mark.slow
+def test_a_benchmark_of_a_server_that_is_away_ends_with_the_exit_code_for_it(tmp_path: Path) -> None:
+    for command in (["store", "neo4j"], ["latency", "--target", "neo4j"]):
+        given = ["bench", *command, "--uri", "bolt://127.0.0.1:1", "--dir", str(tmp_path)]
+        done = subprocess.run(
+            [sys.executable, "-m", "syncline", *given], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 3, done.stderr
+        assert "127.0.0.1:1" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.stdout == ""
+
+
+@pytest.mark.parametrize("graph", ["neo4j-2026"], indirect=True)
+def test_a_graph_of_a_user_is_left_without_constraints_and_indexes_of_the_benchmark(
+    graph: GraphDatabase, tmp_path: Path
+) -> None:
+    with closing(Database(graph.config)) as database:
+        mine = Constraint(f"Mine{uuid4().hex}", ("x",), unique=False)
+        database.constrain(mine)
+        before = shown(database)
+        with place_of("neo4j", tmp_path, Address(graph.at.uri)) as place, place.by_hand() as bulk:
+            assert place.server.startswith("Neo4j/")
+            store = graph.store()
+            store.open("main")
+            store.close()
+            database.constrain(Constraint(f"Theirs{uuid4().hex}", ("x",), unique=False))
+            assert bulk.count() == 0
+            assert shown(database) > before
+        assert shown(database) == before
+        assert database.run("MATCH (n) RETURN count(n)") == [[0]]
+        database.run(f"DROP INDEX {database.run(_NAME, kind=mine.kind)[0][0]}")
+
+
+_NAME = "SHOW INDEXES YIELD name, labelsOrTypes WHERE labelsOrTypes = [$kind] RETURN name"
+
+
+def shown(database: Database) -> set[str]:
+    return {
+        f"{what} {name}"
+        for what in ("CONSTRAINTS", "INDEXES")
+        for (name,) in database.run(f"SHOW {what} YIELD name RETURN name")
+    }
+
+
+def test_a_database_of_a_user_is_left_without_the_origin_that_marked_what_was_written(
+    database: PgDatabase, tmp_path: Path
+) -> None:
+    ours = f"syncline:{database.name}:syncline_target:main"
+    theirs = f"syncline:{database.name}:syncline_target:theirs"
+    found = "select roname from pg_replication_origin where roname like %s order by roname"
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+
+        def origins() -> list[str]:
+            return [name for (name,) in connection.execute(found, [f"syncline:{database.name}:%"])]
+
+        connection.execute("select pg_replication_origin_create(%s)", [theirs])
+        with place_of("postgres", tmp_path, Address(database.dsn)):
+            store = PostgresStore(PostgresConfig(dsn=database.dsn), "main")
+            store.open("main")
+            store.purge("main", 0)  # it is taken with the first transaction
+            assert origins() == [ours, theirs]
+            store.close()
+        assert origins() == [theirs]
+        assert connection.execute("select to_regnamespace('syncline_target')").fetchone() == (None,)
+        connection.execute("select pg_replication_origin_drop(%s)", [theirs])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("graph", ["neo4j-2026"], indirect=True)
+def test_latency_into_a_graph_of_a_user_accounts_for_its_process(graph: GraphDatabase, tmp_path: Path) -> None:
+    found = run(
+        *(tmp_path, "latency", "--target", "neo4j", "--uri", graph.at.uri, "--pid", str(graph.at.server)),
+        *("--rate", "50", "--seconds", "1", "--table-rows", "500"),
+    )
+    assert graph.query("MATCH (n) RETURN count(n)") == [[0]]
+    assert found["server"].startswith("Neo4j/")
+    assert found["copy_equal"] is True
+    assert found["cpu_cores"]["server"] > 0
 
 
 def test_an_address_is_not_part_of_what_is_printed() -> None:

@@ -104,13 +104,20 @@ def latency(
     rate: Annotated[int, typer.Option(min=1, help="Single-row transactions a second.")] = 1_000,
     seconds: Annotated[int, typer.Option(min=1, help="How long, after a warm-up.")] = 30,
     table_rows: Annotated[int, typer.Option(min=1, help="Rows that the table has before.")] = 1_000_000,
+    uri: Uri = None,
+    user: User = "neo4j",
+    password: Password = None,
+    pid: Pid = None,
     as_json: Json = False,
     folder: Folder = None,
 ) -> None:
     """Commit-to-visible latency (p50, p95, p99) at a steady rate of single-row transactions."""
+    from syncline.bench.latency import Steady
     from syncline.bench.latency import latency as measure
+    from syncline.bench.places import Address
 
-    show(measure(target, rate, seconds, table_rows, Talk(), folder), as_json=as_json)
+    address = Address(uri, user, password, pid) if uri else None
+    show(measure(target, Steady(rate, seconds, table_rows), address, Talk(), folder), as_json=as_json)
 
 
 @app.command("fanout")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
+from pydantic import BaseModel, ValidationError
 
 from syncline.bench.bulk import Bulk, EdgeBulk, GraphBulk, HashBulk, TableBulk
 from syncline.bench.engine import duckdb_target
 from syncline.bench.workload import COLUMNS, TABLE
 from syncline.embedded import EmbeddedBolt, EmbeddedPostgres, EmbeddedValkey
-from syncline.errors import Misconfigured
+from syncline.errors import Misconfigured, SynclineError
 
 __all__ = ["KINDS", "Address", "Place", "place_of"]
 
@@ -71,31 +74,57 @@ def place_of(
         yield place
 
 
+# -------------------------------------------------------------------------------------------------- a user's own server
+
+Settings = TypeVar("Settings", bound=BaseModel)
+_REMEDY = "Check that the server runs, and --uri with its user and password."
+
+
+def _settings(kind: type[Settings], **given: Any) -> Settings:
+    """The settings of a target there: the store's own reading of an address, and its own words for what fails."""
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        flaws = "; ".join(found["msg"] for found in error.errors(include_input=False))
+        raise Misconfigured(f"The address in --uri can't be used: {flaws}.", remedy="Correct --uri.") from error
+
+
+@contextmanager
+def _told(translate: Callable[[Any, Any], SynclineError], config: Any, *errors: type[Exception]) -> Iterator[None]:
+    """A driver's errors as the store tells them, which never repeats a secret of the address (Guarantee 11)."""
+    try:
+        yield
+    except errors as error:
+        found = error if isinstance(error, SynclineError) else translate(error, config)
+        raise type(found)(found.message, remedy=_REMEDY, code=found.code) from error
+
+
+def _not_empty(what: str, holds: str) -> Misconfigured:
+    return Misconfigured(
+        f"{what} that is to be measured holds {holds}.",
+        remedy="Name an empty one: the benchmark fills it, and empties it in the end.",
+    )
+
+
 # --------------------------------------------------------------------------------------------------------------- neo4j
 
 
 @contextmanager
 def _neo4j(folder: Path, address: Address | None, durable: bool, dimensions: int) -> Iterator[Place]:
     if address is not None:
-        with _emptied_graph(address):
-            auth = (address.user, address.password) if address.password is not None else None
-            yield _graph(address.uri, auth, None, address.pid)
+        auth = (address.user, address.password) if address.password is not None else None
+        with _emptied_graph(address) as server:
+            yield _graph(address.uri, auth, None, address.pid, server)
         return
-    with EmbeddedBolt.start(folder / "graph") as server:
-        yield _graph(server.uri, server.auth, server.database, server.pid)
+    with EmbeddedBolt.start(folder / "graph") as bolt:
+        yield _graph(bolt.uri, bolt.auth, bolt.database, bolt.pid, _graph_name(bolt.uri, bolt.auth))
 
 
-def _graph(uri: str, auth: tuple[str, str] | None, database: str | None, pid: int | None) -> Place:
+def _graph(uri: str, auth: tuple[str, str] | None, database: str | None, pid: int | None, server: str) -> Place:
     target = {"type": "neo4j", "uri": uri, "database": database}
     if auth is not None:
         target |= {"user": auth[0], "password": auth[1]}
-    return Place(
-        "neo4j",
-        target,
-        _graph_name(uri, auth),
-        pid=pid,
-        bulk=lambda: GraphBulk(uri, auth, database, pid),
-    )
+    return Place("neo4j", target, server, pid=pid, bulk=lambda: GraphBulk(uri, auth, database, pid))
 
 
 def _graph_name(uri: str, auth: tuple[str, str] | None) -> str:
@@ -106,36 +135,33 @@ def _graph_name(uri: str, auth: tuple[str, str] | None) -> str:
 
 
 @contextmanager
-def _emptied_graph(address: Address) -> Iterator[None]:
-    """A graph that was empty, and is in the end."""
-    import neo4j
+def _emptied_graph(address: Address) -> Iterator[str]:
+    """A graph that was empty, and is in the end, without what constrains and indexes it; what its server is."""
+    from syncline.stores.neo4j.cypher import quote
+    from syncline.stores.neo4j.database import Database, Neo4jConfig, translate
 
-    auth = (address.user, address.password) if address.password is not None else None
-    with neo4j.GraphDatabase.driver(address.uri, auth=auth) as driver:
-        found = driver.execute_query("MATCH (n) RETURN count(n) AS n").records[0]["n"]
+    given = {"uri": address.uri, "user": address.user, "password": address.password}
+    config = _settings(Neo4jConfig, **given)
+    with closing(Database(config)) as database:
+
+        def named(what: str) -> set[str]:
+            return {name for (name,) in database.run(f"SHOW {what} YIELD name RETURN name")}
+
+        with _told(translate, config, SynclineError):
+            database.greet()
+        ((found,),) = database.run("MATCH (n) RETURN count(n)")
         if found:
             raise _not_empty("The graph", f"{found} nodes")
-        theirs = _constraints(driver)
+        # Constraints first: each takes an index of its own with it.
+        theirs = {what: named(what) for what in ("CONSTRAINTS", "INDEXES")}
         try:
-            yield
+            yield database.server
         finally:
-            while driver.execute_query("MATCH (n) WITH n LIMIT 10000 DETACH DELETE n RETURN count(*) AS n").records[0][
-                "n"
-            ]:
+            while database.run("MATCH (n) WITH n LIMIT 10000 DETACH DELETE n RETURN count(*)") != [[0]]:
                 pass
-            for name in _constraints(driver) - theirs:
-                driver.execute_query(f"DROP CONSTRAINT `{name}`")
-
-
-def _constraints(driver: Any) -> set[str]:
-    return {record["name"] for record in driver.execute_query("SHOW CONSTRAINTS YIELD name").records}
-
-
-def _not_empty(what: str, holds: str) -> Misconfigured:
-    return Misconfigured(
-        f"{what} that is to be measured holds {holds}.",
-        remedy="Name an empty one: the benchmark fills it, and empties it in the end.",
-    )
+            for what, before in theirs.items():
+                for name in sorted(named(what) - before):
+                    database.run(f"DROP {'CONSTRAINT' if what == 'CONSTRAINTS' else 'INDEX'} {quote(name)} IF EXISTS")
 
 
 # --------------------------------------------------------------------------------------------------------------- redis
@@ -144,38 +170,48 @@ def _not_empty(what: str, holds: str) -> Misconfigured:
 @contextmanager
 def _redis(folder: Path, address: Address | None, durable: bool, dimensions: int) -> Iterator[Place]:
     if address is not None:
-        with _emptied_keys(address.uri):
-            yield _keys(address.uri, address.pid)
+        with _emptied_keys(address.uri) as server:
+            yield _keys(address.uri, address.pid, server)
         return
     settings = {"appendonly": "yes", "appendfsync": "always"} if durable else {}
     with EmbeddedValkey.start(folder / "valkey", settings=settings) as server:
-        yield _keys(server.url(), server.pid)
+        yield _keys(server.url(), server.pid, _keys_name(server.url()))
 
 
-def _keys(url: str, pid: int | None) -> Place:
+def _keys(url: str, pid: int | None, server: str) -> Place:
+    return Place("redis", {"type": "redis", "url": url}, server, pid=pid, bulk=lambda: HashBulk(url, pid))
+
+
+def _keys_name(url: str) -> str:
     import redis
 
     with closing(redis.Redis.from_url(url)) as client:
         found: Any = client.info("server")
         synced = client.config_get("append*")
     name = f"{found.get('server_name', 'redis')} {found.get('valkey_version', found['redis_version'])}"
-    kept = f", appendonly {synced.get('appendonly')}, appendfsync {synced.get('appendfsync')}"
-    return Place("redis", {"type": "redis", "url": url}, name + kept, pid=pid, bulk=lambda: HashBulk(url, pid))
+    return f"{name}, appendonly {synced.get('appendonly')}, appendfsync {synced.get('appendfsync')}"
 
 
 @contextmanager
-def _emptied_keys(url: str) -> Iterator[None]:
-    """A database that was empty, and is in the end."""
+def _emptied_keys(url: str) -> Iterator[str]:
+    """A database that was empty, and is in the end; what its server is."""
     import redis
 
+    from syncline.stores.redis.config import RedisConfig
+    from syncline.stores.redis.server import translate
+
+    told = partial(_told, translate, _settings(RedisConfig, url=url), redis.RedisError, OSError)
     with closing(redis.Redis.from_url(url)) as client:
-        found = client.dbsize()
+        with told():
+            found = client.dbsize()
+            name = _keys_name(url)
         if found:
             raise _not_empty("The database", f"{found} keys")
         try:
-            yield
+            yield name
         finally:
-            client.flushdb()
+            with told():
+                client.flushdb()
 
 
 # ------------------------------------------------------------------------------------------------------------ postgres
@@ -184,36 +220,74 @@ def _emptied_keys(url: str) -> Iterator[None]:
 @contextmanager
 def _postgres(folder: Path, address: Address | None, durable: bool, dimensions: int) -> Iterator[Place]:
     if address is not None:
-        with _emptied_database(address.uri):
-            yield _tables(address.uri)
+        with _emptied_database(address.uri) as server:
+            yield _tables(address.uri, server)
         return
     with EmbeddedPostgres.start(folder / "target") as server:
         server.create_database("copy")
-        yield _tables(server.dsn("copy"))
+        with psycopg.connect(server.dsn("copy")) as connection:
+            name = _tables_name(connection)
+        yield _tables(server.dsn("copy"), name)
 
 
-def _tables(dsn: str) -> Place:
-    with psycopg.connect(dsn) as connection:
-        name = f"PostgreSQL {connection.info.parameter_status('server_version')}"
-    return Place("postgres", {"type": "postgres", "dsn": dsn}, name, dsn=dsn, bulk=lambda: TableBulk(dsn))
+def _tables(dsn: str, server: str) -> Place:
+    return Place("postgres", {"type": "postgres", "dsn": dsn}, server, dsn=dsn, bulk=lambda: TableBulk(dsn))
+
+
+def _tables_name(connection: psycopg.Connection[Any]) -> str:
+    return f"PostgreSQL {connection.info.parameter_status('server_version')}"
+
+
+# Origins belong to the whole server: ours tell their database.
+_ORIGINS = """
+select roname from pg_replication_origin
+where starts_with(roname, 'syncline:' || current_database() || ':syncline_target:')
+"""
+_ORIGIN_S = 30.0
 
 
 @contextmanager
-def _emptied_database(dsn: str) -> Iterator[None]:
-    """A database without tables, in the beginning and in the end."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        row = connection.execute(
-            "select count(*) from pg_class join pg_namespace n on n.oid = relnamespace"
-            " where relkind in ('r', 'p') and nspname not in ('pg_catalog', 'information_schema')"
-            " and nspname not like 'pg_temp%' and nspname not like 'pg_toast%'"
-        ).fetchone()
-        if row and row[0]:
-            raise _not_empty("The database", f"{row[0]} tables")
+def _emptied_database(dsn: str) -> Iterator[str]:
+    """A database without tables, in the beginning and in the end; what its server is."""
+    from syncline.stores.postgres.server import PostgresConfig, failed
+
+    told = partial(_told, failed, _settings(PostgresConfig, dsn=dsn), psycopg.Error)
+    with ExitStack() as stack:
+        with told():
+            connection = stack.enter_context(psycopg.connect(dsn, autocommit=True, connect_timeout=10))
+            _refuse_tables(connection)
+            theirs = {name for (name,) in connection.execute(_ORIGINS)}
         try:
-            yield
+            yield _tables_name(connection)
         finally:
-            connection.execute("drop table if exists public.chunks, public.bulk_chunks")
-            connection.execute("drop schema if exists syncline_target cascade")
+            with told():
+                connection.execute("drop table if exists public.chunks, public.bulk_chunks")
+                connection.execute("drop schema if exists syncline_target cascade")
+                for name in {name for (name,) in connection.execute(_ORIGINS)} - theirs:
+                    _drop_origin(connection, name)
+
+
+def _refuse_tables(connection: psycopg.Connection[Any]) -> None:
+    row = connection.execute(
+        "select count(*) from pg_class join pg_namespace n on n.oid = relnamespace"
+        " where relkind in ('r', 'p') and nspname not in ('pg_catalog', 'information_schema')"
+        " and nspname not like 'pg_temp%' and nspname not like 'pg_toast%'"
+    ).fetchone()
+    if row and row[0]:
+        raise _not_empty("The database", f"{row[0]} tables")
+
+
+def _drop_origin(connection: psycopg.Connection[Any], name: str) -> None:
+    """Drop it once the session of the engine, which may take a moment to end, has let go of it."""
+    deadline = time.monotonic() + _ORIGIN_S
+    while True:
+        try:
+            connection.execute("select pg_replication_origin_drop(%s)", [name])
+            return
+        except psycopg.errors.ObjectInUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 # ------------------------------------------------------------------------------------------------------ qdrant, duckdb
