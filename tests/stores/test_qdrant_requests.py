@@ -4,11 +4,12 @@ a transport keeps what the client would have put on the line, and answers with w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import httpx
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
@@ -16,9 +17,11 @@ from qdrant_client.conversions.conversion import RestToGrpc
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from syncline.errors import Misconfigured, Unavailable
+from syncline.stores.qdrant.copy import QdrantCopy
 from syncline.stores.qdrant.points import Dense, Refused, Sparse, Spec, Stored, Which
 from syncline.stores.qdrant.server import ServerPoints, guarded_payload, guarded_upserts, translate
-from syncline.stores.qdrant.store import QdrantConfig
+from syncline.stores.qdrant.store import QdrantConfig, QdrantStore
+from syncline.testing.store_suite import ITEM
 
 POINT = Stored(7, {"id": 7, "_syncline_version": 100}, {"dense": [0.5, 1.0], "words": Sparse([1, 4], [0.5, 2.0])})
 COMPLETED = {"operation_id": 1, "status": "completed"}
@@ -141,6 +144,57 @@ def test_answers_are_told_apart_by_what_happens_next(line: Line, points: ServerP
     with pytest.raises(kind) as failed:
         points.upsert("docs", [POINT], [100])
     assert str(status) in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, Misconfigured), (413, Misconfigured), (422, Misconfigured), (500, Misconfigured), (503, Unavailable)],
+)
+def test_a_read_that_is_refused_blames_no_row_and_says_what_and_where(
+    line: Line, points: ServerPoints, status: int, kind: Any
+) -> None:
+    reads: list[Callable[[], Any]] = [
+        lambda: points.spec("docs"),
+        lambda: points.retrieve("docs", [7], vectors=False),
+        lambda: points.page("docs", Which(), None, vectors=True),
+        lambda: points.newest("docs"),
+    ]
+    for read in reads:
+        line.answers = [(status, None)]
+        with pytest.raises(kind, match=rf"Qdrant at qdrant:6333 .*HTTP {status}") as failed:
+            read()
+        assert failed.value.remedy
+        assert failed.value.code == ("SL-QDRANT-READ" if status in (400, 413, 422) else kind.code)
+    line.answers = [(status, None)]
+    with pytest.raises(Refused if status in (400, 413, 422) else kind):
+        points.search("docs", "none", [0.5], 1, {})
+
+
+def test_a_store_and_a_copy_of_a_server_that_refuses_reads_say_so_in_the_words_of_the_contract(
+    line: Line, points: ServerPoints
+) -> None:
+    class Connected(QdrantStore):
+        def _connect(self) -> ServerPoints:
+            return points
+
+    store = Connected(QdrantConfig(url="http://qdrant:6333"), "vectors")
+    copy = QdrantCopy.__new__(QdrantCopy)
+    copy._points = points
+    store._points_ = points
+    keys = pa.RecordBatch.from_pydict({"id": pa.array([1], pa.int64())})
+    reads: list[Callable[[], Any]] = [
+        lambda: store.fetch(ITEM, keys),
+        lambda: list(store.scan(ITEM)),
+        lambda: list(copy.scan(ITEM)),
+        lambda: copy.cursor("orders"),
+        lambda: copy.buried(ITEM, 0),
+        lambda: copy.swept(ITEM.qualified),
+    ]
+    for read in reads:
+        line.answers = [(400, None)]
+        with pytest.raises(Misconfigured) as failed:
+            read()
+        assert failed.value.code == "SL-QDRANT-READ"
 
 
 def test_a_server_that_is_not_there_is_tried_again_and_no_message_tells_values_or_keys() -> None:

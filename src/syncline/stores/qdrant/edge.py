@@ -36,6 +36,7 @@ from syncline.stores.qdrant.points import (
     Spec,
     Stored,
     Which,
+    looking,
     one_by_one,
 )
 
@@ -274,7 +275,7 @@ class EdgePoints:
         if not ids:
             return []
         shard = self._shard(collection)
-        with translated(collection):
+        with looking("Qdrant Edge", collection), translated(collection):
             found = shard.retrieve(list(ids), True if only is None else list(only), vectors)
         return [_stored(record) for record in found]
 
@@ -285,14 +286,14 @@ class EdgePoints:
             offset=after, limit=PAGE, filter=_filter(which), with_payload=payload, with_vector=vectors
         )
         shard = self._shard(collection)
-        with translated(collection):
+        with looking("Qdrant Edge", collection), translated(collection):
             found, following = shard.scroll(request)
         return [_stored(record) for record in found], None if following is None else _id(following)
 
     def newest(self, collection: str) -> int:
         order = edge.OrderBy(VERSION, edge.Direction.Desc)
         shard = self._shard(collection)
-        with translated(collection):
+        with looking("Qdrant Edge", collection), translated(collection):
             found, _ = shard.scroll(edge.ScrollRequest(limit=1, order_by=order, with_payload=[VERSION]))
         return int((found[0].payload or {})[VERSION]) if found else 0
 

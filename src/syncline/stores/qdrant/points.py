@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
+
+from syncline.errors import Misconfigured
 
 __all__ = [
     "Batch",
@@ -18,6 +21,7 @@ __all__ = [
     "Spec",
     "Stored",
     "Which",
+    "looking",
     "one_by_one",
     "scroll",
 ]
@@ -88,8 +92,26 @@ class Refused(Exception):
     """A write was refused for what it holds. Its parts may be taken, so the caller tries by halves."""
 
 
+@contextmanager
+def looking(place: str, collection: str) -> Iterator[None]:
+    """Around a read. Where that is refused no row is to blame that could be parked, so a person has to look.
+
+    Raises:
+        Misconfigured: in place of :class:`Refused`.
+    """
+    try:
+        yield
+    except Refused as error:
+        raise Misconfigured(
+            f"{place} refuses to show points of collection {collection}: {error}.",
+            remedy="See the server's log, and the collection's strict mode and payload indexes (docs/stores/qdrant.md);"
+            " `syncline resync` writes a collection that was removed anew.",
+            code="SL-QDRANT-READ",
+        ) from error
+
+
 class Readable(Protocol):
-    """Looking at points. Raises ``Unavailable`` and ``Misconfigured``."""
+    """Looking at points. Raises ``Unavailable`` and ``Misconfigured``; a search :class:`Refused` for what it names."""
 
     def spec(self, collection: str) -> Spec | None:
         """What the collection is made of, None if there is none."""

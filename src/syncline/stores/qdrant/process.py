@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from syncline.errors import Unavailable
-from syncline.stores.qdrant.points import Batch, PointId, Refused, Spec, Stored
+from syncline.stores.qdrant.points import Batch, PointId, Refused, Spec, Stored, looking
 from syncline.stores.qdrant.wire import Asking, answered, frame, receive, request
 
 __all__ = ["ProcessPoints"]
@@ -272,7 +272,8 @@ class ProcessPoints(Asking):
         self._tell("delete", collection, list(ids))
 
     def newest(self, collection: str) -> int:
-        return int(self._tell("newest", collection))
+        with looking("The process of Qdrant Edge", collection):
+            return int(self._tell("newest", collection))
 
     def sync(self, collections: Sequence[str]) -> None:
         self._tell("sync", list(collections))

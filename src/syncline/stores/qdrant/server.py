@@ -32,6 +32,7 @@ from syncline.stores.qdrant.points import (
     Spec,
     Stored,
     Which,
+    looking,
     one_by_one,
 )
 
@@ -116,7 +117,7 @@ class ServerPoints:
     # ------------------------------------------------------------------------------------------ collections
 
     def spec(self, collection: str) -> Spec | None:
-        with self._translated():
+        with self._looking(collection):
             if not self._client.collection_exists(collection):
                 return None
             info = self._client.get_collection(collection)
@@ -205,7 +206,7 @@ class ServerPoints:
     ) -> list[Stored]:
         if not ids:
             return []
-        with self._translated():
+        with self._looking(collection):
             found = self._client.retrieve(
                 collection, list(ids), with_payload=True if only is None else list(only), with_vectors=vectors
             )
@@ -214,7 +215,7 @@ class ServerPoints:
     def page(
         self, collection: str, which: Which, after: PointId | None, *, vectors: bool, payload: bool = True
     ) -> tuple[list[Stored], PointId | None]:
-        with self._translated():
+        with self._looking(collection):
             found, following = self._client.scroll(
                 collection, _filter(which), limit=PAGE, offset=after, with_payload=payload, with_vectors=vectors
             )
@@ -222,7 +223,7 @@ class ServerPoints:
 
     def newest(self, collection: str) -> int:
         order = models.OrderBy(key=VERSION, direction=models.Direction.DESC)
-        with self._translated():
+        with self._looking(collection):
             found, _ = self._client.scroll(collection, limit=1, order_by=order, with_payload=[VERSION])
         return int((found[0].payload or {})[VERSION]) if found else 0
 
@@ -242,6 +243,11 @@ class ServerPoints:
                 with_payload=True,
             )
         return [Hit(_id(p.id), p.score, p.payload or {}) for p in found.points]
+
+    @contextmanager
+    def _looking(self, collection: str) -> Iterator[None]:
+        with looking(f"Qdrant at {self._place}", collection), self._translated():
+            yield
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -354,7 +360,7 @@ def _by_status(what: str, place: str, away: bool, refused: bool, denied: bool) -
     if away:
         return Unavailable(f"Qdrant at {place} does not answer ({what}).", remedy="It is tried again by itself.")
     if refused:
-        return Refused(f"Qdrant does not take a value ({what})")
+        return Refused(f"the server does not take the request ({what})")
     if denied:
         return Misconfigured(
             f"Qdrant at {place} refuses the key ({what}).", remedy="Correct the target's api_key, and its rights."

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
-from syncline.stores.qdrant.points import Dense, Hit, PointId, Readable, Refused, Sparse, Spec, Stored, Which
+from syncline.stores.qdrant.points import Dense, Hit, PointId, Readable, Refused, Sparse, Spec, Stored, Which, looking
 
 __all__ = ["READS", "Asking", "answer", "answered", "failure", "frame", "receive", "request", "send"]
 
@@ -154,6 +154,9 @@ def answered(said: Any) -> Any:
     return said["found"]
 
 
+_FOLDER = "The process that has the Qdrant folder open"
+
+
 class Asking:
     """:class:`~syncline.stores.qdrant.points.Readable` by calls. A subclass says how one is made."""
 
@@ -161,18 +164,22 @@ class Asking:
         raise NotImplementedError
 
     def spec(self, collection: str) -> Spec | None:
-        found = self._ask("spec", collection)
+        with looking(_FOLDER, collection):
+            found = self._ask("spec", collection)
         return None if found is None else _spec(found)
 
     def retrieve(
         self, collection: str, ids: Sequence[PointId], *, vectors: bool, only: Sequence[str] | None = None
     ) -> list[Stored]:
-        return [_stored(one) for one in self._ask("retrieve", collection, list(ids), vectors=vectors, only=only)]
+        with looking(_FOLDER, collection):
+            found = self._ask("retrieve", collection, list(ids), vectors=vectors, only=only)
+        return [_stored(one) for one in found]
 
     def page(
         self, collection: str, which: Which, after: PointId | None, *, vectors: bool, payload: bool = True
     ) -> tuple[list[Stored], PointId | None]:
-        found, following = self._ask("page", collection, which, after, vectors=vectors, payload=payload)
+        with looking(_FOLDER, collection):
+            found, following = self._ask("page", collection, which, after, vectors=vectors, payload=payload)
         return [_stored(one) for one in found], following
 
     def search(
