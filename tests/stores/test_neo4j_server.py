@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from functools import cache
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from neo4j import exceptions
 
 from stores.graph_tables import LINK, ORDER, PERSON
 from stores.graphs import REAL, GraphDatabase, graph
@@ -22,7 +24,9 @@ from syncline.errors import Misconfigured, Rejected, SynclineError, Unavailable
 from syncline.shape import End, Node, Relationship
 from syncline.stores import Folded, TableWork, Work
 from syncline.stores.neo4j import Neo4jConfig, Neo4jStore
+from syncline.stores.neo4j.copy import Neo4jCopy
 from syncline.stores.neo4j.cypher import labels_of, pattern, quote
+from syncline.stores.neo4j.database import Database, translate
 from syncline.testing.store_suite import ITEM, Rows, contents, work
 
 __all__ = ["graph"]
@@ -82,6 +86,41 @@ def test_a_newer_format_is_refused(store: Neo4jStore, graph: GraphDatabase) -> N
 def test_addresses_that_are_none_are_refused_by_the_configuration(uri: str) -> None:
     with pytest.raises(ValueError, match="uri"):
         Neo4jConfig(uri=uri)
+
+
+@pytest.mark.parametrize("graph", REAL, indirect=True)
+def test_a_large_graph_is_read_whole_however_long_it_takes_while_a_hanging_write_is_ended(graph: GraphDatabase) -> None:
+    config = graph.config.model_copy(update={"transaction_timeout_s": 0.2})
+    store = Neo4jStore(config, "graph")
+    store.open("orders")
+    store.migrate(ITEM)
+    graph.query("UNWIND range(1, 25000) AS i CREATE (:item {id: i, name: 'x', _syncline_version: 1})")
+    with closing(Neo4jCopy(config)) as copy, closing(Database(config)) as database:
+        scans = [store.scan(ITEM), copy.scan(ITEM)]
+        read = [next(scan).num_rows for scan in scans]
+        assert sum(read) < 50_000
+        # A transaction under the limit, begun behind them, is ended by the server: by then they were older than it.
+        with pytest.raises(Unavailable, match=r"transaction_timeout_s \(0\.2\)"), database.transaction() as tx:
+            tx.read("UNWIND range(1, 1000000000) AS i WITH i WHERE i % 7 = 8 RETURN count(i)")
+        assert [first + sum(b.num_rows for b in scan) for first, scan in zip(read, scans, strict=True)] == [25_000] * 2
+    store.close()
+
+
+def test_a_limit_of_the_server_that_ended_a_transaction_is_named() -> None:
+    config = Neo4jConfig(uri="bolt://somewhere")
+    for code, limit in (
+        ("Neo.ClientError.Transaction.TransactionTimedOut", "the server's db.transaction.timeout"),
+        (
+            "Neo.ClientError.Transaction.TransactionTimedOutClientConfiguration",
+            "the target's transaction_timeout_s (300)",
+        ),
+    ):
+        error = exceptions.ClientError("it took 301 s")
+        error._neo4j_code = code
+        told = translate(error, config)
+        assert isinstance(told, Unavailable)
+        assert told.remedy.endswith(f"raise {limit}.")
+        assert "bolt://somewhere" in told.message
 
 
 # ------------------------------------------------------------------------------------------------ what is there

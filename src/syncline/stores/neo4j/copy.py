@@ -49,7 +49,7 @@ class Neo4jCopy:
         return [schema for _, (owner, schema) in sorted(recorded(self._database).items()) if owner == source]
 
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
-        with self._database.transaction(keep=False) as tx:
+        with self._database.reading() as tx:
             yield from read_all(tx, layout_of(schema))
 
     def buried(self, schema: TableSchema, since: int) -> pa.Table:

@@ -47,7 +47,9 @@ class Neo4jConfig(BaseModel):
     database: str | None = Field(None, description="Database; null is the user's home database.")
     connect_timeout_s: float = Field(10.0, gt=0, description="How long one attempt to connect may take.")
     transaction_timeout_s: float = Field(
-        300.0, gt=0, description="How long the server may work on one transaction, waiting for locks included."
+        300.0,
+        gt=0,
+        description="How long the server may work on one transaction that writes, waiting for locks included.",
     )
 
     @field_validator("uri", mode="before")
@@ -179,13 +181,25 @@ class Database:
     def transaction(self, *, keep: bool = True) -> Iterator[Transaction]:
         """One explicit transaction: committed and durable behind the block, rolled back if it raises or if nothing is
         to be kept."""
-        timeout = self.config.transaction_timeout_s
-        with self.translated(), self._session() as session, session.begin_transaction(timeout=timeout) as inner:
+        with self._begun(self.config.transaction_timeout_s) as inner:
             yield Transaction(inner, self.compatible)
             if keep:
                 self._commit(inner)
             else:
                 inner.rollback()
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """One transaction for a whole table, of which nothing is kept: how long it takes says how large the table is,
+        not that something hangs. Only the server's own limit (``db.transaction.timeout``, by default none) ends it."""
+        with self._begun(0) as inner:
+            yield Transaction(inner, self.compatible)
+            inner.rollback()
+
+    @contextmanager
+    def _begun(self, timeout_s: float) -> Iterator[neo4j.Transaction]:
+        with self.translated(), self._session() as session, session.begin_transaction(timeout=timeout_s) as inner:
+            yield inner
 
     def _commit(self, transaction: neo4j.Transaction) -> None:
         """Neo4j checks rows in the statements that write them. ArcadeDB says at the commit that a key is there twice:
@@ -266,13 +280,13 @@ _ABOUT_VALUES = (
 # What passes, though the driver does not call it retryable.
 _PASSING = (
     "Neo.TransientError.",
-    "Neo.ClientError.Transaction.TransactionTimedOut",
     "Neo.ClientError.Transaction.LockClientStopped",
     "Neo.ClientError.Cluster.NotALeader",
     "Neo.ClientError.Statement.EntityNotFound",  # another writer removed it in between
     "Neo.DatabaseError.Transaction.",
     "Neo.DatabaseError.Database.DatabaseNotFound",
 )
+_TOO_LONG = "Neo.ClientError.Transaction.TransactionTimedOut"
 _AWAY = (
     exceptions.ServiceUnavailable,
     exceptions.SessionExpired,
@@ -284,6 +298,15 @@ _SIGN_IN = (exceptions.AuthError, exceptions.Forbidden)
 
 def _is_about_values(error: exceptions.ClientError) -> bool:
     return (error.code or "") in _ABOUT_VALUES and not error.is_retryable()
+
+
+def _longer(code: str, config: Neo4jConfig) -> str:
+    """Which limit it was: the server's own ends what only reads, and has the last word of the others."""
+    if code.endswith("ClientConfiguration"):
+        limit = f"the target's transaction_timeout_s ({config.transaction_timeout_s:g})"
+    else:
+        limit = "the server's db.transaction.timeout"
+    return f"It is tried again. If it comes back, raise {limit}."
 
 
 def translate(error: BaseException, config: Neo4jConfig) -> SynclineError:
@@ -301,6 +324,8 @@ def translate(error: BaseException, config: Neo4jConfig) -> SynclineError:
         )
     if isinstance(error, _AWAY):
         return Unavailable(f"{where} is away ({code}).", remedy="It is tried again.")
+    if code.startswith(_TOO_LONG):
+        return Unavailable(f"{where} ended a transaction that took too long ({code}).", remedy=_longer(code, config))
     if isinstance(error, exceptions.DriverError):
         return Misconfigured(f"The driver cannot work with {where} ({code}).")
     if isinstance(error, exceptions.Neo4jError) and (error.is_retryable() or code.startswith(_PASSING)):

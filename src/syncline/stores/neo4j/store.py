@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -191,22 +190,21 @@ class Neo4jStore:
         """The stored rows of these keys. A row without a version has version 0."""
         layout = layout_of(schema)
         columns = [store(exact(keys.column(j), c)[0], c) for j, c in enumerate(schema.key)]
-        with self._still() as tx:
+        with self._db.transaction(keep=False) as tx:
+            self._hold_up(tx)
             _, batch = read_keys(tx, layout, columns)
         return pa.Table.from_batches([batch], contract_schema(schema))
 
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         """All rows, streamed. Neo4j has no snapshots, so for one view of whole works this source's writer is held up
         until the iterator is exhausted or closed; ``reader`` does without."""
-        with self._still() as tx:
+        with self._db.reading() as tx:
+            self._hold_up(tx)
             yield from read_all(tx, layout_of(schema))
 
-    @contextmanager
-    def _still(self) -> Iterator[Transaction]:
-        """A transaction that changes nothing, while nobody else applies this source."""
-        with self._db.transaction(keep=False) as tx:
-            tx.write(f"MATCH (c:{CURSOR} {{source: $source}}) SET c.read = true", source=self._source)
-            yield tx
+    def _hold_up(self, tx: Transaction) -> None:
+        """Let nobody apply this source until the transaction ends, of which nothing is kept."""
+        tx.write(f"MATCH (c:{CURSOR} {{source: $source}}) SET c.read = true", source=self._source)
 
     def purge(self, source: str, below: int) -> int:
         """Record the horizon, then forget tombstones below it, some thousands a transaction."""
