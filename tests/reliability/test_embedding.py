@@ -61,6 +61,21 @@ def telling(texts: list[str]) -> list[list[float]]:
     return [[1.0, 0.0] for _ in texts]
 
 
+def broken(texts: list[str]) -> list[list[float]]:
+    """While it is AWAY, a defect of its own, which has nothing to do with the texts."""
+    if AWAY[0]:
+        CALLS.append(list(texts))
+        raise ValueError("defect")
+    return choosy(texts)
+
+
+def misfit(texts: list[str]) -> list[list[float]]:
+    """While it is AWAY, a model of another size."""
+    if AWAY[0]:
+        CALLS.append(list(texts))
+    return [[1.0, 0.0, 0.0] if AWAY[0] else [1.0, 0.0] for _ in texts]
+
+
 @pytest.fixture
 def rig(database: Database, tmp_path: Path) -> Rig:
     CALLS.clear()
@@ -255,3 +270,38 @@ def test_an_embedder_that_is_away_makes_its_target_wait_and_parks_nothing(
         assert vectors(rig)[11] == [1.0, 0.0]  # "eleven" has six letters
         assert rig.letters() == []
     assert differences(rig) == 0
+
+
+@pytest.mark.parametrize("function", [broken, misfit])
+def test_an_embedder_that_has_a_vector_for_no_text_makes_its_target_wait_and_parks_nothing(
+    rig: Rig, database: Database, function: Any
+) -> None:
+    embed(rig, v=by(function, "title"))
+    AWAY[0] = True  # nothing of the first load gets a vector
+    with rig.running(until_loaded=False) as engine:
+        eventually(lambda: rig.alerts() == ["SL-TARGET-AWAY"])
+        (told,) = database.execute("select message, remedy from syncline.sync_alerts where resolved_at is null")
+        assert told[0].startswith("The embedder of vector v of table public.doc has a vector for no text: ")
+        assert f"{function.__name__}" in told[1]
+        AWAY[0] = False
+        engine.settle()
+        AWAY[0] = True  # a single text, of which the function would have to be innocent
+        CALLS.clear()
+        database.execute("insert into doc values (11, 'eleven', 'b', 0)")
+        eventually(lambda: len(CALLS) > 2)
+        eventually(lambda: rig.alerts() == ["SL-TARGET-AWAY"])
+        AWAY[0] = False
+        engine.settle()
+        assert vectors(rig)[11] == [1.0, 0.0]
+        assert rig.letters() == []
+        eventually(lambda: rig.alerts() == [])
+    assert differences(rig) == 0
+
+
+def test_a_single_bad_text_is_parked_beside_an_embedder_that_works(rig: Rig, database: Database) -> None:
+    embed(rig, v=by(broken, "title"))
+    with rig.running() as engine:
+        database.execute("insert into doc values (11, 'poison 5', 'b', 0)")
+        engine.settle()
+        assert [reason for _, reason in rig.letters()] == ["the embedder of v fails (ValueError)"]
+        assert set(vectors(rig)) == set(range(1, 11))

@@ -18,6 +18,7 @@ from syncline.change import Column, arrow_type
 from syncline.errors import Rejected, SynclineError, Unavailable
 from syncline.mapping.settings import VectorRule
 from syncline.mapping.transform import load_callable
+from syncline.masks import Bools
 
 __all__ = ["Embedder", "digest_column"]
 
@@ -49,7 +50,9 @@ class Embedder:
         self._size = rule.size
         self._batch = rule.batch
         self._kind = kind
+        self._misfit = f"vector {name} does not have {rule.size} dimensions"
         self._function = load_callable(self.reference)
+        self._worked: str | None = None  # a text that got a vector: the function is at fault where it gets none now
 
     def placeholders(self, columns: Sequence[pa.Array]) -> list[pa.Array]:
         """No vector yet, and the digest of each row's text; from the target's columns."""
@@ -75,8 +78,8 @@ class Embedder:
 
         Raises:
             Rejected: the function fails on texts, or gives vectors of another number or size; positions among them.
-            Unavailable: it raised that, or an error of the operating system (a connection, a file): the same texts come
-                again.
+            Unavailable: it raised that, or an error of the operating system (a connection, a file), or fails on all
+                texts alike, so that no text is to blame: the same texts come again.
         """
         bad: dict[int, str] = {}
         made = [
@@ -85,21 +88,59 @@ class Embedder:
             for vectors in self._made(table, texts[start : start + self._batch], start, bad)
         ]
         vectors = pa.chunked_array(made, arrow_type(self._kind)).combine_chunks()
-        if not bad and self._size:
-            wrong = pc.fill_null(pc.not_equal(pc.list_value_length(vectors), self._size), True)
-            rows = np.flatnonzero(wrong.to_numpy(zero_copy_only=False)).tolist()
-            bad = dict.fromkeys(rows, f"vector {self.name} does not have {self._size} dimensions")
+        if not bad:
+            bad = dict.fromkeys(np.flatnonzero(~self._fits(vectors)).tolist(), self._misfit)
         if bad:
             raise Rejected(table, sorted(bad), "; ".join(dict.fromkeys(bad.values())))
         return vectors
 
     def _made(self, table: str, texts: list[str], start: int, bad: dict[int, str]) -> list[pa.Array]:
-        """The vectors of one call, in pieces; ``bad`` gets the positions of texts that have none, and why."""
+        """The vectors of one batch; ``bad`` gets the positions of texts that have none, and why."""
+        found = self._called(table, texts)
+        if not isinstance(found, str):
+            return [found]
+        # Before and behind: it may break down or recover meanwhile, and a text is blamed only beside one that works.
+        known, blamed = self._worked, dict[int, str]()
+        self._expect(table, known, found)
+        made = self._by_halves(table, texts, start, blamed, found)
+        self._expect(table, known, found)
+        if known is None and self._worked is not None:
+            return self._made(table, texts, start, bad)
+        if known is None and len(set(texts)) > 1 and len(set(blamed.values())) == 1:
+            raise self._broken(table, next(iter(blamed.values())))  # no text ever got a vector
+        bad |= blamed
+        return made
+
+    def _expect(self, table: str, known: str | None, why: str) -> None:
+        """Raise ``Unavailable`` if a text that once got a vector gets none now."""
+        if known is not None and isinstance(self._called(table, [known]), str):
+            raise self._broken(table, why)
+
+    def _by_halves(self, table: str, texts: list[str], start: int, bad: dict[int, str], why: str) -> list[pa.Array]:
+        """The vectors of texts that a call has failed on together for this reason, in pieces."""
+        if len(texts) == 1:
+            bad[start] = why
+            return [pa.nulls(1, arrow_type(self._kind))]
+        half = len(texts) // 2
+        made = []
+        for part, at in ((texts[:half], start), (texts[half:], start + half)):
+            found = self._called(table, part)
+            made += self._by_halves(table, part, at, bad, found) if isinstance(found, str) else [found]
+        return made
+
+    def _broken(self, table: str, why: str) -> Unavailable:
+        return Unavailable(
+            f"The embedder of vector {self.name} of table {table} has a vector for no text: {why}.",
+            remedy=f"It is asked again, and no row is parked. Mend {self.reference} (and start Syncline again), or what"
+            " it needs.",
+        )
+
+    def _called(self, table: str, texts: list[str]) -> pa.Array | str:
+        """The vectors of one call, or why there are none."""
         try:
             vectors = pa.array([_plain(v) for v in self._function(texts)], arrow_type(self._kind))
-            if len(vectors) == len(texts):
-                return [vectors]
-            why = f"the embedder of {self.name} gives {len(vectors)} vectors for {len(texts)} texts"
+            if len(vectors) != len(texts):
+                return f"the embedder of {self.name} gives {len(vectors)} vectors for {len(texts)} texts"
         except SynclineError:  # it knows what should happen next
             raise
         except Exception as error:
@@ -108,12 +149,19 @@ class Embedder:
                     f"The embedder of vector {self.name} of table {table} is away ({type(error).__name__}).",
                     remedy=f"See whether what {self.reference} needs can be reached.",
                 ) from error
-            why = f"the embedder of {self.name} fails ({type(error).__name__})"
-        if len(texts) == 1:
-            bad[start] = why
-            return [pa.nulls(1, arrow_type(self._kind))]
-        half = len(texts) // 2
-        return self._made(table, texts[:half], start, bad) + self._made(table, texts[half:], start + half, bad)
+            return f"the embedder of {self.name} fails ({type(error).__name__})"
+        fits = self._fits(vectors)
+        if not fits.any():
+            return self._misfit
+        self._worked = texts[int(fits.argmax())]
+        return vectors
+
+    def _fits(self, vectors: pa.Array) -> Bools:
+        """Which of them have the dimensions that were promised."""
+        if not self._size:
+            return np.ones(len(vectors), np.bool_)
+        right = pc.fill_null(pc.equal(pc.list_value_length(vectors), self._size), False)
+        return np.asarray(right.to_numpy(zero_copy_only=False))
 
 
 def _is_away(error: BaseException) -> bool:
