@@ -21,7 +21,7 @@ from syncline.catalog import upgrade
 from syncline.catalog.connection import grant_create, grants, make_engine, read_only, translated
 from syncline.errors import Misconfigured
 
-__all__ = ["ControlSchema", "DeadLetter", "Pause", "Request", "StatusRow"]
+__all__ = ["ControlSchema", "DeadLetter", "Parked", "Pause", "Request", "StatusRow"]
 
 Row = dict[str, Any]
 
@@ -61,6 +61,32 @@ class DeadLetter:
     reason: str
     payload: bytes
     partial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The open dead letters of one table at one target: how many changes, and why most of them are parked."""
+
+    source: str
+    target: str
+    table_name: str
+    changes: int
+    reason: str
+
+    @property
+    def message(self) -> str:
+        """What a person is told."""
+        return (
+            f"{self.changes:,} change(s) of table {self.table_name} are parked at target {self.target}: {self.reason}."
+        )
+
+    @property
+    def remedy(self) -> str:
+        """What a person can do about it."""
+        return (
+            "A later whole row or delete of a key settles what is parked of it: mend the row at the source, or what"
+            f" refuses it and then `syncline resync --table {self.table_name} --target {self.target}`."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +263,15 @@ class ControlSchema:
     def dead_letter_counts(self) -> dict[tuple[str, str], int]:
         """How many changes are parked, by (source, target)."""
         return {(r["source"], r["target"]): r["parked"] for r in self._rows(q.COUNT_LETTERS)}
+
+    def parked(self) -> list[Parked]:
+        """What is parked, a table at a target each, in the order of their names."""
+        found: dict[tuple[str, str, str], Parked] = {}
+        for row in self._rows(q.PARKED):
+            key = (row["source"], row["target"], row["table_name"])
+            known = found.get(key) or Parked(*key, 0, row["reason"])
+            found[key] = replace(known, changes=known.changes + row["changes"])
+        return list(found.values())
 
     # ----------------------------------------------------------------------------------------------------- pauses
 

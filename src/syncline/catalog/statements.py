@@ -157,6 +157,34 @@ COUNT_LETTERS = (
     .where(SyncDeadLetter.state == text("'parked'"))
     .group_by(SyncDeadLetter.source, SyncDeadLetter.target)
 )
+# By reason, for each table at each target: the commonest first. What only waits behind another change of its key says
+# nothing of what is wrong.
+PARKED = (
+    select(
+        SyncDeadLetter.source,
+        SyncDeadLetter.target,
+        SyncDeadLetter.table_name,
+        SyncDeadLetter.code,
+        SyncDeadLetter.reason,
+        func.count().label("changes"),
+    )
+    .where(SyncDeadLetter.state == text("'parked'"))
+    .group_by(
+        SyncDeadLetter.source,
+        SyncDeadLetter.target,
+        SyncDeadLetter.table_name,
+        SyncDeadLetter.code,
+        SyncDeadLetter.reason,
+    )
+    .order_by(
+        SyncDeadLetter.source,
+        SyncDeadLetter.target,
+        SyncDeadLetter.table_name,
+        SyncDeadLetter.code == text("'SL-PARKED-KEY'"),
+        func.count().desc(),
+        SyncDeadLetter.reason,
+    )
+)
 
 # --------------------------------------------------------------------------------------------------------- pauses
 

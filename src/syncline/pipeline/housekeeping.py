@@ -24,6 +24,7 @@ __all__ = ["Housekeeping"]
 _log = logger()
 _EVERY_S = 1.0
 _REFRESH_S = 3.0
+_PARKED = "SL-PARKED"
 
 
 class Housekeeping:
@@ -39,6 +40,8 @@ class Housekeeping:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
         self._refreshed: dict[str, float] = {}
+        self._parked: dict[str, dict[str, str]] = {}  # what was said of parked changes, by source and subject
+        self._count_at: dict[str, float] = {}
         self._failed: dict[tuple[str, str], SynclineError] = {}
         self.lags: dict[str, int] = {}
 
@@ -82,7 +85,15 @@ class Housekeeping:
     def _tick(self) -> None:
         """What fails holds up neither a source's other chores nor other sources (Guarantee 8)."""
         for name, source in self._sources.items():
-            for chore in (self._measure, self._trim, self._tell, self._apply_pauses, self._serve, self._refresh):
+            for chore in (
+                self._measure,
+                self._trim,
+                self._tell,
+                self._apply_pauses,
+                self._serve,
+                self._refresh,
+                self._count_parked,
+            ):
                 self._attempt(chore, name, source)
         self._reports.flush()
 
@@ -132,6 +143,28 @@ class Housekeeping:
             return False
         self._refreshed[source.name] = now
         return source.refresh()
+
+    def _count_parked(self, name: str, source: SourcePipeline) -> bool:
+        """Alert of tables with parked changes, and close the alerts of those that have none; whether it looked.
+
+        Counting many takes a while, so the control schema is not asked more than a twentieth of the time.
+        """
+        began = time.monotonic()
+        if began < self._count_at.get(name, 0.0):
+            return False
+        found = [p for p in self._control.parked() if p.source == name and p.target in source.targets]
+        now = time.monotonic()
+        self._count_at[name] = now + max(_REFRESH_S, 20 * (now - began))
+        said, before = {f"{name}/{p.target}/{p.table_name}": p.message for p in found}, self._parked.get(name)
+        if said == before:
+            return True
+        for subject, parked in zip(said, found, strict=True):
+            if before is None or before.get(subject) != parked.message:
+                error = SynclineError(parked.message, remedy=parked.remedy, code=_PARKED)
+                self._reports.alert(_PARKED, "warning", subject, error)
+        self._reports.still(_PARKED, f"{name}/", said)
+        self._parked[name] = said
+        return True
 
     def _measure(self, name: str, source: SourcePipeline) -> None:
         """How many bytes of WAL the log is behind the source."""

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor", "findings"]
 
+T = TypeVar("T")
 _MARK: dict[Severity, str] = {"ok": "ok      ", "info": "note    ", "warning": "warning ", "error": "ERROR   "}
 
 
@@ -79,6 +80,7 @@ def findings(config: Config) -> Iterator[Finding]:
         yield from missing
     for name in config.targets:
         yield from _target(config, name)
+    yield from _parked(config)
     yield from mapping_findings(config)
     control = _control(config)
     if control.message not in away:  # by default it is the source's server, of which that is said
@@ -160,7 +162,7 @@ def _recorded(config: Config, name: str) -> dict[tuple[str, str], Finding]:
     return found
 
 
-def _asked(config: Config, what: Callable[[ControlSchema], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _asked(config: Config, what: Callable[[ControlSchema], list[T]]) -> list[T]:
     """What the control schema holds; nothing where it is away or not there, which is a finding of its own."""
     try:
         with control_schema(config) as control:
@@ -195,6 +197,13 @@ def _target(config: Config, name: str) -> Iterator[Finding]:
         yield from (replace(finding, subject=subject) for finding in looked)
     except SynclineError as error:
         yield _failed(subject, error)
+
+
+def _parked(config: Config) -> Iterator[Finding]:
+    """Tables with parked changes, and why most of them are."""
+    for parked in _asked(config, lambda control: control.parked()):
+        if parked.target in config.targets and parked.source in config.sources:
+            yield Finding("SL-PARKED", "warning", f"target {parked.target}", parked.message, parked.remedy)
 
 
 def _control(config: Config) -> Finding:

@@ -133,7 +133,7 @@ def _control(config: Config, failures: list[SynclineError]) -> dict[str, Any]:
     try:
         with control_schema(config) as control:
             if control.version() is None:  # no engine ran yet, which is no error
-                return {"exists": False, "alerts": [], "gaps": [], "pauses": [], "parked": {}}
+                return {"exists": False, "alerts": [], "gaps": [], "pauses": [], "parked": {}, "parked_tables": []}
             return {
                 "exists": True,
                 "statuses": control.statuses(),
@@ -144,6 +144,17 @@ def _control(config: Config, failures: list[SynclineError]) -> dict[str, Any]:
                     for p in control.pauses()
                 ],
                 "parked": {f"{s}/{t}": n for (s, t), n in control.dead_letter_counts().items()},
+                "parked_tables": [
+                    {
+                        "source": p.source,
+                        "target": p.target,
+                        "table": p.table_name,
+                        "changes": p.changes,
+                        "reason": p.reason,
+                        "message": p.message,
+                    }
+                    for p in control.parked()
+                ],
             }
     except SynclineError as error:
         return _failed(error, failures)
@@ -302,10 +313,11 @@ def _notes(control: dict[str, Any]) -> list[str]:
     if not control["exists"]:
         return ["control schema: not there yet; `syncline run` creates it"]
     notes = [f"gap: {g['source']} {g['target']} {g['table_name']}: {g['reason']}" for g in control["gaps"]]
-    notes += [f"{a['severity']}: {a['message']} {a['remedy']}" for a in control["alerts"]]
+    # Of parked changes the lines below know the number of this moment.
+    notes += [f"{a['severity']}: {a['message']} {a['remedy']}" for a in control["alerts"] if a["code"] != "SL-PARKED"]
     notes += [
         f"paused: {' '.join(p[k] for k in ('source', 'target', 'table') if p[k]) or 'everything'}"
         + (" (resumed, catching up)" if p["resumed"] else "")
         for p in control["pauses"]
     ]
-    return notes + [f"parked: {count} change(s) of {name}" for name, count in control["parked"].items()]
+    return notes + [f"parked: {p['message']}" for p in control["parked_tables"]]
