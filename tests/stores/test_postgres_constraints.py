@@ -102,6 +102,49 @@ def test_rows_that_clash_with_a_row_of_others_are_parked_and_their_neighbours_ar
         assert "mine" not in str(refused.value)
 
 
+def test_only_the_row_that_clashes_for_good_is_parked_and_those_that_swap_beside_it_arrive(database: Database) -> None:
+    database.execute(_USERS + "; insert into users values (99, 'mine', null, null)")
+    with opened(database, USER) as store:
+        begun = Rows(USER)
+        for i in range(1, 9):
+            begun.upsert(5, i, f"{i}@x", None, "x")
+        store.apply(work(begun))
+        swapped = {1: "2@x", 2: "1@x", 3: "mine", 4: "5@x", 5: "6@x", 6: "4@x"}
+
+        def changes(but: int | None = None) -> Rows:
+            rows = Rows(USER)
+            for i, email in swapped.items():
+                if i == but:
+                    continue
+                if i % 2:
+                    rows.upsert(6, i, email, None, "y")
+                else:
+                    rows.partial(6, i, email, None, None, unchanged=["bio"])
+            return rows.upsert(6, 10, "7@x", None, "y").delete(6, 7).upsert(6, 8, "8@x", None, "y")
+
+        with pytest.raises(Rejected) as refused:
+            store.apply(work(changes()))
+        assert refused.value.rows == (1,)  # of the whole rows 1, 3, 5, 10 and 8
+        store.apply(work(changes(but=3)))
+        assert [(i, e) for i, e, _ in emails(database)] == [
+            *((1, "2@x"), (2, "1@x"), (3, "3@x"), (4, "5@x"), (5, "6@x"), (6, "4@x")),
+            *((8, "8@x"), (10, "7@x"), (99, "mine")),
+        ]
+
+
+def test_a_row_that_waits_for_the_value_of_a_parked_row_is_parked_behind_it(database: Database) -> None:
+    database.execute(_USERS + "; insert into users values (99, 'mine', null, null)")
+    with opened(database, USER) as store:
+        store.apply(work(Rows(USER).upsert(5, 1, "a", None, "x").upsert(5, 2, "b", None, "x")))
+        both = Rows(USER).upsert(6, 1, "mine", None, "x").upsert(6, 2, "a", None, "x")
+        with pytest.raises(Rejected) as refused:
+            store.apply(work(both))
+        assert refused.value.rows == (0,)
+        with pytest.raises(Rejected) as refused:
+            store.apply(work(Rows(USER).upsert(6, 2, "a", None, "x")))
+        assert refused.value.rows == (0,)
+
+
 # ------------------------------------------------------------------------------------------------- foreign keys
 
 _FAMILY = (

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,7 +35,14 @@ from syncline.stores.postgres.server import (
 )
 from syncline.stores.postgres.sql import FORMAT, Statements, bookkeeping, quote, shown
 from syncline.stores.postgres.tables import Setting, TableState, migrate_table, table_state
-from syncline.stores.postgres.writing import TableWriter, incoming_keys, inexact_rows, refused_positions, subset
+from syncline.stores.postgres.writing import (
+    TableWriter,
+    incoming_keys,
+    inexact_rows,
+    keys_of,
+    refused_positions,
+    subset,
+)
 
 if TYPE_CHECKING:
     from syncline.finding import Finding
@@ -284,13 +292,20 @@ class PostgresStore:
             self._states.clear()  # somebody may have added the constraint just now
             self._attempt(tables, cursor, careful=True)
 
-    def _attempt(self, tables: Sequence[TableWork], cursor: Cursor | None, *, careful: bool = False) -> None:
+    def _attempt(
+        self,
+        tables: Sequence[TableWork],
+        cursor: Cursor | None,
+        *,
+        careful: bool = False,
+        aside: Sequence[pa.RecordBatch] = (),
+    ) -> None:
         with self._transaction(cursor) as connection:
             states = [self._state(connection, t.schema) for t in tables]
             if self._acting and any(s.deferrable for s in states):
                 connection.execute("set constraints all deferred")
             writers = [
-                TableWriter(connection, t, s, careful, self._acting) for t, s in zip(tables, states, strict=True)
+                TableWriter(connection, t, s, careful, self._acting, aside) for t, s in zip(tables, states, strict=True)
             ]
             (_in_order if careful and self._acting else _one_by_one)(writers)
             if cursor is None:  # a trial
@@ -316,9 +331,11 @@ class PostgresStore:
         kind, left, found = type(error).__name__, [], False
         for table in work.tables:
             upserts, partials = (0 if b is None else b.num_rows for b in (table.rows.upserts, table.rows.partials))
-            bad = refused_positions(table, self._refuses)
+            everything = range(len(table.rows))
+            bad = refused_positions(everything, partial(self._refuses, table))
             rows = [p for p in bad if p < upserts + partials]
             if rows:
+                rows = self._to_blame(table, rows)
                 raise Rejected(table.schema.qualified, rows, f"PostgreSQL does not take a value ({kind})")
             found |= bool(bad)
             left.append(subset(table, sorted(set(range(len(table.rows))) - set(bad))) if bad else table)
@@ -330,9 +347,22 @@ class PostgresStore:
             ) from error
         return left
 
-    def _refuses(self, table: TableWork) -> bool:
+    def _to_blame(self, table: TableWork, rows: list[int]) -> list[int]:
+        """Of rows that are refused alone those that are to blame: not one whose unique value is free once another row
+        of the work has given it up. So each is tried while the others are out of the way."""
+        if len(rows) == 1 or self._acting:  # foreign keys may forbid that a row is away
+            return rows
+        return refused_positions(rows, partial(self._refuses, table, alone=False)) or rows
+
+    def _refuses(self, work: TableWork, chosen: Sequence[int], *, alone: bool = True) -> bool:
+        """Whether these rows of the work are refused: beside the others as they are stored, or while those are away."""
+        table = subset(work, chosen)
+        others = () if alone else keys_of(subset(work, sorted(set(range(len(work.rows))) - set(chosen))))
         try:
-            self._write([table], None)
+            if alone:
+                self._write([table], None)
+            else:
+                self._attempt([table], None, careful=True, aside=others)
         except SynclineError as error:
             if not refuses_values(error.__cause__):
                 raise

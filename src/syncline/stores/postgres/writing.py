@@ -16,7 +16,7 @@ from syncline.stores.postgres.sql import Guard, Incoming, Statements
 from syncline.stores.postgres.tables import TableState
 from syncline.stores.postgres.wire import Wire, array_of, is_text, sent_as
 
-__all__ = ["TableWriter", "incoming_keys", "inexact_rows", "refused_positions", "subset"]
+__all__ = ["TableWriter", "incoming_keys", "inexact_rows", "keys_of", "refused_positions", "subset"]
 
 _VERSION, _INT8 = ("v", "int8"), Column("version", "int8", "bigint")
 
@@ -76,13 +76,15 @@ def inexact_rows(schema: TableSchema, rows: Folded) -> list[int]:
 @dataclass
 class TableWriter:
     """The steps of one table, inside the caller's transaction. ``lift``: some unique value moves from row to row, so
-    the rows that give one up leave the table first. ``acting``: foreign keys act."""
+    the rows that give one up leave the table first. ``acting``: foreign keys act. ``aside``: keys, with versions, of
+    rows that are out of the way; only for a trial."""
 
     connection: Connection
     work: TableWork
     state: TableState
     lift: bool = False
     acting: bool = False
+    aside: Sequence[pa.RecordBatch] = ()
     _waiting: list[tuple[str, list[Wire]]] = field(default_factory=list)
     _kept: list[str] = field(default_factory=list)
 
@@ -121,10 +123,10 @@ class TableWriter:
 
     def delete(self) -> None:
         """Remove keys, and leave tombstones."""
-        batch = self.work.rows.deletes
-        if batch is not None and batch.num_rows:
-            given, wires = incoming_keys(self.state, batch)
-            self.connection.execute(self._statements.delete(given, self.behind.truncated), wires)
+        for batch in (*self.aside, self.work.rows.deletes):
+            if batch is not None and batch.num_rows:
+                given, wires = incoming_keys(self.state, batch)
+                self.connection.execute(self._statements.delete(given, self.behind.truncated), wires)
 
     def put(self) -> None:
         """Write the partial rows and the whole ones."""
@@ -181,18 +183,26 @@ def _span(schema: TableSchema, rows: Folded) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------------------ blame
 
 
-def refused_positions(work: TableWork, refuses: Callable[[TableWork], bool]) -> list[int]:
-    """Positions of the upserts, then the partials, then the deletes, that are refused, found by halving."""
+def refused_positions(positions: Sequence[int], refuses: Callable[[Sequence[int]], bool]) -> list[int]:
+    """Those of the positions that are refused, found by halving."""
+    if not positions or not refuses(positions):
+        return []
+    if len(positions) == 1:
+        return list(positions)
+    middle = len(positions) // 2
+    return refused_positions(positions[:middle], refuses) + refused_positions(positions[middle:], refuses)
 
-    def bad(positions: list[int]) -> list[int]:
-        if not positions or not refuses(subset(work, positions)):
-            return []
-        if len(positions) == 1:
-            return positions
-        middle = len(positions) // 2
-        return bad(positions[:middle]) + bad(positions[middle:])
 
-    return bad(list(range(len(work.rows))))
+def keys_of(work: TableWork) -> list[pa.RecordBatch]:
+    """The keys, with versions, of the stored rows that the work changes."""
+    schema, rows, found = work.schema, work.rows, []
+    n = len(schema.columns)
+    if rows.upserts is not None:
+        found.append(rows.upserts.select([*schema.key_positions, n]))
+    if rows.partials is not None:
+        columns = [*rows.partials.column(n + 2).flatten(), rows.partials.column(n)]
+        found.append(pa.RecordBatch.from_arrays(columns, names=[*(c.name for c in schema.key), "version"]))
+    return found if rows.deletes is None else [*found, rows.deletes]
 
 
 def subset(work: TableWork, positions: Sequence[int]) -> TableWork:
