@@ -18,7 +18,7 @@ from servers import required
 from syncline.config import load_config
 from syncline.config.settings import settings as listed
 from syncline.errors import Misconfigured, Unavailable
-from syncline.stores.duckdb import DuckDBStore
+from syncline.stores.duckdb import DuckDBConfig, DuckDBStore
 from syncline.stores.duckdb.parquet import ParquetConfig
 from syncline.stores.duckdb.parquet_s3 import S3Config
 from syncline.testing.store_suite import Rows
@@ -33,7 +33,8 @@ def server(tmp_path: Path) -> Iterator[S3Proxy]:
 
 def config(server: S3Proxy, folder: Path, keep_s: float = 600, **given: Any) -> ParquetConfig:
     login = {"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}
-    s3 = S3Config(bucket="exports", prefix="shop/daily", endpoint=server.endpoint, region="eu-1", **{**login, **given})
+    place = {"bucket": "exports", "prefix": "shop/daily", "endpoint": server.endpoint, "region": "eu-1"}
+    s3 = S3Config.model_validate({**place, **login, **given})
     return ParquetConfig(folder=folder / "exports", part_rows=10, keep_s=keep_s, s3=s3)
 
 
@@ -116,8 +117,9 @@ def test_a_store_that_is_away_leaves_the_folder_as_it_should_be_and_is_made_up_f
 ) -> None:
     fill(store, 100, range(1, 40))
     server.kill()
-    with pytest.raises(Unavailable, match="bucket exports") as away:
+    with pytest.raises(Unavailable, match=f"bucket exports at {server.endpoint}: ") as away:
         store.export()
+    assert "parquet.s3.endpoint" in away.value.remedy
     assert (away.value.code, SECRET_KEY in str(away.value)) == ("SL-PARQUET", False)
     server.restart()
     assert store.export()  # though nothing changed
@@ -205,3 +207,29 @@ def test_settings_that_can_not_be_are_refused(tmp_path: Path, given: dict[str, s
     with pytest.raises(Misconfigured, match=told) as refused:
         load_config(tmp_path / "syncline.yaml")
     assert "hush" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_doctor_says_whether_the_bucket_takes_exports_and_leaves_nothing_in_it(
+    server: S3Proxy, tmp_path: Path, there: There
+) -> None:
+    def looked(**given: Any) -> tuple[str, str, str, str]:
+        settings = DuckDBConfig(path=tmp_path / "copy.duckdb", parquet=config(server, tmp_path, **given))
+        (found,) = [f for f in DuckDBStore.check(settings) if "bucket" in f.message.lower()]
+        assert SECRET_KEY not in found.message + found.remedy
+        return found.code, found.severity, found.message, found.remedy
+
+    code, severity, message, _ = looked()
+    assert (code, severity) == ("SL-PARQUET", "ok")
+    assert server.endpoint in message
+    assert there.objects() == {}
+    code, severity, message, remedy = looked(secret_key="not the one")
+    assert (code, severity) == ("SL-PARQUET", "error")
+    assert "right to list, put and delete" in remedy
+    code, severity, _, _ = looked(bucket="nowhere")
+    assert (code, severity) == ("SL-PARQUET", "error")
+    server.kill()
+    code, severity, message, remedy = looked()
+    assert (code, severity) == ("SL-UNAVAILABLE", "error")
+    assert server.endpoint in message
+    assert "parquet.s3.endpoint" in remedy

@@ -11,6 +11,7 @@ from servers import TEMPLATE, Database, eventually, fresh_database
 from syncline.config import Config
 from syncline.embedded import EmbeddedPostgres
 from syncline.pipeline import SyncService
+from syncline.service.doctor import findings
 from syncline.verify import Report, verify
 
 _ODD = """
@@ -73,6 +74,9 @@ def test_a_target_that_is_the_source_is_refused_and_another_schema_of_it_is_fine
     database: Database, tmp_path: Path
 ) -> None:
     database.execute("create table items (id int primary key, name text); insert into items values (1, 'one')")
+    loop = [f for f in findings(config_of(database, database, tmp_path / "itself")) if f.code == "SL-POSTGRES-LOOP"]
+    assert [(f.severity, f.subject) for f in loop] == [("error", "target main")]
+    assert "table public.items is the table itself" in loop[0].message
     itself = SyncService(config_of(database, database, tmp_path / "itself"), talk=lambda line: None)
     itself.start()
     try:
@@ -83,5 +87,6 @@ def test_a_target_that_is_the_source_is_refused_and_another_schema_of_it_is_fine
         itself.stop()
     database.execute("select pg_drop_replication_slot('syncline')")
     config = config_of(database, database, tmp_path / "beside", tables={"public.items": {"table": "copy.items"}})
+    assert [f.code for f in findings(config) if f.severity == "error"] == []
     assert settled(config).differences == 0
     assert database.execute("select id, name from copy.items") == [(1, "one")]

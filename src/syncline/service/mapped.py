@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from syncline.capture.captured import Captured, captured
+from syncline.capture.slot import identify
 from syncline.change import TableSchema
 from syncline.config import Config, hint, store_class
 from syncline.errors import Misconfigured, SynclineError
@@ -37,7 +39,8 @@ def _of_target(config: Config, target: str, sources: Mapping[str, Captured]) -> 
     yield from _unknown(config, target, sources)
     places: dict[str, list[str]] = defaultdict(list)
     taken = 0
-    for found in sources.values():
+    for source, found in sources.items():
+        schemas: list[TableSchema] = []
         mapping = config.targets[target].mapping(found.facts)
         for table in mapping.tables:
             taken += 1
@@ -46,14 +49,30 @@ def _of_target(config: Config, target: str, sources: Mapping[str, Captured]) -> 
             except SynclineError as error:
                 yield Finding(error.code, "error", subject, error.message, error.remedy)
                 continue
+            schemas.append(schema)
             for place in _places(schema):
                 places[place].append(table)
+        yield from (replace(one, subject=subject) for one in _at_its_source(config, target, source, schemas))
     for place, tables in places.items():
         if len(tables) > 1:
             message = f"Tables {' and '.join(tables)} share {place}."
             yield Finding("SL-MAPPING", "error", subject, message, "Give one of them another in the mapping.")
     if not taken and any(found.facts for found in sources.values()):
         yield Finding("SL-MAPPING", "error", subject, "It takes none of the captured tables.", "Correct its `tables`.")
+
+
+def _at_its_source(config: Config, target: str, source: str, schemas: Sequence[TableSchema]) -> Iterator[Finding]:
+    """What stands in the way where the target is in the source's own database."""
+    look = getattr(store_class(config.targets[target].type), "check_source", None)
+    if look is None or not schemas:
+        return
+    try:
+        identity = identify(config.sources[source])
+    except SynclineError:
+        return  # of which the source's own findings tell
+    yield from look(
+        config.targets[target].store, identity.system_identifier, identity.timeline, identity.database, schemas
+    )
 
 
 def _unknown(config: Config, target: str, sources: Mapping[str, Captured]) -> Iterator[Finding]:

@@ -121,7 +121,9 @@ class Store(Protocol):
     Optional, for a store that gives its copy to readers in files too: :class:`Exporting`.
 
     Optional, for a store that can be where a source is: ``source_is(system_identifier, timeline, database)``, called
-    once the target is open and before the first ``migrate``. It must never copy a table onto itself.
+    once the target is open and before the first ``migrate``. It must never copy a table onto itself. And a static
+    ``check_source(config, system_identifier, timeline, database, schemas) -> Iterator[Finding]``, which tells `syncline
+    doctor` the tables (as mapped) of which that would come, as ``check`` does.
 
     One thread applies; ``fetch`` and ``scan`` may run in other threads at the same time and see only whole works.
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import duckdb
 
-from syncline.errors import Misconfigured
+from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.finding import Finding, Severity, size
 from syncline.stores.duckdb.database import DuckDBConfig, looks_damaged, opening_error, probe
 from syncline.stores.duckdb.door import socket_path
+from syncline.stores.duckdb.parquet_s3 import S3Config
+from syncline.stores.duckdb.parquet_s3 import probe as probe_bucket
 from syncline.stores.duckdb.place import blocked, unwritable
 from syncline.stores.duckdb.sql import FORMAT
 from syncline.writable import nearest_present
@@ -37,6 +39,8 @@ def check(config: DuckDBConfig) -> Iterator[Finding]:
         yield from unwritable(config.temp_directory.expanduser().resolve(), "temp_directory")
     if config.parquet is not None:
         yield from unwritable(config.parquet.folder.expanduser().resolve(), "parquet.folder")
+        if config.parquet.s3 is not None:
+            yield _bucket(config.parquet.s3)
     if not os.path.exists(path):
         fresh = "" if os.path.isdir(path.parent) else f", with its folder {path.parent}"
         yield _found("SL-DUCKDB", "ok", f"{path} is not there yet; `syncline run` creates it{fresh}.")
@@ -48,6 +52,17 @@ def check(config: DuckDBConfig) -> Iterator[Finding]:
 
 def _found(code: str, severity: Severity, message: str, remedy: str = "") -> Finding:
     return Finding(code, severity, "", message, remedy)
+
+
+def _bucket(config: S3Config) -> Finding:
+    """Whether an object can be put where the exports go, and removed again."""
+    try:
+        probe_bucket(config)
+    except SynclineError as error:
+        code = Unavailable.code if isinstance(error, Unavailable) else error.code
+        return _found(code, "error", error.message, error.remedy)
+    message = f"Bucket {config.bucket} at {config.server} takes Parquet files, and lets go of them again."
+    return _found("SL-PARQUET", "ok", message)
 
 
 def _memory(config: DuckDBConfig) -> Iterator[Finding]:

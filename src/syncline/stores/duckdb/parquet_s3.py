@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -25,7 +26,7 @@ from syncline.stores.duckdb.parquet_versions import MANIFEST, Manifest
 if TYPE_CHECKING:
     from pyarrow.fs import S3FileSystem
 
-__all__ = ["Mirror", "S3Config"]
+__all__ = ["Mirror", "S3Config", "probe"]
 
 _CHUNK = 8 * 1024 * 1024
 # What an object of an export is called: the table's folder, and its content. Nothing else is ever removed.
@@ -61,6 +62,11 @@ class S3Config(BaseModel):
     def place(self) -> str:
         """Bucket and prefix."""
         return f"{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def server(self) -> str:
+        """Who has the bucket, for messages."""
+        return self.endpoint or ("AWS S3" if self.region is None else f"AWS S3 in {self.region}")
 
 
 class _Published(msgspec.Struct, frozen=True):
@@ -171,22 +177,39 @@ class Mirror:
     @property
     def _fs(self) -> S3FileSystem:
         if self._open is None:
-            from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
-
-            config = self._config
-            scheme, _, host = (config.endpoint or "https://").partition("://")
-            self._open = S3FileSystem(
-                access_key=config.access_key and config.access_key.get_secret_value(),
-                secret_key=config.secret_key and config.secret_key.get_secret_value(),
-                region=config.region,
-                endpoint_override=host or None,
-                scheme=scheme,
-                background_writes=False,
-                connect_timeout=5,
-                request_timeout=30,
-                retry_strategy=AwsStandardS3RetryStrategy(max_attempts=2),
-            )
+            self._open = _connected(self._config)
         return self._open
+
+
+def probe(config: S3Config) -> None:
+    """Put a small object beside the exports and remove it again: nothing less tells whether they can be brought.
+
+    Raises:
+        Unavailable, Misconfigured: as ``Mirror.bring``.
+    """
+    name = f"{config.place}/.syncline-{uuid4().hex}"
+    with _told(config):
+        files = _connected(config)
+        with files.open_output_stream(name) as out:
+            out.write(b"syncline doctor")
+        files.delete_file(name)
+
+
+def _connected(config: S3Config) -> S3FileSystem:
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    scheme, _, host = (config.endpoint or "https://").partition("://")
+    return S3FileSystem(
+        access_key=config.access_key and config.access_key.get_secret_value(),
+        secret_key=config.secret_key and config.secret_key.get_secret_value(),
+        region=config.region,
+        endpoint_override=host or None,
+        scheme=scheme,
+        background_writes=False,
+        connect_timeout=5,
+        request_timeout=30,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=2),
+    )
 
 
 def _parts(manifest: Manifest) -> Iterator[Any]:
@@ -202,9 +225,12 @@ def _told(config: S3Config) -> Iterator[None]:
     except OSError as error:
         code = _CODE.search(str(error))
         said = code[1] if code else type(error).__name__
-        where = f"Parquet files can't be brought to bucket {config.bucket}"
+        where = f"Parquet files can't be brought to bucket {config.bucket} at {config.server}"
         if _REFUSED.search(said):
-            raise Misconfigured(
-                f"{where}: {said}.", remedy="See to the bucket, and to the login and its rights.", code="SL-PARQUET"
-            ) from error
-        raise Unavailable(f"{where}: {said}.", remedy="They stay in their folder.", code="SL-PARQUET") from error
+            remedy = "See to the bucket, and to the login (parquet.s3) and its right to list, put and delete objects."
+            raise Misconfigured(f"{where}: {said}.", remedy=remedy, code="SL-PARQUET") from error
+        remedy = (
+            "They stay in their folder, and are brought once it answers: see that it runs and can be reached from here,"
+            " and that the target's parquet.s3.endpoint (null: AWS, by its region) is right."
+        )
+        raise Unavailable(f"{where}: {said}.", remedy=remedy, code="SL-PARQUET") from error

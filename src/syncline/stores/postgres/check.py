@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import psycopg
 
+from syncline.change import TableSchema
+from syncline.errors import Misconfigured
 from syncline.finding import Finding, Severity
-from syncline.stores.postgres.server import Connection, PostgresConfig, connect_reader, describe, failed
+from syncline.stores.postgres.server import IDENTITY, Connection, PostgresConfig, connect_reader, describe, failed
 from syncline.stores.postgres.sql import FORMAT, quote
+from syncline.stores.postgres.tables import refuse_itself
 
-__all__ = ["check"]
+__all__ = ["check", "check_source"]
 
 _OLDEST = 150000
 _LOSSY = ("fsync", "full_page_writes")
@@ -70,6 +73,23 @@ def check(config: PostgresConfig) -> Iterator[Finding]:
     except psycopg.Error as error:
         ours = failed(error, config)
         yield Finding(ours.code, "error", "", ours.message, ours.remedy)
+
+
+def check_source(
+    config: PostgresConfig, source: tuple[str, int, str], schemas: Sequence[TableSchema]
+) -> Iterator[Finding]:
+    """Tables that would be copied onto themselves. Of a server that can't be asked, or is a standby, :func:`check`
+    tells; findings without a subject."""
+    try:
+        with connect_reader(config) as connection:
+            row = connection.execute(IDENTITY).fetchone()
+    except psycopg.Error:
+        return
+    for schema in schemas if row is not None and tuple(row) == source else ():
+        try:
+            refuse_itself(schema)
+        except Misconfigured as error:
+            yield _found(error.code, "error", error.message, error.remedy)
 
 
 def _found(code: str, severity: Severity, message: str, remedy: str = "") -> Finding:

@@ -16,6 +16,7 @@ from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.stores.postgres.wire import Wire, WireDumper
 
 __all__ = [
+    "IDENTITY",
     "Connection",
     "PostgresConfig",
     "connect_reader",
@@ -30,6 +31,13 @@ __all__ = [
 ]
 
 Connection = psycopg.Connection[Any]
+
+# Who a server is, as ``source_is`` hears it of the source.
+IDENTITY = """
+select (select system_identifier::text from pg_control_system()),
+  ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int, datname || ':' || oid
+from pg_database where datname = current_database()
+"""
 
 # Every value is printed and read the same way as at the source.
 _SESSION = {

@@ -22,6 +22,7 @@ from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.stores import Limits, TableWork, Work
 from syncline.stores.postgres.reading import fetch_rows, scan_rows
 from syncline.stores.postgres.server import (
+    IDENTITY,
     Connection,
     PostgresConfig,
     connect_reader,
@@ -56,11 +57,6 @@ _BLOCK_BYTES = 8192
 _PATIENCE_S = 2.0
 _FENCED = "SL-POSTGRES-FENCED"
 _SETUP_LOCK = 0x53594E43
-_IDENTITY = """
-select (select system_identifier::text from pg_control_system()),
-  ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int, datname || ':' || oid
-from pg_database where datname = current_database()
-"""
 # What may be refused for the order of the rows, and not for what they hold.
 _ORDER = (
     psycopg.errors.UniqueViolation,
@@ -100,6 +96,15 @@ class PostgresStore:
         from syncline.stores.postgres.check import check
 
         return check(config)
+
+    @staticmethod
+    def check_source(
+        config: PostgresConfig, system_identifier: str, timeline: int, database: str, schemas: Sequence[TableSchema]
+    ) -> Iterator[Finding]:
+        """Tables that would be copied onto themselves, for `syncline doctor`. Changes nothing."""
+        from syncline.stores.postgres.check import check_source
+
+        return check_source(config, (system_identifier, timeline, database), schemas)
 
     @staticmethod
     def statements(schema: TableSchema) -> list[str]:
@@ -162,7 +167,7 @@ class PostgresStore:
             Unavailable, Misconfigured: as for ``open``.
         """
         with self._session() as connection:
-            row = connection.execute(_IDENTITY).fetchone()
+            row = connection.execute(IDENTITY).fetchone()
         self._at_home = row is not None and tuple(row) == (system_identifier, timeline, database)
 
     def close(self) -> None:

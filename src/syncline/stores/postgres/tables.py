@@ -14,7 +14,7 @@ from syncline.stores.postgres.columns import Kind, fits, kind_of
 from syncline.stores.postgres.server import Connection
 from syncline.stores.postgres.sql import VERSION_COLUMN, Target, place_of, quote, soft_delete_of
 
-__all__ = ["Setting", "TableState", "migrate_table", "table_state"]
+__all__ = ["Setting", "TableState", "migrate_table", "refuse_itself", "table_state"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,13 @@ def _check_names(setting: Setting, schema: TableSchema) -> None:
         )
     if quote(place[0]) == setting.own or place[0].startswith("pg_") or place[0] == "information_schema":
         raise Misconfigured(f"Schema {place[0]} is no place for table {schema.qualified}.", remedy="Map it elsewhere.")
-    if setting.at_home and f"{place[0]}.{place[1]}" == schema.qualified:
+    if setting.at_home:
+        refuse_itself(schema)
+
+
+def refuse_itself(schema: TableSchema) -> None:
+    """Where source and target are one database: raise ``Misconfigured`` for a table that is its own target."""
+    if ".".join(place_of(schema)) == schema.qualified:
         raise Misconfigured(
             f"The target of table {schema.qualified} is the table itself: source and target are one database.",
             remedy="Correct the target's dsn, or map the table to another schema or name.",
