@@ -250,6 +250,29 @@ def test_names_of_other_documents_are_understood(
     assert f"env {name}" in config.provenance.values()
 
 
+def test_a_setting_of_the_file_that_another_system_s_variable_overrules_is_told_and_no_other(load: Load) -> None:
+    text = (
+        "source: {dsn: host=a, monitored_tables: [public.*]}\n"
+        "targets:\n  graph:\n    type: neo4j\n    uri: bolt://here\n    password: ${NEO4J_PASSWORD}\n    user: me\n"
+        "apply: {max_rows: 50}\n"
+    )
+    env = {
+        "NEO4J_URI": "bolt://there",
+        "NEO4J_PASSWORD": "hush",
+        "NEO4J_DATABASE": "shop",  # the file says nothing of it
+        "CDC_MONITORED_TABLES": "public.*",  # nor anything else
+        "SYNC_BATCH_SIZE": "50",
+        "SYNCLINE_TARGETS__GRAPH__USER": "you",  # it says what it is for
+    }
+    config = load(text, env=env)
+    (told,) = config.overruled
+    assert config.targets["graph"].store.uri == "bolt://there"
+    assert (told.setting, told.variable, told.origin) == ("targets.graph.uri", "NEO4J_URI", "syncline.yaml:5")
+    assert config.provenance["targets.graph.uri"] == "env NEO4J_URI"
+    assert "there" not in told.message + told.remedy  # it might be a secret
+    assert load(text, env={"NEO4J_PASSWORD": "hush"}).overruled == ()
+
+
 def test_a_store_s_variables_make_a_target_where_there_is_none(load: Load) -> None:
     config = load("source: {dsn: host=a}\n", env={"DUCKDB_DATABASE_PATH": "a.duckdb", "DUCKDB_UNRELATED": "1"})
     assert config.targets["duckdb"].type == "duckdb"

@@ -228,6 +228,22 @@ def test_an_unreachable_server_is_named_with_its_setting_and_exit_code_3(
     assert "hush" not in refused.stderr
 
 
+def test_a_variable_of_another_system_that_overrules_the_file_is_told_with_what_to_do(
+    shell: Shell, command: Command
+) -> None:
+    shell.write()
+    shell.variables["DUCKDB_DATABASE_PATH"] = "other.duckdb"
+    checked = command("check")
+    assert checked.returncode == 0
+    told = "target.path is what the environment variable DUCKDB_DATABASE_PATH says, and not what syncline.yaml:5 says."
+    assert told in " ".join(checked.stderr.split())
+    found = json.loads(command("doctor", "--json").stdout)["findings"]
+    (warned,) = [f for f in found if f["code"] == "SL-ENVIRONMENT"]
+    assert (warned["severity"], warned["subject"], warned["message"]) == ("warning", "setting target.path", told)
+    assert warned["remedy"] == "Unset DUCKDB_DATABASE_PATH, or take the setting out of the file."
+    assert "env DUCKDB_DATABASE_PATH" in command("config").stdout
+
+
 def test_doctor_goes_on_behind_a_server_that_is_away(shell: Shell, command: Command) -> None:
     shell.write()
     looked = command("doctor", "--json")

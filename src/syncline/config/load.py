@@ -19,7 +19,7 @@ from syncline.config.document import Layer, Place, Problem, read_document, refus
 from syncline.config.environment import PREFIX, connection_parts, variables
 from syncline.config.layers import SHORTHANDS, display, holds, origin_of, settings_at, stack
 from syncline.config.nearest import hint, nearest
-from syncline.config.tree import Config
+from syncline.config.tree import Config, Overruled
 from syncline.errors import Misconfigured
 from syncline.stores import STORES
 
@@ -50,8 +50,9 @@ def load_config(
     """
     given = os.environ if variables_from is None else variables_from
     file = path or Path(given.get(f"{PREFIX}CONFIG") or DEFAULT_FILE)
-    layer = _files(file, environment, given)
-    layer = _stacked(layer, *variables(given, layer))
+    written = _files(file, environment, given)
+    layer = _stacked(written, *variables(given, written))
+    overruled = list(_overruled(written, layer))
     top, problems = _command_line({**(overrides or {}), **({"environment": environment} if environment else {})})
     layer = _stacked(layer, top, problems)
     refuse([problem for name in overrides or () for problem in _visible_secret(layer, name)])
@@ -61,7 +62,28 @@ def load_config(
             f"There is no configuration: {file} does not exist.",
             remedy="Run `syncline init` to write one, or name yours with --config.",
         )
-    return _validated(layer, file)
+    config = _validated(layer, file)
+    config._overruled.extend(overruled)
+    return config
+
+
+def _overruled(written: Layer, layer: Layer) -> Iterator[Overruled]:
+    """What the files say and a variable of another system's name says otherwise: nobody who reads the files would think
+    of it. (``SYNCLINE_...`` says what it is for.)"""
+    for place, origin in layer.origins.items():
+        variable, before = origin.removeprefix("env "), written.origins.get(place)
+        if variable == origin or variable.startswith(PREFIX) or before is None:
+            continue
+        former, now = (_value_at(one.values, place) for one in (written, layer))
+        former = ",".join(map(str, former)) if isinstance(former, list) else former
+        if not isinstance(former, dict) and str(former) != str(now):
+            yield Overruled(display(layer, place), variable, before)
+
+
+def _value_at(values: Any, place: Place) -> Any:
+    for part in place:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def _stacked(base: Layer, top: Layer, problems: list[Problem]) -> Layer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
@@ -239,6 +240,26 @@ class TargetConfig(BaseModel):
         return {**given, "tables": {name: _table_settings(model, name, one) for name, one in tables.items()}}
 
 
+@dataclass(frozen=True, slots=True)
+class Overruled:
+    """A setting that a file gives, and that has the value of an environment variable instead. ``origin``: its place in
+    the file."""
+
+    setting: str
+    variable: str
+    origin: str
+
+    @property
+    def message(self) -> str:
+        """What a person is told; never the values, of which one may be secret."""
+        return f"{self.setting} is what the environment variable {self.variable} says, and not what {self.origin} says."
+
+    @property
+    def remedy(self) -> str:
+        """What a person can do about it."""
+        return f"Unset {self.variable}, or take the setting out of the file."
+
+
 class Config(BaseModel):
     """Everything that Syncline is told, in one frozen tree. Sources and targets have names; a single one is "main"."""
 
@@ -256,11 +277,17 @@ class Config(BaseModel):
         description="Name of this environment: syncline.<environment>.yaml is read on top of syncline.yaml.",
     )
     _provenance: dict[str, str] = PrivateAttr(default_factory=dict)
+    _overruled: list[Overruled] = PrivateAttr(default_factory=list)
 
     @property
     def provenance(self) -> Mapping[str, str]:
         """Where each setting that is not a default was given: dotted path -> "syncline.yaml:7", "env SYNCLINE_..."."""
         return self._provenance
+
+    @property
+    def overruled(self) -> tuple[Overruled, ...]:
+        """Settings of the files that environment variables overrule which other systems read too (docs/names.md)."""
+        return tuple(self._overruled)
 
     @property
     def control_dsn(self) -> str:

@@ -66,6 +66,8 @@ def _code(errors: list[Finding]) -> int:
 
 def findings(config: Config) -> Iterator[Finding]:
     """What is found, source by source and target by target, then the control schema and the log. Raises nothing."""
+    for one in config.overruled:
+        yield Finding("SL-ENVIRONMENT", "warning", f"setting {one.setting}", one.message, one.remedy)
     away: set[str] = set()
     for name, source in config.sources.items():
         try:

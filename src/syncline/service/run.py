@@ -83,6 +83,8 @@ def run(
     if not config.targets:
         raise Misconfigured("There is no target: changes would fill the log for nobody.", remedy="Configure `target:`.")
     tell = _log.info if config.logging.json_lines else talk.print
+    for one in config.overruled:
+        tell(f"Warning: {one.message} {one.remedy}")
     service = SyncService(config, talk=tell, ended=tell_error)
     with _Signals(config.logging.json_lines) as signals:
         try:

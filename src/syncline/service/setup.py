@@ -64,7 +64,9 @@ def check(context: typer.Context) -> None:
 
 
 def _offline(config: Config) -> Iterator[tuple[Severity, Problem]]:
-    """What is wrong with the places on this machine that the configuration names."""
+    """What overrules the files, and what is wrong with the places on this machine that the configuration names."""
+    for one in config.overruled:
+        yield "warning", Problem("", f"{one.message} {one.remedy}")
     for name, target in config.targets.items():
         look = getattr(store_class(target.type), "check_offline", None)
         where = config.provenance.get(f"targets.{name}.path", "")
