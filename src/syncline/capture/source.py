@@ -116,6 +116,14 @@ class SourceConfig(BaseModel):
     linger_s: float = Field(0.1, ge=0, le=10, description="Longest wait for a fuller batch during a flood.")
     max_entry_bytes: int = Field(8 * 1024 * 1024, ge=65536, description="A transaction above this is stored in parts.")
     heartbeat_s: float = Field(10.0, gt=0, description="How often an idle source is moved on.")
+    slot_budget_bytes: int = Field(
+        10 * 1024**3,
+        ge=1024**2,
+        description="WAL that the slot may make the source keep before an alert, where the server sets no limit.",
+    )
+    long_transaction_s: float = Field(
+        300.0, gt=0, description="Age of an open transaction that wrote something, from which there is an alert."
+    )
     load_chunk_bytes: int = Field(16 * 1024 * 1024, ge=8192, description="Table bytes read by one COPY of a load.")
     connect_timeout_s: int = Field(10, ge=1, description="How long one attempt to connect may take.")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from syncline.capture.pressure import LONG_TRANSACTION, SLOT_BUDGET, pressures
 from syncline.capture.slot import SLOT_IN_USE
 from syncline.capture.source import connect, translated
 from syncline.catalog.repository import ControlSchema, Request
@@ -24,6 +25,7 @@ __all__ = ["Housekeeping"]
 _log = logger()
 _EVERY_S = 1.0
 _REFRESH_S = 3.0
+_WATCH_S = 10.0
 _PARKED = "SL-PARKED"
 
 
@@ -42,6 +44,8 @@ class Housekeeping:
         self._refreshed: dict[str, float] = {}
         self._parked: dict[str, dict[str, str]] = {}  # what was said of parked changes, by source and subject
         self._count_at: dict[str, float] = {}
+        self._pressing: dict[str, set[tuple[str, str]]] = {}  # alerts of the source's own state, by source
+        self._watch_at: dict[str, float] = {}
         self._failed: dict[tuple[str, str], SynclineError] = {}
         self.lags: dict[str, int] = {}
 
@@ -93,6 +97,7 @@ class Housekeeping:
                 self._serve,
                 self._refresh,
                 self._count_parked,
+                self._watch,
             ):
                 self._attempt(chore, name, source)
         self._reports.flush()
@@ -182,6 +187,22 @@ class Housekeeping:
         place = source.log.status().place
         if row and place:
             self.lags[name] = max(0, int(row[0]) - place)
+
+    def _watch(self, name: str, source: SourcePipeline) -> bool:
+        """Alert of what will hurt at the source before long, and close the alerts of what is over."""
+        connection, now = self._connections.get(name), time.monotonic()
+        if connection is None or connection.closed or now < self._watch_at.get(name, 0.0):
+            return False
+        self._watch_at[name] = now + min(_WATCH_S, source.settings.long_transaction_s)
+        found = {(p.code, f"{name}/{p.subject}"): p for p in pressures(connection, source.settings)}
+        for (code, subject), pressure in found.items():
+            error = SynclineError(pressure.message, remedy=pressure.remedy, code=code)
+            self._reports.alert(code, pressure.severity, subject, error)
+        if found.keys() != self._pressing.get(name):  # also at the start: of earlier runs' alerts nobody knows
+            for code in (SLOT_BUDGET, LONG_TRANSACTION):
+                self._reports.still(code, f"{name}/", {subject for one, subject in found if one == code})
+        self._pressing[name] = set(found)
+        return True
 
     def _serve(self, name: str, source: SourcePipeline) -> None:
         """Hand on requests: whole resyncs at once, single tables to the next load.

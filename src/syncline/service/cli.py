@@ -24,7 +24,7 @@ import typer
 
 from syncline import __version__
 from syncline.errors import Misconfigured, SynclineError, Unavailable
-from syncline.service import control, doctor, extras, mapping, plan, query, run, setup, status, verify
+from syncline.service import alerts, control, doctor, extras, mapping, plan, query, run, setup, status, verify
 from syncline.service.session import INTERRUPTED, Session, exit_code, talk, tell_error
 
 __all__ = ["app", "exit_code", "main"]
@@ -94,6 +94,7 @@ app.command("doctor")(doctor.doctor)
 app.command("migrate")(control.migrate)
 app.command("run")(run.run)
 app.command("status")(status.status)
+app.command("alerts")(alerts.alerts)
 app.command("pause")(control.pause)
 app.command("resume")(control.resume)
 app.command("resync")(control.resync)
