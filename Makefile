@@ -65,7 +65,7 @@ test: $(READY) fetched ## lint, strict types and the whole test suite
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -n $(WORKERS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --durations 25
 
 lint: $(READY) ## ruff's rules and format, without changing anything
 	@$(BIN)/ruff check
