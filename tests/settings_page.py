@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from syncline.capture.source import SourceConfig
-from syncline.config.tree import Config, TargetConfig, settings_of, store_class, store_settings
+from syncline.capture import SOURCES
+from syncline.config.tree import Config, TargetConfig, settings_of, source_settings, store_class, store_settings
 from syncline.mapping import FORMS
 from syncline.mapping.settings import (
     ColumnRule,
@@ -41,7 +41,7 @@ def written(text: str) -> str:
 
 def tables() -> str:
     own = {name: field for name, field in settings_of(TargetConfig).items() if name != "store"}
-    parts = [_section("source", settings_of(SourceConfig))]
+    parts = [_section(f"source, `type: {kind}`", settings_of(source_settings(kind))) for kind in SOURCES]
     parts += [_section(f"target, `type: {kind}`", own | settings_of(store_settings(kind))) for kind in STORES]
     parts += _mappings()
     for name, field in settings_of(Config).items():

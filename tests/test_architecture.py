@@ -30,8 +30,9 @@ LAYERS = (
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 STRANGERS = {"capture", "log", "stores"}  # one layer, and yet they never import one another
 
-# Where a store may be called by its name: the table of names itself, what talks to people, and what measures.
-MAY_NAME_STORES = {"stores", "service", "demo", "bench", "embedded", "testing", "systems"}
+# Where a store may be called by its name: the table of names itself, what talks to people, and what measures; ways of
+# capturing have a table of names too, in which databases are called as stores are.
+MAY_NAME_STORES = {"stores", "capture", "service", "demo", "bench", "embedded", "testing", "systems"}
 # What measures a store, tests one, or shows one to people, may open it itself.
 MAY_IMPORT_STORES = {"stores", "demo", "bench", "testing"}
 STORES = {"duckdb", "neo4j", "qdrant", "redis", "postgres"}

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from servers import Database
 from syncline.capture import snapshot
+from syncline.capture.postgres import WalSource
 from syncline.capture.snapshot import Load, Rewritten, consistent_point, load, read_table
 from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo, matching_tables
@@ -44,7 +45,9 @@ def test_rows_are_older_than_what_commits_at_their_point_and_the_sweep_is_older_
 
     monkeypatch.setattr(snapshot, "snapshot_point", noted)
     what = Load(items(database), BASE, 1)
-    found = [i for e in load(source, what, threading.Event(), print, lambda _: None) for i in e.items]
+    found = [
+        i for e in load(WalSource(source, "syncline"), what, threading.Event(), print, lambda _: None) for i in e.items
+    ]
     (point,) = points
     versions = {int(v) for i in found if isinstance(i, Batch) for v in i.ints("version")}
     assert versions == {BASE + point - 1}

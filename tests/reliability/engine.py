@@ -72,7 +72,7 @@ def _between_parts(act: Act) -> None:
 
 
 # What is done now and then is done more often here.
-housekeeping._EVERY_S = housekeeping._REFRESH_S = 0.2
+housekeeping._EVERY_S = housekeeping._REFRESH_S = housekeeping._WATCH_S = 0.2
 
 POINTS: dict[str, Callable[[Act], None]] = {
     "after receive": lambda act: _each(wal.WalCapture, "entries", act),

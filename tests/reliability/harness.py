@@ -26,7 +26,7 @@ from syncline.errors import SynclineError
 from syncline.pipeline import SyncService, housekeeping
 
 # What is done now and then is done more often here.
-housekeeping._EVERY_S = housekeeping._REFRESH_S = 0.2
+housekeeping._EVERY_S = housekeeping._REFRESH_S = housekeeping._WATCH_S = 0.2
 
 PROGRAM = Path(__file__).with_name("engine.py")
 TABLES = (

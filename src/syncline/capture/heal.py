@@ -11,7 +11,8 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from syncline.capture.source import SourceConfig, connect, printed, translated
+from syncline.capture.settings import PostgresSettings
+from syncline.capture.source import connect, printed, translated
 from syncline.change import TableSchema, arrow_type
 from syncline.errors import SCHEMA_DRIFT, Gap, Unavailable
 from syncline.pgvalues.pgtypes import cast_text
@@ -22,7 +23,7 @@ _VISIBLE_WITHIN_S = 30.0
 
 
 def read_rows(
-    config: SourceConfig, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event
+    config: PostgresSettings, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event
 ) -> pa.RecordBatch:
     """The rows of ``schema`` with these keys, seen after all transactions ``xids`` (64-bit ids, all committed).
 

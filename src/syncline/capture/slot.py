@@ -14,13 +14,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from syncline.capture import IN_USE, Identity
 from syncline.capture.source import SourceConfig, connect, connect_replication, describe, translated
 from syncline.capture.tables import TableInfo
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 
 __all__ = [
-    "SLOT_IN_USE",
-    "Identity",
     "Slot",
     "check_slot",
     "create_slot",
@@ -38,8 +37,6 @@ __all__ = [
 
 Talk = Callable[[str], None]
 
-SLOT_IN_USE = "SL-SLOT-IN-USE"
-
 
 def parse_lsn(text: str) -> int:
     """``16/B374D848`` as an int64."""
@@ -50,15 +47,6 @@ def parse_lsn(text: str) -> int:
 def format_lsn(lsn: int) -> str:
     """An int64 as ``16/B374D848``."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who a source is: a restored, re-initialised or promoted server differs in one of these."""
-
-    system_identifier: str
-    timeline: int
-    database: str
 
 
 def identify(config: SourceConfig) -> Identity:
@@ -228,7 +216,7 @@ def refuse_in_use(connection: psycopg.Connection[Any], slot: Slot | None) -> Non
         f"Replication slot {slot.name} is in use: {who} (server process {slot.active_pid}).",
         remedy="If that is another engine, stop it, or give this one a slot and a control schema of its own "
         "(source.slot, control.schema). If it was killed, wait until the server notices.",
-        code=SLOT_IN_USE,
+        code=IN_USE,
     )
 
 

@@ -21,8 +21,10 @@ import psycopg
 import psycopg2
 from psycopg import sql
 
+from syncline.capture import LoadProgress, Source
 from syncline.capture.pgoutput import decode_copy
 from syncline.capture.schema import table_schema
+from syncline.capture.settings import PostgresSettings
 from syncline.capture.slot import Talk, snapshot_point
 from syncline.capture.source import Dsn, SourceConfig, connect, connect_plain, describe, printed, translated
 from syncline.capture.tables import TableInfo
@@ -30,7 +32,7 @@ from syncline.change import Batch, Entry, Item, Loaded, Marker, Truncate
 from syncline.errors import Damaged, Gap, Misconfigured, Unavailable
 from syncline.pgvalues.pgtypes import binary_exact
 
-__all__ = ["Load", "LoadProgress", "Rewritten", "consistent_point", "load", "read_table"]
+__all__ = ["Load", "Rewritten", "consistent_point", "load", "read_table", "unframed"]
 
 _COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 _COPY_HEADER = 19
@@ -61,16 +63,6 @@ _RESTARTS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """How far the load of one table is; ``bytes_total`` is the size of its heap, ``rows`` what was read."""
-
-    table: str
-    rows: int
-    bytes_done: int
-    bytes_total: int
-
-
-@dataclass(frozen=True, slots=True)
 class Load:
     """What to load, as which versions, for which targets (None: all)."""
 
@@ -81,7 +73,7 @@ class Load:
 
 
 def load(
-    config: SourceConfig,
+    source: Source,
     what: Load,
     stop: threading.Event,
     talk: Talk,
@@ -97,7 +89,7 @@ def load(
     """
     for attempt in range(_RESTARTS):
         try:
-            yield from _load_once(config, what, stop, talk, progress)
+            yield from _load_once(source, what, stop, talk, progress)
             return
         except Rewritten as error:
             talk(f"table {error} was truncated or rewritten while it was read; the load starts again")
@@ -113,19 +105,19 @@ class Rewritten(Exception):
 
 
 def _load_once(
-    config: SourceConfig, what: Load, stop: threading.Event, talk: Talk, progress: Callable[[LoadProgress], None]
+    source: Source, what: Load, stop: threading.Event, talk: Talk, progress: Callable[[LoadProgress], None]
 ) -> Iterator[Entry]:
     def entry(*items: Item) -> Entry:
         return Entry(items, incarnation=what.incarnation, targets=what.targets)
 
     # Before the point: from here on no partial change may rest on what the table held.
     yield entry(*(Marker("reading", info.qualified) for info in what.tables))
-    with consistent_point(config, "load", talk) as (point, snapshot):
-        version = what.base + point - 1
+    with source.point("load", talk) as point:
+        version = what.base + point.number - 1
         for info in what.tables:
             schema = table_schema(info)
             yield entry(Marker("load_started", info.qualified, Loaded(info.shape, version - 1)))
-            for batch in read_table(config, info, snapshot, version, stop, progress):
+            for batch in source.rows(info, point, version, stop, progress):
                 schema = batch.schema
                 yield entry(batch)
             known = Loaded(info.shape, version - 1, schema.outline)
@@ -172,13 +164,13 @@ def _hold(config: SourceConfig, holder: psycopg.Connection[Any], exported: str) 
     return str(row[0])
 
 
-def _snapshot_gone(config: SourceConfig) -> Unavailable:
+def _snapshot_gone(config: PostgresSettings) -> Unavailable:
     """A snapshot lives as long as the session that exported it."""
     return Unavailable(f"A session at {describe(config.replication)} that held the snapshot of a load ended.")
 
 
 def read_table(
-    config: SourceConfig,
+    config: PostgresSettings,
     info: TableInfo,
     snapshot: str,
     version: int,
@@ -243,10 +235,20 @@ class _Span:
     nbytes: int
 
 
+def unframed(rows: list[bytes], where: str) -> list[bytes]:
+    """The rows of a binary COPY as libpq hands them on, without header and trailer; ``where`` it comes from."""
+    if not rows or not rows[0].startswith(_COPY_SIGNATURE) or not rows[-1].endswith(_COPY_TRAILER):
+        raise Damaged(f"COPY from {where} lacks its signature or its trailer.")
+    # The signature comes with the first row, the trailer alone (or, without rows, with the signature).
+    rows[0] = rows[0][_COPY_HEADER:]
+    rows.pop()
+    return rows
+
+
 class _Reader:
     """Reads one table under a snapshot with COPY, in the binary format."""
 
-    def __init__(self, config: SourceConfig, info: TableInfo, snapshot: str) -> None:
+    def __init__(self, config: PostgresSettings, info: TableInfo, snapshot: str) -> None:
         self._config = config
         self._info = info
         self._snapshot = snapshot
@@ -293,15 +295,7 @@ class _Reader:
             cursor.execute("commit")
         if same is None or not same[0]:
             raise Rewritten(self._info.qualified)
-        return self._unframed(sink.rows)
-
-    def _unframed(self, rows: list[bytes]) -> list[bytes]:
-        if not rows or not rows[0].startswith(_COPY_SIGNATURE) or not rows[-1].endswith(_COPY_TRAILER):
-            raise Damaged(f"COPY from {describe(self._config.replication)} lacks its signature or its trailer.")
-        # The signature comes with the first row, the trailer alone (or, without rows, with the signature).
-        rows[0] = rows[0][_COPY_HEADER:]
-        rows.pop()
-        return rows
+        return unframed(sink.rows, describe(self._config.replication))
 
     def decoded(self, rows: list[bytes], version: int, first_ordinal: int) -> Batch:
         """The batch of raw COPY rows."""
@@ -325,7 +319,7 @@ class _Reader:
     def _published(self) -> tuple[list[str] | None, str]:
         """Column list and row filter of the publication: what they leave out must not come in by the load (rule 22)."""
         with self._cursor() as cursor:
-            cursor.execute(_PUBLISHED, [self._config.publication, self._info.oid])
+            cursor.execute(_PUBLISHED, [self._config.published_by, self._info.oid])
             row = cursor.fetchone()
         if row is None:
             return None, ""

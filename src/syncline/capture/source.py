@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any, Literal
 
 import psycopg
 import psycopg2
 import psycopg2.extras
 from psycopg import conninfo, sql
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
+from syncline.capture.settings import Dsn, PostgresSettings
 from syncline.dsn import SecretDsn, describe, flaw
 from syncline.errors import Misconfigured, SynclineError, Unavailable
-from syncline.patterns import parse_pattern
 
 __all__ = [
     "Dsn",
@@ -63,87 +62,43 @@ _FULL = {
 _UNUSABLE = re.compile(r"invalid (port number|integer value|\w+ value)")
 
 
-class Dsn(str):
-    """A connection string that knows the ``setting`` which gives it, so that an error can name what to correct."""
-
-    setting: str
-
-    def __new__(cls, text: str, setting: str) -> Dsn:
-        dsn = super().__new__(cls, text)
-        dsn.setting = setting
-        return dsn
-
-
-def _pattern(text: str) -> str:
-    try:
-        parse_pattern(text)
-    except Misconfigured as error:
-        raise PydanticCustomError(
-            "pattern", "{said}", {"said": f"must be a table name or pattern. {error.remedy}"}
-        ) from error
-    return text
-
-
-Pattern = Annotated[str, AfterValidator(_pattern)]
-
-
-class SourceConfig(BaseModel):
+class SourceConfig(PostgresSettings):
     """One PostgreSQL database whose changes are captured from its WAL."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    dsn: SecretDsn = Field(description="Connection to the source: a URL or a libpq keyword string.")
+    type: Literal["postgres"] = Field("postgres", description="How changes are captured: postgres, from the WAL.")
     replication_dsn: SecretDsn | None = Field(
         None, description="Connection for replication and snapshots, where it differs (a pooler can't replicate)."
     )
     slot: str = Field("syncline", pattern=r"^[a-z0-9_]{1,63}$", description="Replication slot, created if missing.")
     publication: str = Field("syncline", min_length=1, max_length=63, description="Publication, created if missing.")
-    monitored_tables: tuple[Pattern, ...] = Field(
-        ("public.*",), min_length=1, description="Tables to keep in step: schema.table, or patterns with * and ?."
-    )
-    excluded_tables: tuple[Pattern, ...] = Field((), description="Tables left out, by the same patterns.")
     binary: bool | None = Field(
         None, description="Binary pgoutput: null picks it when every column's type is decoded exactly from it."
     )
-    initial_load: bool = Field(True, description="Read existing rows before streaming.")
-    on_gap: str = Field(
-        "stop",
-        pattern="^(stop|resync)$",
-        description="When changes are known to be missing: stop with an alert, or read the tables again.",
-    )
-    batch_rows: int = Field(20_000, ge=1, description="Rows after which captured changes are handed on.")
-    batch_bytes: int = Field(8 * 1024 * 1024, ge=4096, description="Bytes after which they are handed on.")
+    batch_bytes: int = Field(8 * 1024 * 1024, ge=4096, description="Bytes after which captured changes are handed on.")
     linger_s: float = Field(0.1, ge=0, le=10, description="Longest wait for a fuller batch during a flood.")
-    max_entry_bytes: int = Field(8 * 1024 * 1024, ge=65536, description="A transaction above this is stored in parts.")
-    heartbeat_s: float = Field(10.0, gt=0, description="How often an idle source is moved on.")
     slot_budget_bytes: int = Field(
         10 * 1024**3,
         ge=1024**2,
         description="WAL that the slot may make the source keep before an alert, where the server sets no limit.",
     )
-    long_transaction_s: float = Field(
-        300.0, gt=0, description="Age of an open transaction that wrote something, from which there is an alert."
-    )
-    load_chunk_bytes: int = Field(16 * 1024 * 1024, ge=8192, description="Table bytes read by one COPY of a load.")
-    connect_timeout_s: int = Field(10, ge=1, description="How long one attempt to connect may take.")
-
-    _section: str = PrivateAttr("source")
-
-    def called(self, section: str) -> None:
-        """Say where in the configuration this is: ``source``, or ``sources.<name>``."""
-        self._section = section
-
-    @property
-    def plain(self) -> Dsn:
-        """The connection string for everything but replication and snapshots."""
-        return Dsn(self.dsn.get_secret_value(), f"{self._section}.dsn")
 
     @property
     def replication(self) -> Dsn:
-        """The connection string for replication and snapshots."""
         if self.replication_dsn is None:
             return self.plain
         return Dsn(self.replication_dsn.get_secret_value(), f"{self._section}.replication_dsn")
+
+    @property
+    def published_by(self) -> str:
+        return self.publication
+
+    @property
+    def summary(self) -> str:
+        return f"{super().summary}, slot {self.slot}"
+
+    @property
+    def claim(self) -> tuple[str, ...]:
+        return (self.replication, f"slot {self.slot}")
 
 
 def translate(error: BaseException, dsn: Dsn) -> SynclineError:

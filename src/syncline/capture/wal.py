@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from syncline.capture import Again
 from syncline.capture.assemble import Chunk, Group, Truncation
 from syncline.capture.messages import Relation, Run
 from syncline.capture.pgoutput import decode
@@ -33,7 +34,7 @@ _PREFIX = "syncline"
 _MAILBOX_BYTES = 16 * 1024 * 1024
 
 
-class TextNeeded(Unavailable):
+class TextNeeded(Again):
     """The stream in binary holds what is decoded from text only. The catalogue of now may not show it any more, so
     whoever starts the stream again has to ask for text (``source.binary`` false)."""
 
@@ -75,6 +76,10 @@ class WalCapture:
     def binary(self) -> bool:
         """Whether the stream is in pgoutput's binary format."""
         return self._binary
+
+    @property
+    def words(self) -> str:
+        return f"streaming from slot {self._config.slot}, {'binary' if self._binary else 'text'} format"
 
     def widen(self, tables: list[TableInfo]) -> None:
         """Take in tables that joined the publication since. Any thread."""

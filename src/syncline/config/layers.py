@@ -10,9 +10,18 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from syncline.capture.source import SourceConfig
+from syncline.capture import DEFAULT_SOURCE
+from syncline.capture.settings import SourceSettings
 from syncline.config.document import Layer, Place, Problem, read_secret
-from syncline.config.tree import Config, TargetConfig, is_store, settings_of, store_settings, table_settings
+from syncline.config.tree import (
+    Config,
+    TargetConfig,
+    is_store,
+    settings_of,
+    source_settings,
+    store_settings,
+    table_settings,
+)
 from syncline.errors import Misconfigured
 
 __all__ = ["SHORTHANDS", "display", "holds", "origin_of", "settings_at", "stack"]
@@ -33,24 +42,36 @@ def stack(base: Layer, top: Layer) -> tuple[Layer, list[Problem]]:
 
 
 def _without_former_types(base: Layer, top: Layer) -> Layer:
-    """The base without the settings of a store that ``top`` replaces by one of another type: what is called ``path`` or
-    ``dsn`` by both means something else to each. What no store of the former type knows stays, to be refused."""
+    """The base without the settings of a source or store that ``top`` replaces by one of another type: what is called
+    ``path`` or ``dsn`` by both means something else to each. What the former type does not know stays, to be
+    refused."""
     gone: set[Place] = set()
-    targets = base.values.get("targets")
-    for name, below in targets.items() if isinstance(targets, dict) else ():
-        kind, wanted = (_at(values, ("targets", name, "type")) for values in (base.values, top.values))
-        if isinstance(below, dict) and wanted not in (None, kind):
-            former = set(_target_settings(kind)) - set(_target_settings(None))
-            gone |= {("targets", name, key) for key in former & set(below)}
+    for many, known, shared in (
+        ("sources", _source_settings, settings_of(SourceSettings)),
+        ("targets", _target_settings, _target_settings(None)),
+    ):
+        named = base.values.get(many)
+        for name, below in named.items() if isinstance(named, dict) else ():
+            kind, wanted = (_at(values, (many, name, "type")) for values in (base.values, top.values))
+            if isinstance(below, dict) and wanted not in (None, kind):
+                former = set(known(kind)) - set(shared)
+                gone |= {(many, name, key) for key in former & set(below)}
     if not gone:
         return base
-    kept = {
-        name: {key: value for key, value in below.items() if ("targets", name, key) not in gone}
+    values = {many: _without(base.values.get(many), many, gone) for many in ("sources", "targets")}
+    kept = {p: o for p, o in base.origins.items() if p[:3] not in gone}
+    return Layer({**base.values, **{many: v for many, v in values.items() if v is not None}}, kept)
+
+
+def _without(named: Any, many: str, gone: set[Place]) -> Any:
+    if not isinstance(named, dict):
+        return named
+    return {
+        name: {key: value for key, value in below.items() if (many, name, key) not in gone}
         if isinstance(below, dict)
         else below
-        for name, below in base.values["targets"].items()
+        for name, below in named.items()
     }
-    return Layer({**base.values, "targets": kept}, {p: o for p, o in base.origins.items() if p[:3] not in gone})
 
 
 def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +162,7 @@ def settings_at(values: Mapping[str, Any], place: Place) -> dict[str, FieldInfo]
         case ():
             return settings_of(Config)
         case ("sources", _):
-            return settings_of(SourceConfig)
+            return _source_settings(_at(values, (*place, "type")))
         case ("targets", _):
             return _target_settings(_at(values, (*place, "type")))
         case ("sources" | "targets",) | ("targets", _, "tables"):
@@ -152,6 +173,10 @@ def settings_at(values: Mapping[str, Any], place: Place) -> dict[str, FieldInfo]
     field = (above or {}).get(str(place[-1]))
     model = _model_in(field.annotation) if field else None
     return settings_of(model) if model else None
+
+
+def _source_settings(kind: object) -> dict[str, FieldInfo]:
+    return settings_of(source_settings(DEFAULT_SOURCE if kind is None else kind))
 
 
 def _target_settings(kind: object) -> dict[str, FieldInfo]:

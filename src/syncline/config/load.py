@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from syncline.capture import SOURCES
 from syncline.config.document import Layer, Place, Problem, read_document, refuse
 from syncline.config.environment import PREFIX, connection_parts, variables
 from syncline.config.layers import SHORTHANDS, display, holds, origin_of, settings_at, stack
@@ -230,7 +231,9 @@ def _problem(layer: Layer, details: ErrorDetails, file: Path) -> Problem:
         field = _field(layer.values, place)
         return Problem(where, f"{name} is missing. {(field and field.description) or ''}".rstrip())
     if kind == "no_store":
-        return _unknown_store(layer, place)
+        return _unknown_type(layer, place, "target", STORES)
+    if kind == "no_source_type":
+        return _unknown_type(layer, place, "source", SOURCES)
     if "target" in context:
         return Problem(origin_of(layer, ("targets", str(context["target"]), "sources")), f"{details['msg']}.")
     if place and place[-1] == "[key]":
@@ -292,14 +295,14 @@ def _all_places(layer: Layer) -> list[Place]:
     return found
 
 
-def _unknown_store(layer: Layer, place: Place) -> Problem:
-    target = layer.values["targets"][place[1]]
-    given = target.get("type") if isinstance(target, dict) else None
+def _unknown_type(layer: Layer, place: Place, what: str, known: Collection[str]) -> Problem:
+    section = layer.values[str(place[0])][place[1]]
+    given = section.get("type") if isinstance(section, dict) else None
     where = origin_of(layer, (*place, "type"))
     shown = f" {given!r:.60}" if _repeatable(given) else " of this name"
-    about = f"{display(layer, (*place, 'type'))}: there is no target type{shown}."
-    own = " A store of your own is module:Class." if {".", ":"} & set(str(given)) else ""
-    return Problem(where, f"{about} {hint(str(given), STORES)}{own}")
+    about = f"{display(layer, (*place, 'type'))}: there is no {what} type{shown}."
+    own = " A store of your own is module:Class." if what == "target" and {".", ":"} & set(str(given)) else ""
+    return Problem(where, f"{about} {hint(str(given), known)}{own}")
 
 
 def _dotted(place: Place) -> str:

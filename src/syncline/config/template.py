@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from syncline.capture.source import SourceConfig
-from syncline.config.tree import Config, TargetConfig, settings_of, store_settings
+from syncline.capture import DEFAULT_SOURCE
+from syncline.config.tree import Config, TargetConfig, settings_of, source_settings, store_settings
 
 __all__ = ["template"]
 
@@ -36,9 +36,9 @@ def template(kind: str) -> str:
 
     It loads to the defaults as it is, and just the same with every ``#name: value`` line uncommented.
     """
-    store = store_settings(kind)
+    source, store = source_settings(DEFAULT_SOURCE), store_settings(kind)
     sections = [
-        _section("source", _about(SourceConfig), _settings(SourceConfig, {"dsn": "${DATABASE_URL}"})),
+        _section("source", _about(source), _settings(source, {"dsn": "${DATABASE_URL}"})),
         _section("target", _about(store), [*_target(kind), *_settings(store, _examples(store, kind))]),
     ]
     for name, field in settings_of(Config).items():

@@ -27,7 +27,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ErrorType
 
-from syncline.capture.source import SourceConfig
+from syncline.capture import DEFAULT_SOURCE, SOURCES, Source
+from syncline.capture.settings import SourceSettings
 from syncline.dsn import SecretDsn
 from syncline.errors import Misconfigured
 from syncline.log.embedded import EmbeddedLogConfig
@@ -44,6 +45,8 @@ __all__ = [
     "TargetConfig",
     "is_store",
     "settings_of",
+    "source_class",
+    "source_settings",
     "store_class",
     "store_settings",
     "table_settings",
@@ -107,6 +110,36 @@ class LoggingConfig(BaseModel):
         "info", description="debug, info, warning or error."
     )
     json_lines: bool = Field(False, alias="json", description="One JSON object per line instead of text.")
+
+
+def source_class(kind: str) -> Any:
+    """The class of the way of capturing that the configuration calls ``kind``, imported on first use.
+
+    Raises:
+        KeyError: there is no such way.
+    """
+    module, _, name = SOURCES[kind].partition(":")
+    return getattr(import_module(module), name)
+
+
+def source_settings(kind: object) -> type[SourceSettings]:
+    """The settings of a source of that kind; of one that there is not, what all kinds share."""
+    if not isinstance(kind, str) or kind not in SOURCES:
+        return SourceSettings
+    return cast("type[SourceSettings]", source_class(kind).config_class)
+
+
+def _of_its_kind(given: Any) -> Any:
+    """A source's settings as the class that its ``type`` chooses."""
+    kind = given.get("type", DEFAULT_SOURCE) if isinstance(given, Mapping) else DEFAULT_SOURCE
+    if isinstance(given, SourceSettings):
+        return given
+    if not isinstance(kind, str) or kind not in SOURCES:
+        raise PydanticCustomError("no_source_type", "there is no source type of this name")
+    return source_settings(kind).model_validate(given)
+
+
+AnySource = Annotated[SerializeAsAny[SourceSettings], BeforeValidator(_of_its_kind)]
 
 
 def is_store(kind: object) -> TypeGuard[str]:
@@ -265,7 +298,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    sources: dict[Name, SourceConfig] = Field(min_length=1, description="Databases whose changes are captured.")
+    sources: dict[Name, AnySource] = Field(min_length=1, description="Databases whose changes are captured.")
     targets: dict[Name, TargetConfig] = Field(default_factory=dict, description="Copies that are kept in step.")
     log: LogConfig = Field(default_factory=LogConfig)
     apply: ApplyConfig = Field(default_factory=ApplyConfig)
@@ -292,8 +325,14 @@ class Config(BaseModel):
     @property
     def control_dsn(self) -> str:
         """The connection string of the control schema: its own, else that of the first source."""
-        first = next(iter(self.sources.values()))
-        return (self.control.dsn or first.dsn).get_secret_value()
+        dsn = self.control.dsn or next(iter(self.sources.values())).database
+        assert dsn is not None  # validated
+        return dsn.get_secret_value()
+
+    def source(self, name: str) -> Source:
+        """The source of this name, as the engine and the commands ask it; nothing is opened by that."""
+        settings = self.sources[name]
+        return cast("Source", source_class(settings.type)(settings, self.control.schema_name))
 
     def followed_by(self, target: str) -> tuple[str, ...]:
         """The names of the sources that a target follows."""
@@ -315,7 +354,8 @@ class Config(BaseModel):
     @validates(mode="after")
     def _is_consistent(self) -> Config:
         self._check_followed()
-        self._check_slots()
+        self._check_streams()
+        self._check_control()
         self._check_claims()
         for name, source in self.sources.items():
             source.called("source" if list(self.sources) == ["main"] else f"sources.{name}")
@@ -331,16 +371,22 @@ class Config(BaseModel):
                         {"target": name, "source": source, "known": ", ".join(self.sources)},
                     )
 
-    def _check_slots(self) -> None:
-        seen: dict[tuple[str, str], str] = {}
+    def _check_streams(self) -> None:
+        seen: dict[tuple[str, ...], str] = {}
         for name, source in self.sources.items():
-            other = seen.setdefault((source.replication, source.slot), name)
+            other = seen.setdefault(source.claim, name) if source.claim else name
             if other != name:
                 raise PydanticCustomError(
-                    "same_slot",
-                    "sources {one} and {other} share slot {slot} of one database: give each a slot of its own",
-                    {"one": other, "other": name, "slot": source.slot},
+                    "same_stream",
+                    "sources {one} and {other} share {what} of one database: give each a {kind} of its own",
+                    {"one": other, "other": name, "what": source.claim[-1], "kind": source.claim[-1].partition(" ")[0]},
                 )
+
+    def _check_control(self) -> None:
+        if self.control.dsn is None and next(iter(self.sources.values())).database is None:
+            raise PydanticCustomError(
+                "no_control", "control.dsn is required, because the first source is no PostgreSQL database"
+            )
 
     def _check_claims(self) -> None:
         """A store's configuration class may offer ``claims() -> dict[str, Path]``: by setting, folders of its own."""
@@ -359,5 +405,6 @@ class Config(BaseModel):
 
 
 def settings_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a model under the names that users write."""
-    return {field.alias or name: field for name, field in model.model_fields.items()}
+    """The fields of a model under the names that users write, ``type`` and those without a default first."""
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    return dict(sorted(fields.items(), key=lambda one: one[0] != "type" and not one[1].is_required()))

@@ -1,18 +1,14 @@
-"""Attaching to a source: which tables, which incarnation, which slot. Functions over one connection."""
+"""Attaching to a source: which tables, which incarnation, which log."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import psycopg
-
-from syncline.capture.preflight import preflight, refuse
-from syncline.capture.slot import Identity, check_slot, create_slot, drop_slot, format_lsn, read_slot, refuse_in_use
-from syncline.capture.source import SourceConfig
-from syncline.capture.tables import TableInfo, matching_tables
+from syncline.capture import Identity, Source
+from syncline.capture.preflight import refuse
+from syncline.capture.tables import TableInfo
 from syncline.change import Cursor
 from syncline.errors import Damaged, Gap, Misconfigured
 from syncline.finding import Finding
@@ -22,16 +18,11 @@ from syncline.log.embedded import EmbeddedLog, EmbeddedLogConfig
 from syncline.pipeline.reports import Reports
 
 __all__ = [
-    "SOURCE_OLDER",
-    "attach_slot",
     "choose_incarnation",
     "open_log",
     "retire_log",
-    "retire_slot",
     "usable_tables",
 ]
-
-SOURCE_OLDER = "SL-SOURCE-OLDER"
 
 # Findings about the whole source that nothing can be captured under. The others are about single tables, or may pass.
 _DECISIVE = frozenset({"SL-SERVER-VERSION", "SL-STANDBY", "SL-WAL-LEVEL", "SL-PUBLICATION"})
@@ -40,15 +31,7 @@ _NO_TABLE = "SL-NO-TABLE"
 _LEFT_OUT = "SL-TABLE-LEFT-OUT"
 
 
-def usable_tables(
-    connection: psycopg.Connection[Any],
-    name: str,
-    settings: SourceConfig,
-    control_schema: str,
-    reports: Reports,
-    *,
-    begins: bool,
-) -> list[TableInfo]:
+def usable_tables(source: Source, name: str, reports: Reports, *, begins: bool) -> list[TableInfo]:
     """The monitored tables that can be captured; the others get an alert and stop nobody (Guarantee 8).
 
     ``begins``: nothing was ever captured of this source, so a name that meets no table is refused, not alerted of.
@@ -56,13 +39,13 @@ def usable_tables(
     Raises:
         Misconfigured: the server or the publication can't serve, or there is no table.
     """
-    findings = [f for f in preflight(settings, control_schema) if f.severity == "error"]
+    findings = [f for f in source.preflight() if f.severity == "error"]
     refuse([f for f in findings if f.code in _DECISIVE or (begins and f.code == _NO_TABLE)])
     _tell_missing(name, {f.subject: f for f in findings if f.code == _NO_TABLE}, reports)
     reasons = {f.subject: f for f in findings}
     usable: list[TableInfo] = []
     left_out: dict[str, Misconfigured] = {}
-    for info in matching_tables(connection, settings.monitored_tables, settings.excluded_tables, (control_schema,)):
+    for info in source.tables():
         subject, finding = f"{name}/{info.qualified}", reasons.get(info.qualified)
         if any(other.qualified == info.qualified for other in usable):
             clash = Misconfigured(
@@ -95,7 +78,7 @@ def _tell_missing(name: str, missing: dict[str, Finding], reports: Reports) -> N
 
 
 def choose_incarnation(
-    connection: psycopg.Connection[Any],
+    source: Source,
     name: str,
     identity: Identity,
     current: Incarnation | None,
@@ -108,77 +91,28 @@ def choose_incarnation(
         Gap: the source is another server than the log's, or a promoted one.
     """
     if current is not None:
-        was = Identity(current.system_identifier, current.timeline, current.database)
-        if was == identity:
+        was = (current.system_identifier, current.timeline, current.database)
+        if was == (identity.system_identifier, identity.timeline, identity.stream):
             return current
         raise Gap(
             f"Source {name} is not the server that the log was captured from: it is system "
-            f"{_named(identity)}, the log has {_named(was)}.",
+            f"{_named(identity.system_identifier, identity.timeline, identity.stream)}, the log has {_named(*was)}.",
             remedy="If that is meant to be, run `syncline resync`; else correct source.dsn.",
             code="SL-SOURCE-CHANGED",
         )
     known = [c for c in cursors if c is not None]
-    row = connection.execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
     number, base = 1, 0
-    if known and row is not None:
+    if known:
         newest = max(c.version for c in known)
         number, base = max((c.incarnation, c.base) for c in known)
         same = all(c.system_identifier == identity.system_identifier for c in known)
-        if not same or base + int(row[0]) <= newest:
+        if not same or base + source.number() <= newest:
             number, base = number + 1, newest + 1
-    return Incarnation(number, identity.system_identifier, identity.timeline, identity.database, base)
+    return Incarnation(number, identity.system_identifier, identity.timeline, identity.stream, base)
 
 
-def _named(identity: Identity) -> str:
-    return f"{identity.system_identifier} timeline {identity.timeline} database {identity.database}"
-
-
-def attach_slot(
-    connection: psycopg.Connection[Any],
-    settings: SourceConfig,
-    identity: Identity,
-    durable: int,
-    talk: Callable[[str], None],
-) -> int:
-    """Make sure that the slot is there and continues behind ``durable``, the log's last place (0: none); returns the
-    place from which it streams.
-
-    Raises:
-        Gap: see :func:`~syncline.capture.slot.check_slot`; or the source is older than the log.
-        Unavailable: somebody else reads from the slot, so whatever it shows is not about this log.
-    """
-    slot = read_slot(connection, settings.slot)
-    refuse_in_use(connection, slot)
-    row = connection.execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
-    if row is not None and row[0] < durable:
-        # Streaming from a place that this WAL has yet to reach would skip whatever commits before it.
-        raise Gap(
-            f"The source stands at {format_lsn(row[0])}, but the log holds its changes up to {format_lsn(durable)}: it "
-            "was restored from an older copy.",
-            remedy="Run `syncline resync` to read the tables again, or set on_gap: resync.",
-            code=SOURCE_OLDER,
-        )
-    if durable == 0 and slot is not None and slot.wal_status == "lost":
-        drop_slot(connection, slot.name)
-        slot = None
-    if durable == 0 and slot is None:
-        talk(f"creating replication slot {settings.slot}")
-        return create_slot(settings, settings.slot, talk)
-    check_slot(slot, settings.slot, identity.database.rpartition(":")[0], durable)
-    assert slot is not None
-    return durable or slot.confirmed
-
-
-def retire_slot(connection: psycopg.Connection[Any], name: str, identity: Identity) -> None:
-    """Drop our slot, if it is ours: nothing that it holds is needed, for every table is read again.
-
-    Raises:
-        Unavailable: somebody else reads from it.
-    """
-    slot = read_slot(connection, name)
-    refuse_in_use(connection, slot)  # our own former session has hung up; whoever reads now is another engine
-    if slot is not None and slot.plugin == "pgoutput" and slot.database == identity.database.rpartition(":")[0]:
-        drop_slot(connection, name)
+def _named(system_identifier: str, timeline: int, stream: str) -> str:
+    return f"{system_identifier} timeline {timeline} database {stream}"
 
 
 def open_log(config: EmbeddedLogConfig, name: str) -> Log:

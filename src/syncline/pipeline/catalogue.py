@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import psycopg
-
-from syncline.capture.facts import table_facts
-from syncline.capture.slot import ensure_publication, published_names, with_publication
-from syncline.capture.source import connect, translated
-from syncline.capture.tables import TableInfo, catalogue_mark, only_lost_columns, reshaped
+from syncline.capture.tables import TableInfo, only_lost_columns, reshaped
 from syncline.change import Entry, Loaded, Marker
 from syncline.log import Incarnation
 from syncline.pipeline.attach import usable_tables
@@ -38,35 +33,29 @@ class Catalogue:
         self._seen: tuple[Any, ...] = ()
         self.tables: list[TableInfo] = []
 
-    def choose(self, connection: psycopg.Connection[Any], *, begins: bool = False) -> list[str]:
-        """Look at the source's tables as they are now; returns those that were not published until now.
+    def choose(self, *, begins: bool = False) -> list[str]:
+        """Look at the source's tables as they are now; returns those whose changes were not captured until now.
 
         ``begins`` as in :func:`~syncline.pipeline.attach.usable_tables`.
 
         Raises:
-            Misconfigured: the server or the publication can't serve, or there is no table.
+            Misconfigured: the source can't be captured as it is, or there is no table.
         """
-        context, publication = self._context, self._context.settings.publication
-        control_schema = context.config.control.schema_name
-        tables = usable_tables(
-            connection, context.name, context.settings, control_schema, context.reports, begins=begins
-        )
-        added = ensure_publication(connection, publication, tables)
+        context, source = self._context, self._context.source
+        tables = usable_tables(source, context.name, context.reports, begins=begins)
+        added = source.prepare(tables, context.talk)
         # Last: what fails before is looked at again, with the tables as they were.
-        self.tables = with_publication(connection, publication, tables)
-        facts = table_facts(connection, self.tables)
+        self.tables = source.described(tables)
+        facts = source.facts(self.tables)
         for name, target in self._targets.items():
             target.mapping = context.config.targets[name].mapping(facts)
-        if added:
-            context.talk(f"publication {publication}: added {', '.join(added)}")
         return added
 
-    def tell_left(self, connection: psycopg.Connection[Any], loaded: set[str], incarnation: Incarnation) -> None:
+    def tell_left(self, loaded: set[str], incarnation: Incarnation) -> None:
         """Write to the log which tables the stream passes over, of those that a target may have (``loaded``, and what
-        is published): a target that stands before this forgets them, even if they are back when it hears of it."""
+        is in the stream): a target that stands before this forgets them, even if they are back when it hears of it."""
         captured = {t.qualified for t in self.tables}
-        published = published_names(connection, self._context.settings.publication)
-        self._left((published | loaded) - captured, incarnation)
+        self._left((self._context.source.passed_over() | loaded) - captured, incarnation)
 
     def _left(self, tables: set[str], incarnation: Incarnation | None) -> None:
         if tables:
@@ -76,14 +65,11 @@ class Catalogue:
     def look_again(self, incarnation: Incarnation | None) -> bool:
         """Take in tables that came or changed since, and request that they are read; whether anything did, or a load is
         due, for which the tables must be as they are now."""
-        settings = self._context.settings
-        dsn = settings.plain
-        with translated(dsn), connect(dsn, timeout_s=settings.connect_timeout_s) as connection:
-            seen = catalogue_mark(connection, (self._context.config.control.schema_name,))
-            if seen == self._seen and not self._loads.due:
-                return False
-            before = {t.qualified: t for t in self.tables}
-            added = self.choose(connection)
+        seen = self._context.source.mark()
+        if seen == self._seen and not self._loads.due:
+            return False
+        before = {t.qualified: t for t in self.tables}
+        added = self.choose()
         self._left(set(before) - {t.qualified for t in self.tables}, incarnation)
         self._loads.request(added)
         self._seen = seen

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from syncline.capture.source import SourceConfig
+from syncline.capture import Source
+from syncline.capture.settings import SourceSettings
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config
 from syncline.pipeline.reports import Reports
@@ -15,21 +16,22 @@ __all__ = ["Context"]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One source's name, the whole configuration, where to report, and who listens.
+    """One source and its name, the whole configuration, where to report, and who listens.
 
     ``talk`` hears what a person wants to know, from any thread.
     """
 
     name: str
+    source: Source
     config: Config
     control: ControlSchema
     reports: Reports
     talk: Callable[[str], None]
 
     @property
-    def settings(self) -> SourceConfig:
+    def settings(self) -> SourceSettings:
         """Those of the source."""
-        return self.config.sources[self.name]
+        return self.source.settings
 
     @property
     def resyncs(self) -> bool:

@@ -5,13 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
-import psycopg
-
-from syncline.capture.pressure import LONG_TRANSACTION, SLOT_BUDGET, pressures
-from syncline.capture.slot import SLOT_IN_USE
-from syncline.capture.source import connect, translated
+from syncline.capture import IN_USE, PRESSURES
 from syncline.catalog.repository import ControlSchema, Request
 from syncline.errors import SynclineError, Unavailable, defect
 from syncline.logs import logger
@@ -38,7 +33,7 @@ class Housekeeping:
         self._reports = reports
         self._requests: dict[str, list[Request]] = {}
         self._begun: set[int] = set()
-        self._connections: dict[str, psycopg.Connection[Any]] = {}
+        self._looks = {name: source.another_look() for name, source in sources.items()}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
         self._refreshed: dict[str, float] = {}
@@ -77,8 +72,8 @@ class Housekeeping:
         for name, source in self._sources.items():
             self._attempt(self._tell, name, source)
         self._reports.flush()
-        for connection in self._connections.values():
-            connection.close()
+        for look in self._looks.values():
+            look.close()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -136,7 +131,7 @@ class Housekeeping:
 
     def _tell(self, name: str, source: SourcePipeline) -> None:
         new = source.error is None and source.state == "starting"
-        if new or (source.error is not None and source.error.code == SLOT_IN_USE):
+        if new or (source.error is not None and source.error.code == IN_USE):
             return  # the status is that of an engine which has the slot
         status = source_status(source, self.lags.get(name), latencies=False)
         self._reports.status(status_rows(name, status))
@@ -172,34 +167,28 @@ class Housekeeping:
         return True
 
     def _measure(self, name: str, source: SourcePipeline) -> None:
-        """How many bytes of WAL the log is behind the source."""
-        dsn = source.settings.plain
+        """How many bytes the log is behind the source."""
         try:
-            if name not in self._connections or self._connections[name].closed:
-                self._connections[name] = connect(
-                    dsn, timeout_s=source.settings.connect_timeout_s, application="syncline-housekeeping"
-                )
-            with translated(dsn):
-                row = self._connections[name].execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
+            lag = self._looks[name].lag(source.log.status().place)
         except SynclineError:
-            self.lags.pop(name, None)  # unknown while the source is away; its own thread raises the alert
-            return
-        place = source.log.status().place
-        if row and place:
-            self.lags[name] = max(0, int(row[0]) - place)
+            lag = None  # unknown while the source is away; its own thread raises the alert
+        if lag is None:
+            self.lags.pop(name, None)
+        else:
+            self.lags[name] = lag
 
     def _watch(self, name: str, source: SourcePipeline) -> bool:
         """Alert of what will hurt at the source before long, and close the alerts of what is over."""
-        connection, now = self._connections.get(name), time.monotonic()
-        if connection is None or connection.closed or now < self._watch_at.get(name, 0.0):
+        now = time.monotonic()
+        if now < self._watch_at.get(name, 0.0):
             return False
-        self._watch_at[name] = now + min(_WATCH_S, source.settings.long_transaction_s)
-        found = {(p.code, f"{name}/{p.subject}"): p for p in pressures(connection, source.settings)}
+        self._watch_at[name] = now + _WATCH_S
+        found = {(p.code, f"{name}/{p.subject}"): p for p in self._looks[name].pressures()}
         for (code, subject), pressure in found.items():
             error = SynclineError(pressure.message, remedy=pressure.remedy, code=code)
             self._reports.alert(code, pressure.severity, subject, error)
         if found.keys() != self._pressing.get(name):  # also at the start: of earlier runs' alerts nobody knows
-            for code in (SLOT_BUDGET, LONG_TRANSACTION):
+            for code in PRESSURES:
                 self._reports.still(code, f"{name}/", {subject for one, subject in found if one == code})
         self._pressing[name] = set(found)
         return True

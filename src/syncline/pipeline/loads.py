@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+from syncline.capture import LoadProgress
 from syncline.capture.schema import table_schema
-from syncline.capture.snapshot import Load, LoadProgress, load
+from syncline.capture.snapshot import Load, load
 from syncline.capture.tables import TableInfo, reshaped
 from syncline.change import Entry, Loaded, Marker
 from syncline.errors import SynclineError, defect
@@ -147,7 +148,7 @@ class Loads:
             self._append([Entry(markers, incarnation=incarnation.number, targets=only)])
             return
         what = Load(tables, incarnation.base, incarnation.number, only)
-        for entry in load(context.settings, what, self._stop, context.talk, self._note):
+        for entry in load(context.source, what, self._stop, context.talk, self._note):
             self._append([entry])
             for item in entry.items:
                 if isinstance(item, Marker) and item.kind == "loaded":

@@ -79,7 +79,7 @@ def _filled(config: Config) -> set[str]:
 
 
 def _changes_of(config: Config, source: str) -> Iterator[Change]:
-    found = captured(config.sources[source], config.control.schema_name)
+    found = captured(config.source(source))
     for target, chosen in config.targets.items():
         if source in config.followed_by(target):
             mapping = chosen.mapping(found.facts)

@@ -72,7 +72,7 @@ class SyncService:
         self._control.check()
         try:
             for name in self.config.sources:
-                context = Context(name, self.config, self._control, self._reports, self._talk)
+                context = Context(name, self.config.source(name), self.config, self._control, self._reports, self._talk)
                 self.sources[name] = SourcePipeline(context, self._stores(name))
             self._housekeeping = Housekeeping(self.sources, self._control, self._reports)
             self._housekeeping.prepare()

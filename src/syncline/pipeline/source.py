@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from syncline.apply.retry import Backoff, persist
-from syncline.capture.slot import Identity, identify
-from syncline.capture.source import connect, translated
+from syncline.capture import SOURCE_OLDER, Again, Identity, Source, Stream
 from syncline.capture.tables import TableInfo
-from syncline.capture.wal import TextNeeded, WalCapture
 from syncline.change import Entry, Marker, Position
 from syncline.errors import Gap, Policy, SynclineError, Unavailable, defect, policy
 from syncline.log import Incarnation
-from syncline.pipeline.attach import (
-    SOURCE_OLDER,
-    attach_slot,
-    choose_incarnation,
-    open_log,
-    retire_log,
-    retire_slot,
-)
+from syncline.pipeline.attach import choose_incarnation, open_log, retire_log
 from syncline.pipeline.catalogue import Catalogue
 from syncline.pipeline.context import Context
 from syncline.pipeline.loads import Loads
@@ -39,7 +29,7 @@ class SourcePipeline:
 
     def __init__(self, context: Context, stores: dict[str, Store]) -> None:
         self.name = context.name
-        self.settings = context.settings
+        self._source = context.source
         self.log = open_log(context.config.log, self.name)
         self.state = "starting"
         self.error: SynclineError | None = None
@@ -50,8 +40,7 @@ class SourcePipeline:
         self._again = threading.Event()
         self._start_over = False
         self._reset_due = False
-        self._renew_slot = False
-        self._needs_text = False  # a value that the binary format can't give exactly was met
+        self._renew_stream = False
         self._loads_seen, self._loads_end = -1, 0
         self._read_through = 0  # the last entry of the log that came from a load, 0 if none did
         self._backoff = Backoff(0.2, 10.0)
@@ -59,13 +48,17 @@ class SourcePipeline:
         self.targets = self._targets.by_name
         self.loads = Loads(context, self.targets, self._append_beside, self.stopping)
         self._catalogue = Catalogue(context, self.targets, self.loads, self._append_beside)
-        self._capture: WalCapture | None = None
+        self._capture: Stream | None = None
         self._thread = threading.Thread(target=self._run, name=f"capture-{self.name}", daemon=True)
 
     @property
     def tables(self) -> list[TableInfo]:
         """The tables that are captured."""
         return self._catalogue.tables
+
+    def another_look(self) -> Source:
+        """The source once more, for a thread of its own."""
+        return self._context.config.source(self.name)
 
     # ------------------------------------------------------------------------------------------------------ lifecycle
 
@@ -175,8 +168,8 @@ class SourcePipeline:
         if self.stopping.is_set() or self._start_over:
             return
         self.error = error
-        if isinstance(error, TextNeeded):
-            self._needs_text = True
+        if isinstance(error, Again):
+            self._source.again(error)
             self._talk(error.message)
             return
         if policy(error) is Policy.RETRY:
@@ -206,33 +199,31 @@ class SourcePipeline:
             self._reset()
             self._reset_due = False
         self.log.incarnation()  # a damaged log is a gap, whatever else is away
-        identity = identify(self.settings)
+        identity = self._source.identify()
         self._targets.open()
         if self._futile():
             return
-        dsn = self.settings.plain
-        with translated(dsn), connect(dsn, timeout_s=self.settings.connect_timeout_s) as connection:
-            unpublished = self._catalogue.choose(connection, begins=not self.log.status().place)
-            known, cursors = self.log.incarnation(), self._targets.cursors
-            incarnation = choose_incarnation(connection, self.name, identity, known, cursors)
-            self.log.start_incarnation(incarnation)
-            if self._renew_slot:
-                retire_slot(connection, self.settings.slot, identity)
-                self._renew_slot = False
-            self._attach(connection, identity, incarnation)
-            loaded = {table for cursor in cursors if cursor is not None for table in cursor.loaded}
-            self._catalogue.tell_left(connection, loaded, incarnation)
+        uncaptured = self._catalogue.choose(begins=not self.log.status().place)
+        known, cursors = self.log.incarnation(), self._targets.cursors
+        incarnation = choose_incarnation(self._source, self.name, identity, known, cursors)
+        self.log.start_incarnation(incarnation)
+        if self._renew_stream:
+            self._source.retire(identity)
+            self._renew_stream = False
+        self._attach(identity, incarnation)
+        loaded = {table for cursor in cursors if cursor is not None for table in cursor.loaded}
+        self._catalogue.tell_left(loaded, incarnation)
         self._targets.start(incarnation, identity)
         if self.state != "streaming":
             self.state = "loading"
-        self.loads.load_missing(self.tables, incarnation, unpublished)
-        self._reports.gap_closed(self.name)  # the slot continues the log
+        self.loads.load_missing(self.tables, incarnation, uncaptured)
+        self._reports.gap_closed(self.name)  # the stream continues the log
         self._targets.mended()
         self._stream(incarnation)
 
     def _futile(self) -> bool:
-        """Whether a slot would keep WAL for nobody: none was made yet, and no target can be used. Waits, if so, until a
-        person has mended that. A slot that is there already is read on (Guarantee 8)."""
+        """Whether the source would keep changes for nobody: none was read yet, and no target can be used. Waits, if
+        so, until a person has mended that. A stream that is there already is read on (Guarantee 8)."""
         usable = [t for t in self.targets.values() if t.error is None]
         if usable or not self.targets or self.log.status().place:
             return False
@@ -242,11 +233,11 @@ class SourcePipeline:
             self._again.clear()
         return True
 
-    def _attach(self, connection: Any, identity: Identity, incarnation: Incarnation) -> None:
+    def _attach(self, identity: Identity, incarnation: Incarnation) -> None:
         durable = self.log.status().place
         if durable:
             self._refuse_known_gap()
-        place = attach_slot(connection, self.settings, identity, durable, self._talk)
+        place = self._source.attach(identity, durable, self._talk)
         if place != durable:
             through = incarnation.base + place
             self._append([Entry((Marker("progress"),), place=place, through=through, incarnation=incarnation.number)])
@@ -289,13 +280,10 @@ class SourcePipeline:
                 self.loads.request(self._targets.missing(name), name)
 
     def _stream(self, incarnation: Incarnation) -> None:
-        settings = self.settings.model_copy(update={"binary": False}) if self._needs_text else self.settings
-        capture = WalCapture(
-            settings, self.tables, base=incarnation.base, incarnation=incarnation.number, lost=self._table_lost
-        )
+        capture = self._source.capture(self.tables, incarnation.base, incarnation.number, self._table_lost)
         self._capture = capture
         try:
-            self._talk(f"streaming from slot {self.settings.slot}, {'binary' if capture.binary else 'text'} format")
+            self._talk(capture.words)
             for entry in capture.entries(self.log.status().place):
                 self._append([entry])
                 if entry.place:
@@ -330,7 +318,7 @@ class SourcePipeline:
         self._read_through = self._append(entries).n
 
     def _append(self, entries: list[Entry]) -> Position:
-        """Append, waiting while the log is full: the slot holds what is not confirmed (Guarantees 1 and 8)."""
+        """Append, waiting while the log is full: the source holds what is not confirmed (Guarantees 1 and 8)."""
 
         def tell(error: SynclineError | None) -> None:
             if error is None:
@@ -342,12 +330,12 @@ class SourcePipeline:
         return persist(lambda: self.log.append(entries), Backoff(0.05, 1.0), self.stopping, tell)
 
     def _reset(self) -> None:
-        """Start over: a new log, a new slot, every table read again. What the old ones hold is superseded by the loads,
-        and may be the very transaction that could not be taken."""
+        """Start over: a new log, a new stream, every table read again. What the old ones hold is superseded by the
+        loads, and may be the very transaction that could not be taken."""
         self.state, self._read_through = "loading", 0
         self._targets.reset()
         self._again.clear()
-        self._renew_slot = True
+        self._renew_stream = True
         self.log.close()
         retire_log(self._context.config.log.folder(self.name))
         self.log = open_log(self._context.config.log, self.name)

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from syncline.apply.parking import Parking
-from syncline.capture.heal import read_rows
-from syncline.capture.slot import Identity
+from syncline.capture import Identity
 from syncline.capture.tables import TableInfo
 from syncline.change import Cursor, Position, TableSchema
 from syncline.errors import Damaged, Gap, SynclineError, Unavailable
@@ -348,7 +347,9 @@ class Targets:
             parked = self._context.control.open_dead_letters(name)
         except Unavailable:
             return None
-        return None if parked or self.by_name[name].board.held() else worker.cursor.version
+        # A stream may still bring a change below the greatest that came; one that it is through with, never.
+        oldest = min(worker.cursor.version, worker.cursor.through)
+        return None if parked or self.by_name[name].board.held() else oldest
 
     def _caught_up(self, name: str, table: str) -> bool:
         try:
@@ -359,4 +360,4 @@ class Targets:
         return True
 
     def _heal(self, schema: TableSchema, keys: Any, xids: Sequence[int]) -> Any:
-        return read_rows(self._context.settings, schema, keys, xids, self._owner.stopping)
+        return self._context.source.heal(schema, keys, xids, self._owner.stopping)

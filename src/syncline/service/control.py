@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from syncline.capture.patterns import candidates, matching
-from syncline.capture.preflight import preflight
-from syncline.capture.source import connect, translated
 from syncline.config import Config, hint
 from syncline.errors import Misconfigured, SynclineError
 from syncline.service.session import chosen, control_schema, session_of, talk
@@ -114,13 +111,13 @@ def _table(config: Config, control: ControlSchema, sources: Sequence[str], given
     recorded |= {g["table_name"] for g in control.gaps() if g["source"] in sources}
     if given in recorded:
         return given
-    captured = {name for source in sources for name in _captured(config, source)}
+    captured = {name for source in sources for name in config.source(source).names()}
     return _known(given, captured | recorded - {""})
 
 
 def _at_their_sources(config: Config, sources: Sequence[str], given: Sequence[str]) -> dict[str, list[str] | None]:
     """These tables, each at the sources that have it. Raises as :func:`_table`."""
-    captured = {source: _captured(config, source) for source in sources}
+    captured = {source: config.source(source).names() for source in sources}
     everywhere = {name for names in captured.values() for name in names}
     wanted = [_known(name, everywhere) for name in given]
     found = {source: [name for name in wanted if name in names] for source, names in captured.items()}
@@ -132,7 +129,7 @@ def _tell_left_out(config: Config, wanted: Mapping[str, Sequence[str]]) -> None:
     keeps nobody from asking for what is done when it can."""
     for source, tables in wanted.items():
         try:
-            found = preflight(config.sources[source], config.control.schema_name) if tables else []
+            found = config.source(source).preflight() if tables else []
         except SynclineError:
             continue
         for finding in found:
@@ -146,16 +143,6 @@ def _known(given: str, names: Collection[str]) -> str:
     name = given if given in names or "." in given else f"public.{given}"
     chosen("captured table", name, sorted(names))
     return name
-
-
-def _captured(config: Config, source: str) -> list[str]:
-    """What the source's catalogue has of the tables that its patterns choose."""
-    settings = config.sources[source]
-    dsn = settings.plain
-    connection = connect(dsn, timeout_s=settings.connect_timeout_s, application="syncline-control")
-    with connection, translated(dsn):
-        found = candidates(connection, (config.control.schema_name,))
-    return [r.qualified for r in matching(found, settings.monitored_tables, settings.excluded_tables).chosen]
 
 
 def _scope(source: str | None, target: str | None, table: str | None) -> str:

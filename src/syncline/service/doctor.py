@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from syncline.capture.preflight import preflight
-from syncline.capture.slot import SLOT_IN_USE, identify, read_slot, refuse_in_use
-from syncline.capture.source import connect, translated
+from syncline.capture import IN_USE
 from syncline.config import Config, store_class
 from syncline.errors import Gap, SynclineError, Unavailable
 from syncline.finding import Finding, Severity
 from syncline.log.embedded import EmbeddedLog
 from syncline.log.folder import is_held
-from syncline.pipeline.attach import attach_slot, choose_incarnation
+from syncline.pipeline.attach import choose_incarnation
 from syncline.pipeline.plan import copy_reader
 from syncline.service.figures import size
 from syncline.service.mapped import mapping_findings
@@ -69,9 +67,9 @@ def findings(config: Config) -> Iterator[Finding]:
     for one in config.overruled:
         yield Finding("SL-ENVIRONMENT", "warning", f"setting {one.setting}", one.message, one.remedy)
     away: set[str] = set()
-    for name, source in config.sources.items():
+    for name in config.sources:
         try:
-            looked = preflight(source, config.control.schema_name)
+            looked = config.source(name).preflight()
         except SynclineError as error:
             away.add(error.message)
             yield _failed(f"source {name}", error)
@@ -101,7 +99,7 @@ def _gap(config: Config, name: str, *, sound: bool) -> list[Finding]:
     except Gap as error:
         gaps.setdefault((error.code, f"source {name}"), _finding(config, name, f"source {name}", error))
     except SynclineError as error:
-        if error.code == SLOT_IN_USE:
+        if error.code == IN_USE:
             gaps[error.code, ""] = Finding("SL-SLOT-BUSY", "error", f"source {name}", error.message, error.remedy)
         elif sound:
             gaps[error.code, ""] = _failed(f"source {name}", error)
@@ -110,14 +108,13 @@ def _gap(config: Config, name: str, *, sound: bool) -> list[Finding]:
 
 def _refuse_gap(config: Config, name: str) -> None:
     """Raise what the next run would find when it holds the log against the source, which is only looked at."""
-    settings, folder = config.sources[name], config.log.folder(name)
-    with translated(settings.plain), connect(settings.plain, timeout_s=settings.connect_timeout_s) as source:
-        slot = read_slot(source, settings.slot)
-        log = EmbeddedLog.peek(config.log, name)  # behind the slot, which never confirms what its own log lacks
-        if slot is not None and slot.active_pid is not None:
-            if is_held(folder) and log is not None and 0 < slot.confirmed <= log.place:
-                return  # our engine, which has looked itself
-            refuse_in_use(source, slot)
+    source, folder = config.source(name), config.log.folder(name)
+    confirmed = source.reader()
+    log = EmbeddedLog.peek(config.log, name)  # behind the stream, which never confirms what its own log lacks
+    if confirmed is not None:
+        if is_held(folder) and log is not None and 0 < confirmed <= log.place:
+            return  # our engine, which has looked itself
+        source.refuse_in_use()
     rows = _asked(config, lambda control: control.statuses())
     known = [row for row in rows if row["source"] == name and row["log"]]
     if log is None and known and any(_has_copy(config, name, target) for target in config.targets):
@@ -127,10 +124,9 @@ def _refuse_gap(config: Config, name: str) -> None:
             code="SL-LOG-FOREIGN",
         )
     if log is not None and log.place:
-        identity = identify(settings)
-        with translated(settings.plain), connect(settings.plain, timeout_s=settings.connect_timeout_s) as source:
-            choose_incarnation(source, name, identity, EmbeddedLog.peek_incarnation(config.log, name), ())
-            attach_slot(source, settings, identity, log.place, lambda _: None)  # only looks: the log has a place
+        identity = source.identify()
+        choose_incarnation(source, name, identity, EmbeddedLog.peek_incarnation(config.log, name), ())
+        source.attach(identity, log.place, lambda _: None)  # only looks: the log has a place
 
 
 def _has_copy(config: Config, source: str, target: str) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from syncline.capture.captured import Captured, captured
-from syncline.capture.slot import identify
 from syncline.change import TableSchema
 from syncline.config import Config, hint, store_class
 from syncline.errors import Misconfigured, SynclineError
@@ -23,9 +22,9 @@ def mapping_findings(config: Config) -> Iterator[Finding]:
     """Names that are no table, tables that can't be mapped as is said, and those that would share a place. Raises
     nothing; of a source that can't be asked others have told."""
     looked: dict[str, Captured] = {}
-    for name, source in config.sources.items():
+    for name in config.sources:
         try:
-            looked[name] = captured(source, config.control.schema_name)
+            looked[name] = captured(config.source(name))
         except SynclineError:
             continue
     for target in config.targets:
@@ -67,7 +66,7 @@ def _at_its_source(config: Config, target: str, source: str, schemas: Sequence[T
     if look is None or not schemas:
         return
     try:
-        identity = identify(config.sources[source])
+        identity = config.source(source).identify()
     except SynclineError:
         return  # of which the source's own findings tell
     yield from look(

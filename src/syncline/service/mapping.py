@@ -36,7 +36,7 @@ def show(
     """Show what each target makes of a table: columns, shape, and the statements that it becomes."""
     config = session_of(context).config()
     chosen("target", target, config.targets)
-    looked = {name: captured(source, config.control.schema_name) for name, source in config.sources.items()}
+    looked = {name: captured(config.source(name)) for name in config.sources}
     known = {source: found.facts for source, found in looked.items()}
     name = table if "." in table else f"public.{table}"
     reason = next((found.left_out[name] for found in looked.values() if name in found.left_out), None)

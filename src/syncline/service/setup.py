@@ -10,12 +10,11 @@ from typing import Annotated
 
 import typer
 
-from syncline.capture.patterns import named_schemas
-from syncline.capture.source import describe
 from syncline.config import DEFAULT_FILE, Config, store_class
 from syncline.config.document import Problem, refuse
 from syncline.config.settings import settings
 from syncline.config.template import template
+from syncline.dsn import describe
 from syncline.errors import Misconfigured
 from syncline.finding import Severity
 from syncline.service.session import chosen, print_json, session_of, stdout, talk
@@ -85,18 +84,12 @@ def schemas_of(config: Config, target: str) -> set[str]:
     """The schemas that a target surely gets: a mapping may pick tables, and call them otherwise."""
     if config.targets[target].tables is not None:
         return set()
-    monitored = [config.sources[source].monitored_tables for source in config.followed_by(target)]
-    return {schema for patterns in monitored for schema in named_schemas(patterns)}
+    return {schema for source in config.followed_by(target) for schema in config.sources[source].schemas}
 
 
 def _summary(config: Config) -> list[str]:
     lines = []
-    for name, source in config.sources.items():
-        without = f" without {', '.join(source.excluded_tables)}" if source.excluded_tables else ""
-        where = describe(source.plain)
-        lines.append(
-            f"source {name}: {where}, tables {', '.join(source.monitored_tables)}{without}, slot {source.slot}"
-        )
+    lines += [f"source {name}: {source.summary}" for name, source in config.sources.items()]
     for name, target in config.targets.items():
         lines.append(f"target {name}: {target.type}, follows {', '.join(config.followed_by(name))}")
     lines.append(f"log: {config.log.path}")

@@ -1,7 +1,7 @@
 """`syncline status`: how far everything is, whether or not the engine runs.
 
-It reads what the engine left in the control schema, the log's own files, and the slot. What can't be read says so, and
-decides the exit code; the rest is shown all the same.
+It reads what the engine left in the control schema, the log's own files, and the source's stream: for the WAL, its
+slot. What can't be read says so, and decides the exit code; the rest is shown all the same.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from syncline.capture.slot import format_lsn, parse_lsn, read_slot
-from syncline.capture.source import SourceConfig, connect, translated
+from syncline.capture import Source
 from syncline.config import Config
 from syncline.errors import SynclineError
 from syncline.log.embedded import EmbeddedLog
@@ -28,7 +27,6 @@ from syncline.service.session import DIFFERENT, control_schema, exit_code, print
 
 __all__ = ["collect", "status"]
 
-_WAL_END = "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text"
 _FRESH_S = 10.0  # the engine writes its status every second
 
 
@@ -166,15 +164,15 @@ _FOREIGN = "an engine with another log folder reports to this control schema, as
 def _source(
     config: Config, name: str, rows: list[dict[str, Any]], silent: str, failures: list[SynclineError]
 ) -> dict[str, Any]:
-    """One source: the engine's own words while they are fresh, its log's and slot's in any case. ``silent``: its state
-    where it says nothing."""
+    """One source: the engine's own words while they are fresh, its log's and stream's in any case. ``silent``: its
+    state where it says nothing."""
     capture = next((r for r in rows if not r["target"]), {})
     running = bool(rows) and capture.get("age_s", _FRESH_S) < _FRESH_S
     log = _log(config, name, failures)
     if rows and log.get("log") not in (None, capture.get("log")):
         # The folder's own log says more of this engine than the words of one that has another.
         rows, capture, running = [], {"message": _FOREIGN}, False
-    slot = _slot(config.sources[name], failures)
+    source = config.source(name)
     targets: dict[str, Any] = {t: {"state": "unknown"} for t in config.targets if name in config.followed_by(t)}
     silent_target = "unknown" if silent == "running" else silent
     for target, cursor in log.get("cursors", {}).items():
@@ -184,13 +182,14 @@ def _source(
         if row["target"] in targets and not row["table_name"]:
             targets[row["target"]] = _target(row, running, silent_target)
     place = log.get("place") or capture.get("place")
-    behind = slot["wal_lsn_bytes"] - place if place and "wal_lsn_bytes" in slot else None
+    stream, behind = _stream(source, place, failures)
     return {
         "state": capture.get("state", "unknown") if running else silent,
         "message": capture.get("message", ""),
         "place": place,
-        "lag_bytes": max(0, behind) if behind is not None else capture.get("lag_bytes"),
-        "slot": slot,
+        "lag_bytes": behind if behind is not None else capture.get("lag_bytes"),
+        "seen_as": source.seen_as,
+        source.seen_as: stream,
         "log": log,
         "targets": targets,
     }
@@ -227,45 +226,29 @@ def _log(config: Config, name: str, failures: list[SynclineError]) -> dict[str, 
     }
 
 
-def _slot(source: SourceConfig, failures: list[SynclineError]) -> dict[str, Any]:
-    """The slot as its server shows it, or why it can't be asked."""
-    dsn = source.plain
+def _stream(source: Source, place: int | None, failures: list[SynclineError]) -> tuple[dict[str, Any], int | None]:
+    """The stream as its server shows it, or why it can't be asked; how many bytes the log is behind it."""
     try:
-        connection = connect(dsn, timeout_s=source.connect_timeout_s, application="syncline-status")
-        with connection, translated(dsn):
-            slot = read_slot(connection, source.slot)
-            row = connection.execute(_WAL_END).fetchone()
+        seen = source.look(place)
     except SynclineError as error:
-        return {"name": source.slot, **_failed(error, failures)}
-    now = parse_lsn(row[0]) if row and row[0] else 0
-    if slot is None:
-        return {"name": source.slot, "exists": False, "wal_lsn_bytes": now}
-    return {
-        "name": slot.name,
-        "exists": True,
-        "active_pid": slot.active_pid,
-        "wal_status": slot.wal_status,
-        "confirmed": format_lsn(slot.confirmed),
-        "retained_bytes": max(0, now - slot.restart),
-        "safe_wal_bytes": slot.safe_wal_size,
-        "wal_lsn_bytes": now,
-    }
+        return {**source.unseen(), **_failed(error, failures)}, None
+    return {**seen.facts, "words": seen.words, "retained_bytes": seen.retained}, seen.behind
 
 
 def _view(found: dict[str, Any], *, errors: bool = True) -> RenderableType:
     sources = Table(
-        "source", "state", "behind", "slot", "retained", "log", box=None, header_style="bold", pad_edge=False
+        "source", "state", "behind", "stream", "retained", "log", box=None, header_style="bold", pad_edge=False
     )
     targets = Table("target", "source", "state", "cursor", "rows", "rows/s", "lag", box=None, header_style="bold")
     targets.pad_edge = False
     for name, source in found["sources"].items():
-        slot, log = source["slot"], source["log"]
+        stream, log = source[source["seen_as"]], source["log"]
         sources.add_row(
             name,
             source["state"],
             size(source["lag_bytes"]),
-            _slot_state(slot),
-            size(slot.get("retained_bytes")),
+            "not reachable" if "error" in stream else stream["words"],
+            size(stream.get("retained_bytes")),
             f"{size(log.get('size_bytes'))}, {amount(log.get('entries'))} entries"
             if log.get("entries") is not None
             else "-",
@@ -289,7 +272,9 @@ def _all_notes(found: dict[str, Any], *, errors: bool = True) -> list[str]:
             f"{target}: {t['message']}" for target, t in source["targets"].items() if _is_news(t.get("message"), said)
         ]
         notes += [f"{name}: {source['message']}"] if _is_news(source["message"], said) else []
-        notes += [f"{name}: {one['error']}" for one in (source["slot"], source["log"]) if errors and "error" in one]
+        notes += [
+            f"{name}: {one['error']}" for one in (source[source["seen_as"]], source["log"]) if errors and "error" in one
+        ]
     if errors or "error" not in found["control"]:
         notes += _notes(found["control"])
     return notes
@@ -297,14 +282,6 @@ def _all_notes(found: dict[str, Any], *, errors: bool = True) -> list[str]:
 
 def _is_news(message: str | None, said: Sequence[str]) -> bool:
     return bool(message) and not any(known in str(message) for known in said)
-
-
-def _slot_state(slot: dict[str, Any]) -> str:
-    if "error" in slot:
-        return "not reachable"
-    if not slot["exists"]:
-        return f"{slot['name']}: not there yet"
-    return f"{slot['name']}: {'streaming' if slot['active_pid'] else 'idle'}, {slot['wal_status']}"
 
 
 def _notes(control: dict[str, Any]) -> list[str]:

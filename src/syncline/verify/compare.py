@@ -1,10 +1,11 @@
 """Comparing every copy with its source by content, at an exact point in time.
 
-Method: an LSN S and a snapshot that belong together are taken at the source (a temporary slot gives both), the target's
-cursor is waited for until it has passed S, and both are read. Every change before S is then at the target, so a row
-whose stored version is below S has to equal what the snapshot shows; one at or above it is in flight (correctness
-rules 4, 17 and 23). What differs is looked at a second time, at a later point: only what differs again is reported
-(Guarantee 9), so that a row healed with a newer state than its version says, or a table altered meanwhile, is not.
+Method: a place S and a snapshot that belong together are taken at the source (for the WAL a temporary slot gives both),
+the target's cursor is waited for until it has passed S, and both are read. Every change before S is then at the target,
+so a row whose stored version is below S has to equal what the snapshot shows; one at or above it is in flight
+(correctness rules 4, 17 and 23). What differs is looked at a second time, at a later point: only what differs again is
+reported (Guarantee 9), so that a row healed with a newer state than its version says, or a table altered meanwhile, is
+not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from syncline.capture.captured import Captured, captured
-from syncline.capture.snapshot import Rewritten, consistent_point
+from syncline.capture.snapshot import Rewritten
 from syncline.capture.tables import TableInfo, reshaped
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, hint
@@ -183,7 +184,7 @@ class _Run:
         return key in suspects if suspects is not None else not self.wanted or key[2] in self.wanted
 
     def _captured(self, source: str) -> Captured:
-        return captured(self.config.sources[source], self.config.control.schema_name)
+        return captured(self.config.source(source))
 
     def _compare(
         self,
@@ -222,13 +223,13 @@ class _Run:
         suspects: dict[_Key, Suspects],
     ) -> Iterator[tuple[TableInfo, Outcome | None]]:
         source, target = pair.source, pair.target
-        settings = self.config.sources[source]
-        with consistent_point(settings, "verify", self.talk) as (lsn, snapshot):
-            cursor, reader = reach(settings, source, (target, self.config.targets[target]), lsn, check)
+        looked = self.config.source(source)
+        with looked.point("verify", self.talk) as at:
+            cursor, reader = reach(looked, source, (target, self.config.targets[target]), at.reached, check)
             with closing(reader):
                 parked, gaps = self._set_aside(source, target)
                 copy = Copy(source, target, reader, pair.mapping, self.config.log, parked, gaps)
-                point = Point(settings, snapshot, cursor.base + lsn, self.progress)
+                point = Point(looked, at, cursor.base + at.number, self.progress)
                 paused = self._paused(source, target)
                 for info in infos:
                     key = (source, target, info.qualified)

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from syncline.capture.slot import format_lsn, read_slot
-from syncline.capture.source import SourceConfig, connect, translated
-from syncline.capture.wal import emit_progress
+from syncline.capture import Source
 from syncline.change import Cursor
 from syncline.config import Config, TargetConfig, store_class
 from syncline.errors import Misconfigured, SynclineError, Unavailable
@@ -44,7 +42,7 @@ def engine_running(
     Raises:
         Unavailable: none runs, and there is no class to run one; or it does not get as far as streaming.
     """
-    if all(_streams(source) for source in config.sources.values()):
+    if _all_stream(config):
         yield _nothing
         return
     if engine is None:
@@ -78,7 +76,7 @@ def _nothing() -> None:
 def _await_streams(config: Config, check: Callable[[], None], loading: Callable[[], bool]) -> None:
     """An engine that streams has opened its targets: before that, a reader could stand in its way."""
     since = time.monotonic()
-    while not all(_streams(source) for source in config.sources.values()):
+    while not _all_stream(config):
         check()
         if loading():
             since = time.monotonic()
@@ -87,11 +85,8 @@ def _await_streams(config: Config, check: Callable[[], None], loading: Callable[
         time.sleep(_POLL_S)
 
 
-def _streams(source: SourceConfig) -> bool:
-    dsn = source.plain
-    with translated(dsn), connect(dsn, timeout_s=source.connect_timeout_s, application="syncline-verify") as connection:
-        slot = read_slot(connection, source.slot)
-    return slot is not None and slot.active_pid is not None
+def _all_stream(config: Config) -> bool:
+    return all(config.source(name).reader() is not None for name in config.sources)
 
 
 def open_copy(target: TargetConfig) -> CopyReader:
@@ -108,31 +103,30 @@ def open_copy(target: TargetConfig) -> CopyReader:
 
 
 def reach(
-    source: SourceConfig, name: str, target: tuple[str, TargetConfig], lsn: int, check: Callable[[], None]
+    source: Source, name: str, target: tuple[str, TargetConfig], number: int, check: Callable[[], None]
 ) -> tuple[Cursor, CopyReader]:
-    """Wait until the target has everything that was committed before ``lsn``; its cursor then, and a reader of it.
+    """Wait until the target has every change with a native number below ``number``; its cursor then, and a reader of
+    it.
 
-    An idle source is moved on by an empty transaction (correctness rule 12).
+    An idle source is moved on (correctness rule 12).
 
     Raises:
         Unavailable: the target's cursor does not move.
     """
-    dsn = source.plain
-    with translated(dsn), connect(dsn, timeout_s=source.connect_timeout_s, application="syncline-verify") as connection:
-        emit_progress(connection)
+    source.advance()
     reader = open_copy(target[1])
     try:
         seen, since = -1, time.monotonic()
         while True:
             check()
             cursor = reader.cursor(name)
-            if cursor and cursor.through and cursor.through >= cursor.base + lsn:
+            if cursor and cursor.through and cursor.through >= cursor.base + number:
                 return cursor, reader
             if cursor and cursor.position.n != seen:
                 seen, since = cursor.position.n, time.monotonic()
             if time.monotonic() - since > _PATIENCE_S:
                 raise Unavailable(
-                    f"Target {target[0]} stands still before {format_lsn(lsn)} of source {name}.",
+                    f"Target {target[0]} stands still before {source.shown(number)} of source {name}.",
                     remedy="`syncline status` says why: it may be paused, in a gap, or away.",
                 )
             time.sleep(_POLL_S)

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from syncline.apply.keys import key_bytes, key_hashes
+from syncline.capture import LoadProgress, Source
+from syncline.capture import Point as Place
 from syncline.capture.schema import table_schema
-from syncline.capture.snapshot import LoadProgress, read_table
-from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo
 from syncline.change import TableSchema
 from syncline.config import LogConfig
@@ -40,10 +40,10 @@ Suspects = dict[str, frozenset[bytes] | None]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where the source is read, and the version (base + LSN) from which on changes are behind it."""
+    """Where the source is read, and the version (base + native number) from which on changes are behind it."""
 
-    source: SourceConfig
-    snapshot: str
+    source: Source
+    place: Place
     version: int
     progress: Progress
 
@@ -140,7 +140,7 @@ class _Source:
 
     def side(self) -> Side:
         side: Side | None = None
-        for batch in read_table(self._point.source, self._info, self._point.snapshot, 0, threading.Event(), self._tell):
+        for batch in self._point.source.rows(self._info, self._point.place, 0, threading.Event(), self._tell):
             mapped = self._mapping.table(batch.schema)
             if side is None:
                 self.schema = mapped.schema

@@ -1,0 +1,125 @@
+"""Settings that sources have in common: those of every kind, and those of all that are read from PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic_core import PydanticCustomError
+
+from syncline.capture.patterns import named_schemas
+from syncline.dsn import SecretDsn, describe
+from syncline.errors import Misconfigured
+from syncline.patterns import parse_pattern
+
+__all__ = ["Dsn", "PostgresSettings", "SourceSettings"]
+
+
+class Dsn(str):
+    """A connection string that knows the ``setting`` which gives it, so that an error can name what to correct."""
+
+    setting: str
+
+    def __new__(cls, text: str, setting: str) -> Dsn:
+        dsn = super().__new__(cls, text)
+        dsn.setting = setting
+        return dsn
+
+
+def _pattern(text: str) -> str:
+    try:
+        parse_pattern(text)
+    except Misconfigured as error:
+        raise PydanticCustomError(
+            "pattern", "{said}", {"said": f"must be a table name or pattern. {error.remedy}"}
+        ) from error
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+
+
+class SourceSettings(BaseModel):
+    """What a source of any kind is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    type: str
+    initial_load: bool = Field(True, description="Read existing rows before streaming.")
+    on_gap: str = Field(
+        "stop",
+        pattern="^(stop|resync)$",
+        description="When changes are known to be missing: stop with an alert, or read the tables again.",
+    )
+    batch_rows: int = Field(20_000, ge=1, description="Rows after which captured changes are handed on.")
+    max_entry_bytes: int = Field(8 * 1024 * 1024, ge=65536, description="A transaction above this is stored in parts.")
+    heartbeat_s: float = Field(10.0, gt=0, description="How often an idle source is moved on.")
+
+    _section: str = PrivateAttr("source")
+
+    def called(self, section: str) -> None:
+        """Say where in the configuration this is: ``source``, or ``sources.<name>``."""
+        self._section = section
+
+    @property
+    def database(self) -> SecretDsn | None:
+        """Its own PostgreSQL, where the control schema is unless it is told otherwise; None if it has none."""
+        return None
+
+    @property
+    def summary(self) -> str:
+        """What it reads, in words."""
+        return self.type
+
+    @property
+    def schemas(self) -> set[str]:
+        """The schemas that its tables are surely of."""
+        return set()
+
+    @property
+    def claim(self) -> tuple[str, ...]:
+        """What no two sources of a configuration may share, the last part in words; empty for nothing."""
+        return ()
+
+
+class PostgresSettings(SourceSettings):
+    """What a source is told whose rows are read from a PostgreSQL database, however their changes are captured."""
+
+    dsn: SecretDsn = Field(description="Connection to the source: a URL or a libpq keyword string.")
+    monitored_tables: tuple[Pattern, ...] = Field(
+        ("public.*",), min_length=1, description="Tables to keep in step: schema.table, or patterns with * and ?."
+    )
+    excluded_tables: tuple[Pattern, ...] = Field((), description="Tables left out, by the same patterns.")
+    long_transaction_s: float = Field(
+        300.0, gt=0, description="Age of an open transaction that wrote something, from which there is an alert."
+    )
+    load_chunk_bytes: int = Field(16 * 1024 * 1024, ge=8192, description="Table bytes read by one COPY of a load.")
+    connect_timeout_s: int = Field(10, ge=1, description="How long one attempt to connect may take.")
+
+    @property
+    def plain(self) -> Dsn:
+        """The connection string for everything but replication and snapshots."""
+        return Dsn(self.dsn.get_secret_value(), f"{self._section}.dsn")
+
+    @property
+    def replication(self) -> Dsn:
+        """The connection string for replication and snapshots."""
+        return self.plain
+
+    @property
+    def published_by(self) -> str:
+        """The publication that says which rows and columns are captured; '' where all of them are."""
+        return ""
+
+    @property
+    def database(self) -> SecretDsn | None:
+        return self.dsn
+
+    @property
+    def summary(self) -> str:
+        without = f" without {', '.join(self.excluded_tables)}" if self.excluded_tables else ""
+        return f"{describe(self.plain)}, tables {', '.join(self.monitored_tables)}{without}"
+
+    @property
+    def schemas(self) -> set[str]:
+        return named_schemas(self.monitored_tables)
