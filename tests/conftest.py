@@ -59,6 +59,21 @@ def database(postgres: EmbeddedPostgres) -> Iterator[Database]:
         yield fresh
 
 
+@pytest.fixture(scope="session")
+def plain_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """This worker's server without logical decoding, where no slot can be made."""
+    plain = {**SETTINGS, "wal_level": "replica", "max_replication_slots": "0"}
+    with EmbeddedPostgres.start(tmp_path_factory.mktemp("plain") / "data", settings=plain) as server:
+        yield server
+
+
+@pytest.fixture
+def plain_database(plain_postgres: EmbeddedPostgres) -> Iterator[Database]:
+    """A fresh, empty database of that server."""
+    with fresh_database(plain_postgres) as fresh:
+        yield fresh
+
+
 @pytest.fixture
 def pg_server(tmp_path: Path, postgres_version: int) -> Iterator[EmbeddedPostgres]:
     """A server of this test's own, to stop, kill and restart at will."""

@@ -385,3 +385,12 @@ def test_peers_that_are_not_installed_are_none(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", str(tmp_path))
     assert Peers(tmp_path).extension() is None
     assert Peers(tmp_path).ingestr() is None
+
+
+@pytest.mark.slow
+def test_triggers_are_measured_beside_the_same_writes_without_them(tmp_path: Path) -> None:
+    found = run(tmp_path, "triggers", "--seconds", "1", "--repeat", "1", "--clients", "2")
+    for work in ("update_one", "insert_one", "update_1000", "insert_1000", "tpcb_like"):
+        assert found[work]["tps"].keys() == {"without", "with", "with_notify"}
+        assert min(found[work]["tps"].values()) > 0
+        assert found[work]["ratio"].keys() == {"with", "with_notify"}

@@ -24,6 +24,7 @@ import pyarrow  # noqa: F401
 import syncline.stores.duckdb.store as duckdb_store
 from syncline.apply.worker import Worker
 from syncline.capture import wal
+from syncline.capture.triggers import stream
 from syncline.catalog.repository import ControlSchema
 from syncline.config import load_config
 from syncline.log import embedded
@@ -94,6 +95,19 @@ POINTS: dict[str, Callable[[Act], None]] = {
 }
 
 
+# The same places in a capture by triggers, and its own.
+TRIGGER_POINTS: dict[str, Callable[[Act], None]] = {
+    "after polling": lambda act: _each(stream.TriggerStream, "_poll", act),
+    "before confirming events": lambda act: _around(stream.TriggerStream, "confirm", before=act),
+    "before purging": lambda act: _around(stream.TriggerStream, "_tidy", before=act),
+    "after purging": lambda act: _around(stream.TriggerStream, "_tidy", after=act),
+    **{
+        name: POINTS[name]
+        for name in ("before append", "after append", "between parts", "inside apply", "after apply", "amid the load")
+    },
+}
+
+
 def _die_at(point: str, nth: int) -> None:
     lock, passed = threading.Lock(), [0]
 
@@ -103,7 +117,16 @@ def _die_at(point: str, nth: int) -> None:
             if passed[0] == nth:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    POINTS[point](act)
+    {**POINTS, **TRIGGER_POINTS}[point](act)
+
+
+def reached(source: Any, target: dict[str, Any]) -> int:
+    """The LSN that a target has come to; of a source by triggers the number that it is through with."""
+    if source.log.incarnation() is None:
+        return 0
+    if source.kind == "triggers":
+        return int(target.get("through", 0)) - int(source.log.incarnation().base)
+    return int(target.get("place", 0))
 
 
 def arrived(service: SyncService, until: int) -> bool:
@@ -112,7 +135,7 @@ def arrived(service: SyncService, until: int) -> bool:
         if one["state"] != "streaming" or service.sources[name].busy:
             return False
         for target in one["targets"].values():
-            if target.get("place", 0) < until or set(target["loaded"]) < set(one["tables"]):
+            if reached(service.sources[name], target) < until or set(target["loaded"]) < set(one["tables"]):
                 return False
     return True
 

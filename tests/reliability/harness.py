@@ -20,6 +20,7 @@ import duckdb
 import psycopg
 import yaml
 
+from reliability.engine import reached
 from servers import Database, eventually
 from syncline.config import load_config
 from syncline.errors import SynclineError
@@ -32,7 +33,8 @@ PROGRAM = Path(__file__).with_name("engine.py")
 TABLES = (
     "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
     " where c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartition"
-    " and n.nspname not in ('syncline', 'pg_catalog', 'information_schema', 'pg_toast') order by 1, 2"
+    " and n.nspname not in ('syncline', 'syncline_triggers', 'pg_catalog', 'information_schema', 'pg_toast')"
+    " order by 1, 2"
 )
 
 
@@ -41,6 +43,7 @@ class Rig:
 
     def __init__(self, database: Database, folder: Path, *, targets: tuple[str, ...] = ("main",), **settings: Any):
         folder.mkdir(exist_ok=True)
+        self._source = settings.get("source", {})
         self.database = database
         self.folder = folder
         self.paths = {name: folder / f"{name}.duckdb" for name in targets}
@@ -49,9 +52,9 @@ class Rig:
         self.settings: dict[str, dict[str, Any]] = {
             "source": {
                 "dsn": database.dsn,
-                "slot": f"slot_{database.name}",
+                **({} if self.by_triggers else {"slot": f"slot_{database.name}"}),
                 "heartbeat_s": 0.3,
-                **settings.get("source", {}),
+                **self._source,
             },
             "log": {"path": str(self.log), "disk_reserve_bytes": 0, **settings.get("log", {})},
             "apply": {"retry_base_s": 0.02, "retry_max_s": 0.2, **settings.get("apply", {})},
@@ -86,8 +89,16 @@ class Rig:
     def target(self) -> Path:
         return next(iter(self.paths.values()))
 
+    @property
+    def by_triggers(self) -> bool:
+        return self._source.get("type") == "triggers"
+
     def now(self) -> int:
-        """An LSN behind everything committed so far; what comes to it has seen all of it."""
+        """An LSN behind everything committed so far; what comes to it has seen all of it. (With triggers, a number.)"""
+        if self.by_triggers:
+            if not self.database.value("select to_regclass('syncline_triggers.sync_events') is not null"):
+                return 0
+            return int(self.database.value("select last_value + 1 from syncline_triggers.sync_events_number_seq"))
         return int(self.database.value("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8"))
 
     # ------------------------------------------------------------------------------------------ engines in this process
@@ -190,7 +201,7 @@ class Engine:
                 raise AssertionError("tables are being read")
             end = self.source.log.status().end if end is None else end
             for name, target in status["targets"].items():
-                assert target.get("place", 0) >= goal, (goal, status)
+                assert reached(self.source, target) >= goal, (goal, status)
                 worker = self.source.targets[name].worker
                 assert worker is not None, status
                 assert worker.cursor.position.n >= end, (end, status)

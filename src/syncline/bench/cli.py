@@ -171,6 +171,20 @@ def transaction(
     show(big_transaction(rows, memory_limit, Talk(), folder), as_json=as_json)
 
 
+@app.command("triggers")
+def triggers(
+    seconds: Annotated[int, typer.Option(min=1, help="How long each run takes.")] = 20,
+    clients: Annotated[int, typer.Option(min=1, help="Connections that write at once.")] = 4,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; medians are reported.")] = 3,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """What capture by triggers costs the writer: pgbench with and without, and with NOTIFY."""
+    from syncline.bench.triggers import triggers as measure
+
+    show(measure(seconds, clients, repeat, Talk(), folder), as_json=as_json)
+
+
 @app.command("duckdb-writes", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def writes(context: typer.Context) -> None:
     """Ways of writing into DuckDB, by table and batch size; options as `python -m syncline.bench.duckdb_writes`."""

@@ -50,6 +50,7 @@ __all__ = [
 # type in the configuration -> "module:class"; imported when first used.
 SOURCES: dict[str, str] = {
     "postgres": "syncline.capture.postgres:WalSource",
+    "triggers": "syncline.capture.triggers.source:TriggerSource",
 }
 DEFAULT_SOURCE = "postgres"
 

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 # Findings about the whole source that nothing can be captured under. The others are about single tables, or may pass.
-_DECISIVE = frozenset({"SL-SERVER-VERSION", "SL-STANDBY", "SL-WAL-LEVEL", "SL-PUBLICATION"})
+_DECISIVE = frozenset({"SL-SERVER-VERSION", "SL-STANDBY", "SL-WAL-LEVEL", "SL-PUBLICATION", "SL-TRIGGERS"})
 # Names and patterns that meet no table: a slip of the pen when a source begins, a table that was dropped later.
 _NO_TABLE = "SL-NO-TABLE"
 _LEFT_OUT = "SL-TABLE-LEFT-OUT"

@@ -56,6 +56,11 @@ class SourcePipeline:
         """The tables that are captured."""
         return self._catalogue.tables
 
+    @property
+    def kind(self) -> str:
+        """How it is captured, as the configuration calls it."""
+        return self._context.settings.type
+
     def another_look(self) -> Source:
         """The source once more, for a thread of its own."""
         return self._context.config.source(self.name)
@@ -204,6 +209,7 @@ class SourcePipeline:
         if self._futile():
             return
         uncaptured = self._catalogue.choose(begins=not self.log.status().place)
+        identity = self._source.identify()  # what was just made for it is part of it
         known, cursors = self.log.incarnation(), self._targets.cursors
         incarnation = choose_incarnation(self._source, self.name, identity, known, cursors)
         self.log.start_incarnation(incarnation)

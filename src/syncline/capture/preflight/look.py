@@ -98,11 +98,11 @@ class Look:
         return cursor.execute(query.encode(), params or None).fetchall()
 
 
-def look_at(config: SourceConfig, connection: psycopg.Connection[Any], control_schema: str) -> Look:
-    """Read everything that the checks share."""
+def look_at(config: SourceConfig, connection: psycopg.Connection[Any], *never: str) -> Look:
+    """Read everything that the checks share; ``never`` are schemas that are left out."""
     server = Server(*connection.execute(_SERVER).fetchone())  # type: ignore[misc]
     slot = connection.execute(_SLOT, [config.publication, config.slot]).fetchone()
-    found = candidates(connection, [control_schema])
+    found = candidates(connection, never)
     matched = matching(found, config.monitored_tables, config.excluded_tables)
     return Look(
         config,

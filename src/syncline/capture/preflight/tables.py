@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from syncline.capture.identity import identity_problem
@@ -15,12 +15,18 @@ from syncline.pgvalues.pgtypes import logical_type
 
 __all__ = ["check_tables"]
 
+Identity = Callable[[TableInfo], tuple[str, str] | None]
+
 # Names of columns that stores add beside the table's own.
 RESERVED = "_syncline"
 
 
-def check_tables(look: Look) -> Iterator[Finding]:
-    """Whether the patterns choose what was meant, and whether each table can be captured as it is."""
+def check_tables(look: Look, identity: Identity = identity_problem) -> Iterator[Finding]:
+    """Whether the patterns choose what was meant, and whether each table can be captured as it is.
+
+    ``identity`` says what keeps its rows from being told apart; another one than the WAL's stands for a capture that
+    brings whole rows.
+    """
     yield from _check_patterns(look)
     yield from _check_left_out(look)
     if not look.tables:
@@ -29,7 +35,7 @@ def check_tables(look: Look) -> Iterator[Finding]:
     plain = _textual_types(look)
     ready = 0
     for table in look.tables:
-        findings = list(_check_table(look, table, rights.get(table.oid), plain))
+        findings = list(_check_table(look, table, rights.get(table.oid), plain, identity))
         yield from findings
         ready += all(finding.severity != "error" for finding in findings)
     rows, held = sum(t.estimated_rows for t in look.tables), sum(t.size_bytes for t in look.tables)
@@ -86,11 +92,11 @@ from pg_class c where c.oid = any(%s::oid[])
 
 
 def _check_table(
-    look: Look, table: TableInfo, rights: dict[str, Any] | None, plain: frozenset[int]
+    look: Look, table: TableInfo, rights: dict[str, Any] | None, plain: frozenset[int], identity: Identity
 ) -> Iterator[Finding]:
     if rights is None:
         return  # dropped since it was listed
-    problem = identity_problem(table)
+    problem = identity(table)
     if problem is not None:
         yield Finding("SL-IDENTITY", "error", table.qualified, f"It can't be captured: {problem[0]}.", problem[1])
     yield from _check_rights(look, table, rights)
@@ -98,7 +104,7 @@ def _check_table(
     yield from _check_partitions(table)
     toastable = [c.name for c in table.columns if c.storage in "ex"]
     could_be_full = table.replica_identity != "f" and not any(c.generated for c in table.columns)
-    if rights["toasted"] and toastable and could_be_full:
+    if rights["toasted"] and toastable and could_be_full and identity is identity_problem:
         yield Finding(
             "SL-TOAST",
             "info",

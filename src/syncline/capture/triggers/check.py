@@ -1,0 +1,121 @@
+"""What stands in the way of capturing by triggers, found before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+
+from syncline.capture.identity import key_columns
+from syncline.capture.preflight.look import Look, look_at, name
+from syncline.capture.preflight.server import check_server
+from syncline.capture.preflight.tables import check_tables
+from syncline.capture.source import SourceConfig
+from syncline.capture.tables import TableInfo
+from syncline.capture.triggers.installed import Installed, installation, look
+from syncline.capture.triggers.settings import TriggerSettings
+from syncline.finding import Finding
+
+__all__ = ["preflight"]
+
+# Older transactions end by themselves before anyone could act on the message.
+_LONG_S = 60
+
+
+def preflight(settings: TriggerSettings, connection: psycopg.Connection[Any], never: Sequence[str]) -> list[Finding]:
+    """Findings about the server, each table, its triggers, and transactions that hold up the horizon."""
+    looked = look_at(_as_tables(settings), connection, *never)
+    found = [f for f in check_server(looked) if f.code != "SL-WAL-LEVEL"]
+    found += check_tables(looked, identity=_identity)
+    there = installation(connection, settings.events_schema)
+    usable = [t for t in looked.tables if _identity(t) is None]
+    states = look(connection, settings.events_schema, usable, notify=settings.notify)
+    found += _check_installed(settings, looked, installed=there is not None)
+    found += (f for t in usable for f in _check_table(settings, looked, t, states[t.oid]))
+    found += _check_horizon(looked)
+    return found
+
+
+def _as_tables(settings: TriggerSettings) -> SourceConfig:
+    """The part of the settings that says which tables, as the checks know it."""
+    wanted = SourceConfig(
+        dsn=settings.dsn, monitored_tables=settings.monitored_tables, excluded_tables=settings.excluded_tables
+    )
+    wanted.called(settings.plain.setting.rpartition(".")[0])
+    return wanted
+
+
+def _identity(table: TableInfo) -> tuple[str, str] | None:
+    if key_columns(table):
+        return None
+    return (
+        "it has no primary key, so its rows can't be told apart",
+        f"ALTER TABLE {table.sql_name} ADD PRIMARY KEY (...);",
+    )
+
+
+def _check_installed(settings: TriggerSettings, looked: Look, *, installed: bool) -> Iterator[Finding]:
+    subject = f"schema {settings.events_schema}"
+    if installed:
+        yield Finding("SL-TRIGGERS", "ok", subject, "sync_events is there.")
+    elif settings.install and looked.server.may_create:
+        yield Finding("SL-TRIGGERS", "ok", subject, "It will be created.")
+    else:
+        yield Finding(
+            "SL-TRIGGERS",
+            "error",
+            subject,
+            f"sync_events is not there, and role {looked.server.role} "
+            + ("may not create a schema." if settings.install else "is not to install it (install: false)."),
+            "As the owner of the database run what `syncline triggers install --sql` prints.",
+        )
+
+
+_MAY = """
+select has_table_privilege(%s::oid, 'trigger') and coalesce(has_schema_privilege(to_regnamespace(%s), 'create'), true)
+"""
+
+
+def _check_table(settings: TriggerSettings, looked: Look, table: TableInfo, state: Installed) -> Iterator[Finding]:
+    if state.disabled:
+        yield Finding(
+            "SL-TRIGGER-DISABLED",
+            "error",
+            table.qualified,
+            f"Its triggers are disabled on {', '.join(state.disabled)}: changes are not recorded.",
+            f"ALTER TABLE {state.disabled[0]} ENABLE TRIGGER USER; then it is read again by itself.",
+        )
+    elif not state.current:
+        what = "has no triggers yet" if state.missing else "has triggers of another version, or of a former key"
+        row = looked.connection.execute(_MAY, [table.oid, name(settings.events_schema)]).fetchone()
+        if settings.install and row is not None and row[0]:
+            yield Finding("SL-TRIGGER-MISSING", "ok", table.qualified, f"It {what}; they will be made.")
+        else:
+            yield Finding(
+                "SL-TRIGGER-MISSING",
+                "error" if state.missing else "warning",
+                table.qualified,
+                f"It {what}, and role {looked.server.role} does not make them.",
+                "As the owner of the table run what `syncline triggers install --sql` prints.",
+            )
+
+
+def _check_horizon(looked: Look) -> Iterator[Finding]:
+    """Open transactions hold up whatever committed after they began."""
+    for row in looked.rows(_OPEN, _LONG_S):
+        yield Finding(
+            "SL-OPEN-TRANSACTION",
+            "warning",
+            f"pid {row['pid']}",
+            f"Its transaction has been writing for {row['age_s']} s (application "
+            f"{row['application_name'] or 'unnamed'!r}). What began after it is not read before it ends.",
+            f"End it, or: SELECT pg_terminate_backend({row['pid']});",
+        )
+
+
+_OPEN = """
+select pid, application_name, extract(epoch from clock_timestamp() - xact_start)::int as age_s
+from pg_stat_activity where backend_xid is not null and pid <> pg_backend_pid()
+  and xact_start < clock_timestamp() - make_interval(secs => %s) order by xact_start limit 10
+"""
