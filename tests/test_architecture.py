@@ -16,13 +16,13 @@ PACKAGE = Path(syncline.__file__).parent
 
 # A module imports from layers above its own line, and from its own line; see docs on the architecture.
 LAYERS = (
-    {"bars", "change", "dsn", "errors", "finding", "logs", "masks", "patterns", "shape", "wire", "writable"},
-    {"mapping", "transform", "conflict", "embedded", "publisher", "pgvalues"},
+    {"bars", "change", "dsn", "errors", "events", "finding", "logs", "masks", "patterns", "shape", "wire", "writable"},
+    {"mapping", "transform", "conflict", "embedded", "pgvalues"},
     {"capture", "log", "stores"},
     {"config"},
     {"apply", "verify", "monitor", "catalog"},
     {"pipeline"},
-    {"testing", "systems"},
+    {"testing", "systems", "publisher"},
     {"bench"},
     {"service", "demo"},
     {"__main__"},
