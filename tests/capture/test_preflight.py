@@ -9,6 +9,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from servers import Database, eventually
+from syncline.capture.outbox.install import install
+from syncline.capture.outbox.settings import OutboxConfig
 from syncline.capture.preflight import preflight, refuse
 from syncline.capture.source import Dsn, SourceConfig, connect_replication
 from syncline.embedded import EmbeddedPostgres
@@ -547,3 +549,39 @@ def test_a_slot_creation_that_waits_is_still_explained(database: Database) -> No
         busy.rollback()
         waiting.join(20)
     assert one(look(database), "SL-SLOT").severity == "ok"
+
+
+# ---------------------------------------------------------------------------------------------------------- outbox
+
+
+def test_an_outbox_is_looked_for_and_its_tables_are_not_to_be_published(database: Database) -> None:
+    database.execute("create table concept (id int primary key); create table plain (id int primary key)")
+    entities = {"concept": {"table": "public.concept"}, "audit": None}
+    given = {"outbox": {"entities": entities}, "monitored_tables": ["*.*"]}
+    assert one(look(database, **given), "SL-NO-OUTBOX").remedy == "Run `syncline outbox install`."
+    with database.connect() as connection:
+        install(connection, OutboxConfig.model_validate(given["outbox"]))
+    findings = look(database, **given)
+    assert one(findings, "SL-OUTBOX").severity == "ok"
+    assert "2 of 2 table(s)" in one(findings, "SL-TABLES").message  # nothing of the outbox is among them
+    assert "created for 1 table(s)" in one(findings, "SL-PUBLICATION").message
+    database.execute("create publication syncline for table only concept")
+    leaves = [f.severity for f in look(database, **given) if "partitions of syncline_outbox" in f.message]
+    assert leaves == ["error"]
+    database.execute("drop publication syncline")
+    entities["path"] = {"table": "public.paths"}
+    missing = one(look(database, **given), "SL-OUTBOX")
+    assert (missing.severity, "public.paths is not captured" in missing.message) == ("error", True)
+
+
+def test_an_outbox_of_another_owner_is_named_with_the_grant(database: Database) -> None:
+    database.execute("create table concept (id int primary key)")
+    entities: dict[str, Any] = {"entities": {"concept": {"table": "public.concept"}}}
+    with database.connect() as connection:
+        install(connection, OutboxConfig.model_validate(entities))
+    role = f"reader_{database.name}"
+    database.execute(f"create role {role} login replication; grant select on concept to {role}")
+    findings = look(database, dsn=make_conninfo(database.dsn, user=role), outbox=entities)
+    database.execute(f"drop owned by {role}; drop role {role}")
+    foreign = one(findings, "SL-OUTBOX")
+    assert (foreign.severity, foreign.remedy) == ("error", f'GRANT "postgres" TO "{role}";')

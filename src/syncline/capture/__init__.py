@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from syncline.capture.outbox.expand import EventParking
     from syncline.capture.settings import SourceSettings
     from syncline.capture.tables import TableInfo
     from syncline.change import Batch, TableSchema
@@ -232,6 +233,10 @@ class Source(Protocol):
     ) -> Stream:
         """The stream of these tables. A change's version is ``base`` plus its native number (correctness rule 1).
         ``lost`` hears of a table whose changes can't be captured any more; the stream goes on (Guarantee 8)."""
+
+    def park_events(self, parking: EventParking) -> None:
+        """Where the streams put events that are no changes; told before the first :meth:`capture` where the settings
+        have an outbox (:attr:`SourceSettings.events_from`)."""
 
     def again(self, error: Again) -> None:
         """What the next :meth:`capture` does differently."""

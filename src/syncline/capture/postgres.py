@@ -13,6 +13,9 @@ import pyarrow as pa
 from syncline.capture import SOURCE_OLDER, Again, Identity, LoadProgress, Point, Pressure, Seen, Stream
 from syncline.capture.facts import table_facts
 from syncline.capture.heal import read_rows
+from syncline.capture.outbox.expand import EventParking
+from syncline.capture.outbox.stream import OutboxCapture
+from syncline.capture.outbox.tables import as_captured, newly_captured, outbox_table, streamed
 from syncline.capture.patterns import candidates, matching
 from syncline.capture.preflight import preflight
 from syncline.capture.pressure import long_transactions, slot_budget
@@ -59,6 +62,7 @@ class PostgresTables:
         self._settings = settings
         self._never = tuple(never)
         self._kept: psycopg.Connection[Any] | None = None
+        self._parking: EventParking | None = None
 
     @contextmanager
     def connected(self, purpose: str = "") -> Iterator[psycopg.Connection[Any]]:
@@ -102,6 +106,9 @@ class PostgresTables:
     ) -> pa.RecordBatch:
         return read_rows(self._settings, schema, keys, xids, stop)
 
+    def park_events(self, parking: EventParking) -> None:
+        self._parking = parking
+
     def kept(self) -> psycopg.Connection[Any]:
         """A connection that stays open until :meth:`close`, for what is asked every second."""
         if self._kept is None or self._kept.closed:
@@ -125,8 +132,9 @@ class WalSource(PostgresTables):
     seen_as: ClassVar[str] = "slot"
 
     def __init__(self, settings: SourceConfig, control_schema: str) -> None:
-        super().__init__(settings, (control_schema,))
+        super().__init__(settings, settings.never(control_schema))
         self.settings = settings
+        self._outbox: TableInfo | None = None
         self._control_schema = control_schema
         self._needs_text = False  # a value that the binary format can't give exactly was met
 
@@ -142,19 +150,30 @@ class WalSource(PostgresTables):
 
     def described(self, tables: Sequence[TableInfo]) -> list[TableInfo]:
         with self.connected() as connection:
-            return with_publication(connection, self.settings.publication, tables)
+            found = with_publication(connection, self.settings.publication, tables)
+        return as_captured(self.settings.outbox, found)
 
     def prepare(self, tables: Sequence[TableInfo], talk: Talk) -> list[str]:
         publication = self.settings.publication
         with self.connected() as connection:
-            added = ensure_publication(connection, publication, tables)
+            added = ensure_publication(connection, publication, self._streamed(connection, tables))
         if added:
             talk(f"publication {publication}: added {', '.join(added)}")
-        return added
+        outbox = self.settings.outbox
+        return added if outbox is None else newly_captured(outbox, tables, added)
+
+    def _streamed(self, connection: psycopg.Connection[Any], tables: Sequence[TableInfo]) -> Sequence[TableInfo]:
+        """What the stream is to hold. Changes of a table that events tell of are not: they would come twice."""
+        outbox = self.settings.outbox
+        if outbox is None:
+            return tables
+        self._outbox = outbox_table(connection, outbox)
+        return streamed(outbox, self._outbox, tables)
 
     def passed_over(self) -> set[str]:
         with self.connected() as connection:
-            return published_names(connection, self.settings.publication)
+            published = published_names(connection, self.settings.publication)
+        return published - ({self._outbox.qualified} if self._outbox is not None else set())
 
     # ---------------------------------------------------------------------------------------------------------- stream
 
@@ -197,7 +216,12 @@ class WalSource(PostgresTables):
         self, tables: list[TableInfo], base: int, incarnation: int, lost: Callable[[str, SynclineError], None]
     ) -> Stream:
         settings = self.settings.model_copy(update={"binary": False}) if self._needs_text else self.settings
-        return WalCapture(settings, tables, base=base, incarnation=incarnation, lost=lost)
+        if self._outbox is None:
+            return WalCapture(settings, tables, base=base, incarnation=incarnation, lost=lost)
+        assert self._parking is not None
+        return OutboxCapture(
+            settings, self._outbox, tables, self._parking, base=base, incarnation=incarnation, lost=lost
+        )
 
     def again(self, error: Again) -> None:
         self._needs_text = True

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
+from syncline.capture.outbox.settings import OutboxConfig
 from syncline.capture.patterns import named_schemas
 from syncline.dsn import SecretDsn, describe
 from syncline.errors import Misconfigured
@@ -80,6 +81,11 @@ class SourceSettings(BaseModel):
     def claim(self) -> tuple[str, ...]:
         """What no two sources of a configuration may share, the last part in words; empty for nothing."""
         return ()
+
+    @property
+    def events_from(self) -> OutboxConfig | None:
+        """The outbox whose events tell of tables, None where there is none."""
+        return None
 
 
 class PostgresSettings(SourceSettings):

@@ -13,6 +13,7 @@ import psycopg2.extras
 from psycopg import conninfo, sql
 from pydantic import Field
 
+from syncline.capture.outbox.settings import OutboxConfig
 from syncline.capture.settings import Dsn, PostgresSettings
 from syncline.dsn import SecretDsn, describe, flaw
 from syncline.errors import Misconfigured, SynclineError, Unavailable
@@ -81,6 +82,9 @@ class SourceConfig(PostgresSettings):
         ge=1024**2,
         description="WAL that the slot may make the source keep before an alert, where the server sets no limit.",
     )
+    outbox: OutboxConfig | None = Field(
+        None, description="Tables whose changes are told by events that applications publish; null is none."
+    )
 
     @property
     def replication(self) -> Dsn:
@@ -99,6 +103,18 @@ class SourceConfig(PostgresSettings):
     @property
     def claim(self) -> tuple[str, ...]:
         return (self.replication, f"slot {self.slot}")
+
+    @property
+    def events_from(self) -> OutboxConfig | None:
+        return self.outbox
+
+    def never(self, control_schema: str) -> tuple[str, ...]:
+        """The schemas that are not captured whatever the patterns say, for they are Syncline's own."""
+        return (control_schema,) if self.outbox is None else (control_schema, self.outbox.schema_name)
+
+    def told(self, table: str) -> bool:
+        """Whether events tell of the changes of a table (``namespace.name``), which is then not published."""
+        return self.outbox is not None and table in self.outbox.tables
 
 
 def translate(error: BaseException, dsn: Dsn) -> SynclineError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from syncline.capture.preflight.look import look_at
+from syncline.capture.preflight.outbox import check_outbox
 from syncline.capture.preflight.publication import check_publication
 from syncline.capture.preflight.server import check_open_transactions, check_replication, check_room, check_server
 from syncline.capture.preflight.slot import check_slot
@@ -26,6 +27,7 @@ _CHECKS = (
     check_replication,
     check_tables,
     check_publication,
+    check_outbox,
     check_slot,
     check_open_transactions,
 )
@@ -41,7 +43,7 @@ def preflight(config: SourceConfig, control_schema: str = "syncline") -> list[Fi
     dsn = config.plain
     connection = connect(dsn, timeout_s=config.connect_timeout_s, application="syncline-preflight")
     with connection, translated(dsn):
-        look = look_at(config, connection, control_schema)
+        look = look_at(config, connection, *config.never(control_schema))
         return [finding for check in _CHECKS for finding in check(look)]
 
 

@@ -213,8 +213,9 @@ def _publishes_generated(publication: str, table: TableInfo, column: str) -> Fin
 
 
 def _capturable(look: Look) -> list[TableInfo]:
-    """Those that would be published: to publish one without an identity takes its updates away."""
-    return [table for table in look.tables if identity_problem(table) is None]
+    """Those that would be published: to publish one without an identity takes its updates away, and one of which events
+    tell would come twice."""
+    return [t for t in look.tables if identity_problem(t) is None and not look.config.told(t.qualified)]
 
 
 def _foreign(look: Look, tables: Sequence[TableInfo]) -> list[TableInfo]:
