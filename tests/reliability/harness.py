@@ -33,8 +33,8 @@ PROGRAM = Path(__file__).with_name("engine.py")
 TABLES = (
     "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
     " where c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartition"
-    " and n.nspname not in ('syncline', 'syncline_triggers', 'pg_catalog', 'information_schema', 'pg_toast')"
-    " order by 1, 2"
+    " and n.nspname not in ('syncline', 'syncline_outbox', 'syncline_triggers')"
+    " and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast') order by 1, 2"
 )
 
 

@@ -74,8 +74,15 @@ class Parked:
     reason: str
 
     @property
+    def of_events(self) -> bool:
+        """Whether they are events of an outbox, which are parked before any target hears of them."""
+        return self.target == parked_as(self.source)
+
+    @property
     def message(self) -> str:
         """What a person is told."""
+        if self.of_events:
+            return f"{self.changes:,} event(s) of {self.table_name} are parked: {self.reason}."
         return (
             f"{self.changes:,} change(s) of table {self.table_name} are parked at target {self.target}: {self.reason}."
         )
@@ -83,10 +90,21 @@ class Parked:
     @property
     def remedy(self) -> str:
         """What a person can do about it."""
+        if self.of_events:
+            return (
+                "Publish each entity as created once more, or its delete: that settles what is parked of it. So does"
+                " `syncline resync --table` with the table of its entity type."
+            )
         return (
             "A later whole row or delete of a key settles what is parked of it: mend the row at the source, or what"
             f" refuses it and then `syncline resync --table {self.table_name} --target {self.target}`."
         )
+
+
+def parked_as(source: str) -> str:
+    """The target that dead letters name which are events of a source's outbox: no target is called that, for names
+    have no spaces."""
+    return f"outbox of {source}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +277,12 @@ class ControlSchema:
         """The hashes of the keys that are parked for a target, by qualified table name."""
         rows = self._rows(q.OPEN_LETTERS, {"target_": target})
         return {r["table_name"]: frozenset(map(bytes, r["hashes"])) for r in rows}
+
+    def letters_of(self, source: str, tables: Sequence[str], with_payload: str) -> list[Row]:
+        """The open dead letters of these tables of a source, for all targets, the oldest first: target, table_name,
+        key_hash, version, reason and parked_at, and the payload of those of one table."""
+        values = {"source_": source, "tables": list(tables), "with_payload": with_payload}
+        return self._rows(q.SOURCE_LETTERS, values)
 
     def dead_letter_counts(self) -> dict[tuple[str, str], int]:
         """How many changes are parked, by (source, target)."""

@@ -152,6 +152,23 @@ OPEN_LETTERS = (
     .where(SyncDeadLetter.target == bindparam("target_"), SyncDeadLetter.state == text("'parked'"))
     .group_by(SyncDeadLetter.table_name)
 )
+SOURCE_LETTERS = (
+    select(
+        SyncDeadLetter.target,
+        SyncDeadLetter.table_name,
+        SyncDeadLetter.key_hash,
+        SyncDeadLetter.version,
+        SyncDeadLetter.reason,
+        SyncDeadLetter.parked_at,
+        case((SyncDeadLetter.table_name == bindparam("with_payload"), SyncDeadLetter.payload)).label("payload"),
+    )
+    .where(
+        SyncDeadLetter.source == bindparam("source_"),
+        SyncDeadLetter.table_name == func.any(bindparam("tables", type_=ARRAY(Text()))),
+        SyncDeadLetter.state == text("'parked'"),
+    )
+    .order_by(SyncDeadLetter.id)
+)
 COUNT_LETTERS = (
     select(SyncDeadLetter.source, SyncDeadLetter.target, func.count().label("parked"))
     .where(SyncDeadLetter.state == text("'parked'"))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from syncline.capture import IN_USE, PRESSURES
+from syncline.capture.settings import PostgresSettings
 from syncline.catalog.repository import ControlSchema, Request
 from syncline.errors import SynclineError, Unavailable, defect
 from syncline.logs import logger
+from syncline.pipeline.outbox import EventStatus
 from syncline.pipeline.pauses import apply_pauses
 from syncline.pipeline.reports import Reports
 from syncline.pipeline.source import SourcePipeline
@@ -42,6 +45,7 @@ class Housekeeping:
         self._pressing: dict[str, set[tuple[str, str]]] = {}  # alerts of the source's own state, by source
         self._watch_at: dict[str, float] = {}
         self._failed: dict[tuple[str, str], SynclineError] = {}
+        self._events: dict[str, EventStatus] = {}
         self.lags: dict[str, int] = {}
 
     def prepare(self) -> None:
@@ -72,6 +76,8 @@ class Housekeeping:
         for name, source in self._sources.items():
             self._attempt(self._tell, name, source)
         self._reports.flush()
+        for events in self._events.values():
+            events.close()
         for look in self._looks.values():
             look.close()
 
@@ -93,6 +99,7 @@ class Housekeeping:
                 self._refresh,
                 self._count_parked,
                 self._watch,
+                self._note_events,
             ):
                 self._attempt(chore, name, source)
         self._reports.flush()
@@ -152,7 +159,7 @@ class Housekeeping:
         began = time.monotonic()
         if began < self._count_at.get(name, 0.0):
             return False
-        found = [p for p in self._control.parked() if p.source == name and p.target in source.targets]
+        found = [p for p in self._control.parked() if p.source == name and (p.of_events or p.target in source.targets)]
         now = time.monotonic()
         self._count_at[name] = now + max(_REFRESH_S, 20 * (now - began))
         said, before = {f"{name}/{p.target}/{p.table_name}": p.message for p in found}, self._parked.get(name)
@@ -192,6 +199,23 @@ class Housekeeping:
                 self._reports.still(code, f"{name}/", {subject for one, subject in found if one == code})
         self._pressing[name] = set(found)
         return True
+
+    def _note_events(self, name: str, source: SourcePipeline) -> bool:
+        """Note how far the events of an outbox are; whether there is one, in a source that streams."""
+        status, incarnation = self._events_of(name), source.log.incarnation()
+        if status is None or incarnation is None or source.state != "streaming":
+            return False
+        # What is held back has not arrived, wherever the cursor is.
+        held = any(pause.source in ("", name) for pause in self._control.pauses())
+        reached = source.reached(incarnation)
+        status.note(replace(reached, applied=0) if held else reached)
+        return True
+
+    def _events_of(self, name: str) -> EventStatus | None:
+        settings = self._looks[name].settings
+        if isinstance(settings, PostgresSettings) and settings.events_from is not None:
+            return self._events.setdefault(name, EventStatus(self._control, name, settings, settings.events_from))
+        return None
 
     def _serve(self, name: str, source: SourcePipeline) -> None:
         """Hand on requests: whole resyncs at once, single tables to the next load.

@@ -15,6 +15,7 @@ from syncline.pipeline.attach import choose_incarnation, open_log, retire_log
 from syncline.pipeline.catalogue import Catalogue
 from syncline.pipeline.context import Context
 from syncline.pipeline.loads import Loads
+from syncline.pipeline.outbox import ParkedEvents, Reached
 from syncline.pipeline.targets import Targets
 from syncline.stores import Store
 
@@ -48,6 +49,10 @@ class SourcePipeline:
         self.targets = self._targets.by_name
         self.loads = Loads(context, self.targets, self._append_beside, self.stopping)
         self._catalogue = Catalogue(context, self.targets, self.loads, self._append_beside)
+        outbox = context.settings.events_from
+        self._parked_events = None if outbox is None else ParkedEvents(context.control, self.name, outbox)
+        if self._parked_events is not None:
+            self._source.park_events(self._parked_events)
         self._capture: Stream | None = None
         self._thread = threading.Thread(target=self._run, name=f"capture-{self.name}", daemon=True)
 
@@ -274,6 +279,13 @@ class SourcePipeline:
             self.loads.start_due(self.tables, incarnation)
         return True
 
+    def reached(self, incarnation: Incarnation) -> Reached:
+        """How far the log and all of the targets are; nowhere, where one of them does not run."""
+        captured = self.log.status().place
+        workers = [target.worker for target in self.targets.values()]
+        applied = min((w.cursor.place if w is not None else 0 for w in workers), default=captured)
+        return Reached(captured, applied, incarnation.base, self.tables)
+
     def _request_unfinished(self) -> None:
         """Tables whose load has begun and will not end: it was cut off with the process, and what it wrote to the log
         is applied only now. Known once a target has all that was in the log when the last load was over."""
@@ -322,6 +334,17 @@ class SourcePipeline:
         if self.log.incarnation() is None:
             raise Unavailable("The source is being started over.")
         self._read_through = self._append(entries).n
+        for entry in entries:
+            self._settle_events(entry)
+
+    def _settle_events(self, entry: Entry) -> None:
+        """A load that has begun for all who take the table, and is done again until it succeeds, settles what is parked
+        of the table's events."""
+        for item in entry.items if self._parked_events is not None else ():
+            if isinstance(item, Marker) and item.kind == "reading":
+                takers = {name for name, target in self.targets.items() if target.mapping.takes(item.table)}
+                if self._parked_events is not None and (entry.targets is None or takers <= set(entry.targets)):
+                    self._parked_events.settle_table(item.table)
 
     def _append(self, entries: list[Entry]) -> Position:
         """Append, waiting while the log is full: the source holds what is not confirmed (Guarantees 1 and 8)."""

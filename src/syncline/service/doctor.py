@@ -200,8 +200,9 @@ def _target(config: Config, name: str) -> Iterator[Finding]:
 def _parked(config: Config) -> Iterator[Finding]:
     """Tables with parked changes, and why most of them are."""
     for parked in _asked(config, lambda control: control.parked()):
-        if parked.target in config.targets and parked.source in config.sources:
-            yield Finding("SL-PARKED", "warning", f"target {parked.target}", parked.message, parked.remedy)
+        if parked.source in config.sources and (parked.of_events or parked.target in config.targets):
+            subject = f"source {parked.source}" if parked.of_events else f"target {parked.target}"
+            yield Finding("SL-PARKED", "warning", subject, parked.message, parked.remedy)
 
 
 def _control(config: Config) -> Finding:
