@@ -24,7 +24,21 @@ import typer
 
 from syncline import __version__
 from syncline.errors import Misconfigured, SynclineError, Unavailable
-from syncline.service import alerts, control, doctor, extras, mapping, plan, query, run, setup, status, triggers, verify
+from syncline.service import (
+    alerts,
+    control,
+    doctor,
+    extras,
+    mapping,
+    outbox,
+    plan,
+    query,
+    run,
+    setup,
+    status,
+    triggers,
+    verify,
+)
 from syncline.service.session import INTERRUPTED, Session, exit_code, talk, tell_error
 
 __all__ = ["app", "exit_code", "main"]
@@ -103,6 +117,7 @@ app.command("plan")(plan.plan)
 app.command("apply")(plan.apply)
 app.command("query")(query.query)
 app.add_typer(mapping.app, name="mapping")
+app.add_typer(outbox.app, name="outbox")
 app.add_typer(triggers.app, name="triggers")
 app.command("demo")(extras.demo)
 app.command("bench", context_settings=extras.PASS_ON, add_help_option=False)(extras.bench)
