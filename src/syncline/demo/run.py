@@ -20,6 +20,7 @@ from typing import Any
 import psycopg
 from rich.console import Console
 
+from syncline.capture.outbox.install import install
 from syncline.capture.wal import emit_progress
 from syncline.config import Config, load_config
 from syncline.demo.copies import Copies
@@ -97,9 +98,9 @@ class _Demo:
         began = time.monotonic()
         dsn, graph = self._servers()
         connection = self.stack.enter_context(psycopg.connect(dsn, autocommit=True))
-        workload = self._prepared(connection)
         file = self._configure(dsn, graph)
         config = load_config(file, variables_from={})
+        workload = self._prepared(connection, config)
         service = SyncService(config, talk=lambda line: self.view.say(f"  {line}"))
         self.stack.callback(service.stop)
         loaded = self._load(service, connection)
@@ -127,10 +128,13 @@ class _Demo:
         self.view.say("Starting a graph database that speaks Bolt ...")
         return server.dsn(), self.stack.enter_context(EmbeddedBolt.start(self.folder / "graph"))
 
-    def _prepared(self, connection: psycopg.Connection[Any]) -> Workload:
-        """The tables, filled, and what will happen to them."""
+    def _prepared(self, connection: psycopg.Connection[Any], config: Config) -> Workload:
+        """The tables, filled, with the outbox of an application that has one, and what will happen to them."""
         self.view.say("Making tables and their first rows ...")
         connection.execute((self.scenario.files / "schema.sql").read_text())
+        for source in config.sources.values():
+            if source.events_from is not None:
+                install(connection, source.events_from)
         with connection.transaction():
             steps = self.scenario.fill(connection, min(self.rows // 2, self.scenario.existing))
         return Workload(steps, self.scenario.largest)
