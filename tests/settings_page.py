@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from syncline.capture import SOURCES
+from syncline.capture.outbox.settings import EntityConfig, OutboxConfig
 from syncline.config.tree import Config, TargetConfig, settings_of, source_settings, store_class, store_settings
 from syncline.mapping import FORMS
 from syncline.mapping.settings import (
@@ -42,6 +43,8 @@ def written(text: str) -> str:
 def tables() -> str:
     own = {name: field for name, field in settings_of(TargetConfig).items() if name != "store"}
     parts = [_section(f"source, `type: {kind}`", settings_of(source_settings(kind))) for kind in SOURCES]
+    parts += [_section("source.outbox", settings_of(OutboxConfig))]
+    parts += [_section("source.outbox.entities.<type>", settings_of(EntityConfig))]
     parts += [_section(f"target, `type: {kind}`", own | settings_of(store_settings(kind))) for kind in STORES]
     parts += _mappings()
     for name, field in settings_of(Config).items():
