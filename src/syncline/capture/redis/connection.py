@@ -1,0 +1,119 @@
+"""One connection that reads: raw answers, many commands in one go, and the driver's errors as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import redis
+from pydantic import SecretStr
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.retry import Retry
+
+from syncline.capture.redis.settings import MembersConfig
+from syncline.errors import Misconfigured, SynclineError, Unavailable
+
+__all__ = ["Connection", "describe", "pool_of"]
+
+_RIGHTS = ("NOAUTH", "WRONGPASS", "NOPERM")
+_PASSING = ("LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN")
+
+
+def describe(url: SecretStr) -> str:
+    """The server without user, password and parameters, for messages (Guarantee 11)."""
+    parts = urlsplit(url.get_secret_value())
+    if parts.scheme == "unix":
+        return parts.path
+    return f"{parts.hostname or 'localhost'}:{parts.port or 6379}{parts.path}"
+
+
+def pool_of(config: MembersConfig) -> redis.ConnectionPool:
+    """Connections as this module needs them: bytes for bytes, and no second try behind our back."""
+    pool = redis.ConnectionPool.from_url(
+        config.url.get_secret_value(),
+        socket_connect_timeout=config.connect_timeout_s,
+        socket_timeout=config.timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        client_name="syncline-read",
+    )
+    pool.connection_kwargs |= {"protocol": 2, "decode_responses": False}  # whatever the url asks for
+    return pool
+
+
+class Connection:
+    """Answers as the server gives them: the driver's own conversions cost more than the reading."""
+
+    def __init__(self, config: MembersConfig) -> None:
+        """Connect. Raises ``Unavailable``, ``Misconfigured``."""
+        self._config = config
+        with self._translated():
+            self._connection = cast(Any, pool_of(config).make_connection())  # its methods have no types
+            self._connection.connect()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def call(self, *command: Any) -> Any:
+        """Send one command and return its answer."""
+        with self._translated():
+            self._connection.send_command(*command)
+            return self._connection.read_response()
+
+    def calls(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send commands in one go and return their answers; the first error among them is raised once all are read."""
+        with self._translated():
+            self._connection.send_packed_command(self._connection.pack_commands(commands))
+            answers = [self._answer() for _ in commands]
+            for answer in answers:
+                if isinstance(answer, ResponseError):
+                    raise answer
+            return answers
+
+    def _answer(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except ResponseError as error:
+            return error
+
+    def close(self) -> None:
+        try:
+            self._connection.disconnect()
+        except RedisError:
+            return  # it was gone already
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            raise translate(error, self._config) from error
+
+
+def translate(error: Exception, config: MembersConfig) -> SynclineError:
+    """The driver's error as one of ours, without the server's words: they can quote keys and values (Guarantee 11)."""
+    server, word = describe(config.url), str(error).partition(" ")[0]
+    if isinstance(error, AuthenticationError) or word in _RIGHTS:
+        return Misconfigured(
+            f"Redis at {server} refuses this user or what it may read.",
+            remedy="Correct user and password in url, and give it the commands of docs/captures/redis.md.",
+            code="SL-REDIS-RIGHTS",
+        )
+    away = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)
+    if isinstance(error, away) or word in _PASSING:
+        return Unavailable(
+            f"Redis at {server} can't be reached ({type(error).__name__}).",
+            remedy="Start it, or correct url.",
+        )
+    if word == "WRONGTYPE":
+        return Misconfigured(
+            f"A key at Redis {server} is not of the kind that `columns` says.",
+            remedy="Name sorted sets as sorted_set, hashes as hash.",
+            code="SL-REDIS-KIND",
+        )
+    return Misconfigured(f"Redis at {server} refused a command ({type(error).__name__}).", code="SL-REDIS-REFUSED")

@@ -1,0 +1,142 @@
+"""Reading members and their values from the keys: everything by scanning, or some members by name.
+
+Either way a group of columns comes as record batches: ``member``, then its columns, all binary as the server has them.
+A scan gives what is there from beginning to end; what moves meanwhile may come twice or not at all (the manual of
+SCAN), so nobody concludes from a scan alone that a member is gone (correctness rule 31).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from syncline.capture.redis.connection import Connection
+from syncline.capture.redis.settings import MEMBER, Group, MembersConfig
+
+__all__ = ["KeyReader", "Stopped", "literal"]
+
+_SCANS = {"scores": "ZSCAN", "fields": "HSCAN"}
+_LOOKS = {"scores": "ZMSCORE", "fields": "HMGET"}
+_SPECIAL = re.compile(r"([*?\[\]\\^])")
+
+
+class Stopped(Exception):
+    """Somebody asked the reading to end."""
+
+
+class _Pace:
+    """Holds back what is faster than so many members a second."""
+
+    def __init__(self, per_s: int | None, stop: threading.Event) -> None:
+        self._per_s, self._stop = per_s, stop
+        self._due = time.monotonic()
+
+    def took(self, members: int) -> None:
+        now = time.monotonic()
+        if self._per_s is not None:
+            self._due = max(self._due, now) + members / self._per_s
+        if self._stop.wait(max(0.0, self._due - now)) if self._due > now else self._stop.is_set():
+            raise Stopped
+
+
+class KeyReader:
+    """Reads the groups of one configuration over one connection. Raises as the connection does, and ``Stopped``."""
+
+    def __init__(self, config: MembersConfig, connection: Connection, stop: threading.Event) -> None:
+        self._connection = connection
+        self._size = config.batch_size
+        self._pace = _Pace(config.members_per_s, stop)
+
+    def missing(self, groups: Sequence[Group]) -> frozenset[str]:
+        """Keys of many members that are not there at all: expired, evicted, never made, or emptied."""
+        keys = [g.key for g in groups if g.whole]
+        found = self._connection.calls([("EXISTS", key) for key in keys]) if keys else []
+        return frozenset(key for key, there in zip(keys, found, strict=True) if not there)
+
+    def scan(self, group: Group) -> Iterator[pa.RecordBatch]:
+        """Every member of the group, some more than once."""
+        if group.kind == "hashes":
+            yield from self._scan_hashes(group)
+            return
+        place = b"0"
+        while True:
+            place, found = self._connection.call(_SCANS[group.kind], group.key, place, "COUNT", self._size)
+            if found:
+                yield _batch(group, found[::2], [found[1::2]])
+            self._pace.took(len(found) // 2)
+            if place == b"0":
+                return
+
+    def _scan_hashes(self, group: Group) -> Iterator[pa.RecordBatch]:
+        before, _, behind = group.key.partition(MEMBER)
+        pattern = f"{literal(before)}*{literal(behind)}"
+        place = b"0"
+        while True:
+            place, keys = self._connection.call("SCAN", place, "MATCH", pattern, "COUNT", self._size, "TYPE", "hash")
+            members = [key[len(before.encode()) : len(key) - len(behind.encode())] for key in keys]
+            if members:
+                yield self._look_hashes(group, members, known=True)
+            self._pace.took(len(members))
+            if place == b"0":
+                return
+
+    def look(self, group: Group, members: Sequence[bytes]) -> pa.RecordBatch:
+        """What these members have now, without those that have nothing."""
+        if group.kind == "hashes":
+            return self._look_hashes(group, members, known=False)
+        values: list[Any] = []
+        for first in range(0, len(members), self._size):
+            some = members[first : first + self._size]
+            values += self._connection.call(_LOOKS[group.kind], group.key, *some)
+        there = [n for n, value in enumerate(values) if value is not None]
+        return _batch(group, [members[n] for n in there], [[values[n] for n in there]])
+
+    def _look_hashes(self, group: Group, members: Sequence[bytes], *, known: bool) -> pa.RecordBatch:
+        """``known``: the hashes were there just now, so that one without any of the fields counts."""
+        found: list[tuple[bytes, list[Any]]] = []
+        for first in range(0, len(members), self._size):
+            some = members[first : first + self._size]
+            rows = self._connection.calls([("HMGET", group.key_of(member), *group.fields) for member in some])
+            found += zip(some, rows, strict=True)
+        bare = [] if known else [member for member, row in found if not any(v is not None for v in row)]
+        there = self._connection.calls([("EXISTS", group.key_of(member)) for member in bare]) if bare else []
+        gone = {member for member, exists in zip(bare, there, strict=True) if not exists}
+        found = [(member, row) for member, row in found if member not in gone]
+        columns = [[row[n] for _, row in found] for n in range(len(group.fields))]
+        return _batch(group, [member for member, _ in found], columns)
+
+    def changed(self, key: str, since: float) -> Iterator[list[bytes]]:
+        """Members noted in a sorted set at or after a moment, some at a time, and some twice. Pages go on from the last
+        moment, never by rank: what is noted anew meanwhile would move others across the border of a page."""
+        alike = 0
+        while True:
+            found = self._connection.call(
+                "ZRANGEBYSCORE", key, repr(since), "+inf", "WITHSCORES", "LIMIT", 0, self._size + alike
+            )
+            members, moments = found[::2], [float(moment) for moment in found[1::2]]
+            if members:
+                yield members
+            self._pace.took(len(members))
+            if len(members) < self._size + alike:
+                return
+            since, alike = moments[-1], moments.count(moments[-1])
+
+    def last_change(self, key: str) -> float | None:
+        """The latest moment noted there; None without any."""
+        found = self._connection.call("ZRANGE", key, -1, -1, "WITHSCORES")
+        return float(found[1]) if found else None
+
+
+def literal(text: str) -> str:
+    """Text for a pattern of SCAN that stands for itself."""
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def _batch(group: Group, members: Sequence[bytes], columns: Sequence[Sequence[bytes | None]]) -> pa.RecordBatch:
+    arrays = [pa.array(values, pa.binary()) for values in (members, *columns)]
+    return pa.RecordBatch.from_arrays(arrays, names=["member", *group.columns])

@@ -1,0 +1,185 @@
+"""Which keys make up the rows of a table: sorted sets, hashes with a field a member, and a hash for each member."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from syncline.capture.redis.values import parsed
+from syncline.change import Column, TableSchema
+
+__all__ = ["Group", "MemberColumn", "MembersConfig", "groups_of", "schema_of"]
+
+MEMBER = "{member}"
+_TYPES = r"(bool|int2|int4|int8|float4|float8|numeric\(\d{1,2},\d{1,2}\)|text|date|timestamp|timestamptz)"
+_SOURCE_TYPES = {
+    "bool": "boolean",
+    "int2": "smallint",
+    "int4": "integer",
+    "int8": "bigint",
+    "float4": "real",
+    "float8": "double precision",
+    "timestamp": "timestamp without time zone",
+    "timestamptz": "timestamp with time zone",
+}
+
+
+class MemberColumn(BaseModel):
+    """Where one column's value is: the member's score, its field in one hash, or a field of the member's own hash."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sorted_set: str | None = Field(None, description="Key of the sorted set whose score it is.")
+    hash: str | None = Field(
+        None, description="Key of a hash whose fields are members, or with {member} in it, of one hash for each member."
+    )
+    field: str | None = Field(None, description="The field, of a hash for each member; null is the column's name.")
+    type: str = Field("text", pattern=f"^{_TYPES}$", description="Type of the column.")
+    default: str | int | float | bool | None = Field(
+        None, description="What a member has that is not in the key; null is NULL."
+    )
+
+    @model_validator(mode="after")
+    def _is_in_one_place(self) -> MemberColumn:
+        if (self.sorted_set is None) == (self.hash is None):
+            raise PydanticCustomError("one_place", "give either sorted_set or hash")
+        if self.sorted_set is not None and MEMBER in self.sorted_set:
+            raise PydanticCustomError("one_set", "a sorted set has many members: its key can't hold {{member}}")
+        if self.hash is not None and self.hash.count(MEMBER) > 1:
+            raise PydanticCustomError("one_member", "{{member}} may stand once in a key")
+        if self.field is not None and MEMBER not in (self.hash or ""):
+            raise PydanticCustomError("no_field", "field needs a hash for each member: hash: some:{{member}}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_default_of_its_type(self) -> MemberColumn:
+        if self.default is not None and parsed(pa.array([str(self.default).encode()]), self.type, "UTC")[1].any():
+            raise PydanticCustomError("default", "default is no {type}", {"type": self.type})
+        return self
+
+
+class MembersConfig(BaseModel):
+    """The keys that make up one table's rows, and what is known of them."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, validate_by_name=True, validate_by_alias=True
+    )
+
+    url: SecretStr = Field(
+        description="redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or unix:///path.",
+        examples=["${REDIS_URL}"],
+    )
+    table: str = Field(
+        pattern=r"^[^.]+(\.[^.]+)?$", description="The table that follows; without a schema it is of public."
+    )
+    member: str = Field("member", description="The table's key column: it holds the member's name.")
+    member_type: Literal["text", "int4", "int8"] = Field("text", description="Its type.")
+    columns: dict[str, MemberColumn] = Field(min_length=1, description="The other columns, and where their values are.")
+    timezone: str = Field("UTC", description="Zone of times that are written without one.")
+    deletes: Literal["removed", "gone", "never"] = Field(
+        "removed",
+        description="removed: a member that was taken out of sorted sets and hashes that are still there is deleted. "
+        "gone: also one whose keys are gone (evicted, expired). never: rows stay.",
+    )
+    expired: Literal["keep", "clear"] = Field(
+        "keep", description="What columns are when their whole key is gone: as they were, or their default."
+    )
+    changed: str | None = Field(
+        None,
+        description="Key of a sorted set in which the application notes members it changed, by Unix time in seconds; "
+        "null makes every run a full diff.",
+    )
+    changed_overlap_s: float = Field(60.0, ge=0, description="How far back of the last note runs look again.")
+    batch_size: int = Field(1000, ge=1, le=100_000, description="Members asked for at once.")
+    members_per_s: int | None = Field(None, ge=1, description="Members read a second at most; null is no limit.")
+    memory_mb: int = Field(128, ge=64, description="Memory for comparing; what needs more goes through a file.")
+    connect_timeout_s: float = Field(10.0, gt=0, le=300, description="Longest wait for a connection.")
+    timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest wait for an answer.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url(cls, url: SecretStr) -> SecretStr:
+        if not re.match(r"(rediss?|unix)://", url.get_secret_value()):
+            raise PydanticCustomError("redis_url", "must begin with redis://, rediss:// or unix://")
+        return url
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_zone(cls, zone: str) -> str:
+        if zone not in available_timezones():
+            raise PydanticCustomError("no_zone", "there is no time zone of this name")
+        return zone
+
+    @model_validator(mode="after")
+    def _has_one_key_column(self) -> MembersConfig:
+        if self.member in self.columns:
+            raise PydanticCustomError("key_column", "columns must not name the key column (member)")
+        return self
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The zone of times without one."""
+        return ZoneInfo(self.timezone)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Columns that are read together.
+
+    ``kind``: ``scores`` of a sorted set, ``fields`` of one hash (a field a member), or ``hashes``, one for each member
+    (``key`` then holds ``{member}``). ``columns`` are names of the table's columns, ``fields`` those of their hashes.
+    """
+
+    kind: Literal["scores", "fields", "hashes"]
+    key: str
+    columns: tuple[str, ...]
+    fields: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether many members are in one key, so that a member's absence says something."""
+        return self.kind != "hashes"
+
+    def key_of(self, member: bytes) -> bytes:
+        """The key of one member's hash."""
+        before, _, behind = self.key.partition(MEMBER)
+        return before.encode() + member + behind.encode()
+
+
+def groups_of(config: MembersConfig) -> tuple[Group, ...]:
+    """The keys to be read, each once, in the order in which the columns name them."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, column in config.columns.items():
+        found.setdefault(_place(column), []).append(name)
+    return tuple(_group(config.columns, kind, key, names) for (kind, key), names in found.items())
+
+
+def _place(column: MemberColumn) -> tuple[str, str]:
+    if column.sorted_set is not None:
+        return "scores", column.sorted_set
+    assert column.hash is not None
+    return "hashes" if MEMBER in column.hash else "fields", column.hash
+
+
+def _group(columns: Mapping[str, MemberColumn], kind: Any, key: str, names: list[str]) -> Group:
+    fields = tuple(columns[name].field or name for name in names) if kind == "hashes" else ()
+    return Group(kind, key, tuple(names), fields)
+
+
+def schema_of(config: MembersConfig) -> TableSchema:
+    """The table as it is kept: the member, then the columns in the order of the configuration."""
+    namespace, dot, name = config.table.rpartition(".")
+    key = Column(config.member, config.member_type, _source_type(config.member_type), key=True)
+    rest = [Column(name, c.type, _source_type(c.type)) for name, c in config.columns.items()]
+    return TableSchema(namespace if dot else "public", name, (key, *rest))
+
+
+def _source_type(logical: str) -> str:
+    return _SOURCE_TYPES.get(logical, logical)
