@@ -22,6 +22,7 @@ __all__ = [
     "STORES",
     "UNCHANGED",
     "VERSION",
+    "BackingUp",
     "CopyReader",
     "Exporting",
     "Folded",
@@ -216,6 +217,17 @@ class Exporting(Protocol):
     def stop_export(self) -> None:
         """Cut off an export that is under way, and let none begin until the store is opened anew; none runs on return.
         Any thread."""
+
+
+@runtime_checkable
+class BackingUp(Protocol):
+    """A store that can set a copy of a table aside before much of it is changed: an optional capability of a
+    :class:`Store`."""
+
+    def back_up(self, schema: TableSchema, label: int, keep: int) -> str:
+        """Copy the table's rows as they are, durable on return, and forget all but the latest ``keep`` such copies; the
+        name of this one. ``label`` rises from one to the next. After ``migrate``; raises as ``apply``, without
+        ``Rejected``."""
 
 
 def stored_columns(schema: TableSchema) -> Sequence[str]:

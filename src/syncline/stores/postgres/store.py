@@ -419,6 +419,26 @@ class PostgresStore:
         self._states = {n: replace(s, horizon=max(s.horizon, below)) for n, s in self._states.items()}
         return forgotten
 
+    def back_up(self, schema: TableSchema, label: int, keep: int) -> str:
+        """Copy the table as it is; the name of the copy, which is in our own schema. See the capability."""
+        with self._transaction() as connection:
+            state = self._state(connection, schema)
+            row = connection.execute(
+                f"select number from {self._own}.tables where name = $1", [schema.qualified]
+            ).fetchone()
+            assert row is not None
+            prefix = f"backup_{row[0]}_"
+            name = f"{self._own}.{quote(f'{prefix}{label}')}"
+            connection.execute(f"create table {name} as table {Statements(state.target).table}")
+            old = connection.execute(
+                "select tablename from pg_tables where schemaname = $1 and starts_with(tablename, $2)"
+                " order by substr(tablename, length($2) + 1)::bigint desc offset $3",
+                [self.config.schema_name, prefix, keep],
+            )
+            for (gone,) in old.fetchall():
+                connection.execute(f"drop table {self._own}.{quote(gone)}")
+        return f"{self.config.schema_name}.{prefix}{label}"
+
 
 def _one_by_one(writers: Sequence[TableWriter]) -> None:
     for writer in writers:
