@@ -11,6 +11,8 @@ from pydantic.fields import FieldInfo
 
 from syncline.capture import SOURCES
 from syncline.capture.outbox.settings import EntityConfig, OutboxConfig
+from syncline.capture.redis.settings import MemberColumn
+from syncline.config.periodic import PeriodicConfig
 from syncline.config.tree import Config, TargetConfig, settings_of, source_settings, store_class, store_settings
 from syncline.mapping import FORMS
 from syncline.mapping.settings import (
@@ -51,6 +53,8 @@ def tables() -> str:
         model = field.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
             parts.append(_section(name, settings_of(model)))
+    parts.append(_section("`periodic.<name>`", settings_of(PeriodicConfig)))
+    parts.append(_section("`columns.<column>` of a periodic synchronisation", settings_of(MemberColumn)))
     parts.append(_section("top level", {"environment": Config.model_fields["environment"]}))
     return "\n".join(parts)
 

@@ -21,7 +21,7 @@ LAYERS = (
     {"capture", "log", "stores"},
     {"config"},
     {"apply", "verify", "monitor", "catalog"},
-    {"pipeline"},
+    {"pipeline", "periodic"},
     {"testing", "systems", "publisher"},
     {"bench"},
     {"service", "demo"},

@@ -31,7 +31,7 @@ from syncline.verify import verify
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(syncline.__file__).parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-GROUPS = {"mapping", "outbox", "triggers"}  # commands with commands below them
+GROUPS = {"mapping", "outbox", "periodic", "triggers"}  # commands with commands below them
 GUARANTEES = ROOT / "docs" / "guarantees.md"
 
 

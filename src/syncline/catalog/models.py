@@ -29,7 +29,17 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["Base", "SyncAlert", "SyncDeadLetter", "SyncGap", "SyncPause", "SyncRequest", "SyncStatus"]
+__all__ = [
+    "Base",
+    "SyncAlert",
+    "SyncDeadLetter",
+    "SyncGap",
+    "SyncPause",
+    "SyncPeriodic",
+    "SyncPeriodicRun",
+    "SyncRequest",
+    "SyncStatus",
+]
 
 
 class Base(DeclarativeBase):
@@ -207,3 +217,49 @@ class SyncRequest(Base):
     done_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     target: Mapped[str] = mapped_column(server_default="")
+
+
+class SyncPeriodic(Base):
+    """Who works on a periodic synchronisation. ``epoch`` rises with every run, and fences off the runs before.
+
+    ``holder`` has the run lock until ``expires_at``; ``service`` starts runs by the clock, was seen at ``seen_at``, and
+    ends once ``stop_at`` is set.
+    """
+
+    __tablename__ = "sync_periodic"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    epoch: Mapped[int] = mapped_column(server_default=text("0"))
+    holder: Mapped[str] = mapped_column(server_default="")
+    expires_at: Mapped[datetime | None]
+    service: Mapped[str] = mapped_column(server_default="")
+    seen_at: Mapped[datetime | None]
+    next_at: Mapped[datetime | None]
+    stop_at: Mapped[datetime | None]
+
+
+class SyncPeriodicRun(Base):
+    """One run of a periodic synchronisation: what it found and did. ``reasons`` counts why members were set aside."""
+
+    __tablename__ = "sync_periodic_runs"
+    __table_args__ = (Index(None, "name", "id"),)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str]
+    epoch: Mapped[int]
+    kind: Mapped[str]
+    dry_run: Mapped[bool]
+    state: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    finished_at: Mapped[datetime | None]
+    members: Mapped[int] = mapped_column(server_default=text("0"))
+    created: Mapped[int] = mapped_column(server_default=text("0"))
+    updated: Mapped[int] = mapped_column(server_default=text("0"))
+    deleted: Mapped[int] = mapped_column(server_default=text("0"))
+    kept: Mapped[int] = mapped_column(server_default=text("0"))
+    set_aside: Mapped[int] = mapped_column(server_default=text("0"))
+    changed_up_to: Mapped[float | None]
+    reasons: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
+    backup: Mapped[str] = mapped_column(server_default="")
+    code: Mapped[str] = mapped_column(server_default="")
+    message: Mapped[str] = mapped_column(server_default="")

@@ -29,6 +29,7 @@ from pydantic_core.core_schema import ErrorType
 
 from syncline.capture import DEFAULT_SOURCE, SOURCES, Source
 from syncline.capture.settings import SourceSettings
+from syncline.config.periodic import PeriodicConfig
 from syncline.dsn import SecretDsn
 from syncline.errors import Misconfigured
 from syncline.log.embedded import EmbeddedLogConfig
@@ -304,6 +305,9 @@ class Config(BaseModel):
     apply: ApplyConfig = Field(default_factory=ApplyConfig)
     control: ControlConfig = Field(default_factory=ControlConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    periodic: dict[Name, PeriodicConfig] = Field(
+        default_factory=dict, description="Tables that follow members of Redis keys, by `syncline periodic`."
+    )
     environment: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$",
@@ -354,6 +358,7 @@ class Config(BaseModel):
     @validates(mode="after")
     def _is_consistent(self) -> Config:
         self._check_followed()
+        self._check_periodic()
         self._check_streams()
         self._check_control()
         self._check_claims()
@@ -370,6 +375,15 @@ class Config(BaseModel):
                         "targets.{target}.sources names {source}, which is not among the sources ({known})",
                         {"target": name, "source": source, "known": ", ".join(self.sources)},
                     )
+
+    def _check_periodic(self) -> None:
+        for name, one in self.periodic.items():
+            if one.target not in self.targets:
+                raise PydanticCustomError(
+                    "no_target",
+                    "periodic.{name}.target names {wanted}, which is not among the targets ({known})",
+                    {"name": name, "wanted": one.target, "known": ", ".join(self.targets) or "none"},
+                )
 
     def _check_streams(self) -> None:
         seen: dict[tuple[str, ...], str] = {}

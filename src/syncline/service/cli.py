@@ -31,6 +31,7 @@ from syncline.service import (
     extras,
     mapping,
     outbox,
+    periodic,
     plan,
     query,
     run,
@@ -119,6 +120,7 @@ app.command("query")(query.query)
 app.add_typer(mapping.app, name="mapping")
 app.add_typer(outbox.app, name="outbox")
 app.add_typer(triggers.app, name="triggers")
+app.add_typer(periodic.app, name="periodic")
 app.command("demo")(extras.demo)
 app.command("bench", context_settings=extras.PASS_ON, add_help_option=False)(extras.bench)
 

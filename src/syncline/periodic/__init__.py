@@ -1,0 +1,1 @@
+"""Bringing members of keys into a table, again and again: one run, and the service that starts runs."""

@@ -1,0 +1,59 @@
+"""``PeriodicSyncService``: members of Redis leaderboards into a PostgreSQL table, every hour or when asked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from syncline.config import Config, load_config
+from syncline.periodic.run import Wish
+from syncline.periodic.service import PeriodicSync
+
+__all__ = ["PeriodicSyncService"]
+
+
+class PeriodicSyncService:
+    """Runs the synchronisation ``name`` of a configuration (of ``syncline.yaml`` without one).
+
+    The methods that work are coroutines, and the work is done in a thread.
+    """
+
+    def __init__(self, config: Config | None = None, name: str | None = None) -> None:
+        self._sync = PeriodicSync(config or load_config(), name)
+
+    @property
+    def sync_interval_hours(self) -> float:
+        """Hours between the beginnings of two runs: ``every_s`` of the configuration."""
+        return self._sync.config.every_s / 3600
+
+    async def start_periodic_sync(self) -> None:
+        """Run again and again; ends after :meth:`stop_periodic_sync`, or when the task is cancelled."""
+        try:
+            await asyncio.to_thread(self._sync.serve)
+        finally:
+            self._sync.stop()
+
+    def stop_periodic_sync(self) -> None:
+        """Let :meth:`start_periodic_sync` end soon."""
+        self._sync.stop()
+
+    async def perform_sync(
+        self,
+        *,
+        dry_run: bool = False,
+        periods: list[str] | None = None,
+        full: bool = False,
+        allow_deletes: bool = False,
+    ) -> dict[str, Any]:
+        """One run now: its figures. ``periods`` are columns, or keys of sorted sets."""
+        columns = tuple(periods) if periods is not None else None
+        wish = Wish("full" if full else "auto", columns, dry_run=dry_run, allow_deletes=allow_deletes)
+        return (await asyncio.to_thread(self._sync.run, wish)).to_dict()
+
+    async def get_sync_status(self) -> dict[str, Any]:
+        """Whether a service and a run are there, and the latest runs."""
+        return await asyncio.to_thread(self._sync.status)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._sync.close()
