@@ -51,11 +51,11 @@ class MemberColumn(BaseModel):
         if (self.sorted_set is None) == (self.hash is None):
             raise PydanticCustomError("one_place", "give either sorted_set or hash")
         if self.sorted_set is not None and MEMBER in self.sorted_set:
-            raise PydanticCustomError("one_set", "a sorted set has many members: its key can't hold {{member}}")
+            raise PydanticCustomError("one_set", "a sorted set has many members: its key can't hold {member}")
         if self.hash is not None and self.hash.count(MEMBER) > 1:
-            raise PydanticCustomError("one_member", "{{member}} may stand once in a key")
+            raise PydanticCustomError("one_member", "{member} may stand once in a key")
         if self.field is not None and MEMBER not in (self.hash or ""):
-            raise PydanticCustomError("no_field", "field needs a hash for each member: hash: some:{{member}}")
+            raise PydanticCustomError("no_field", "field needs a hash for each member: hash: some:{member}")
         return self
 
     @model_validator(mode="after")
