@@ -197,6 +197,11 @@ def test_a_run_of_some_periods_leaves_the_others_and_deletes_nobody(board: Board
     assert board.rows() == [("new", 7, 7, "y"), ("u1", 10, 1, "x"), ("u2", 2, 2, "x"), ("u3", 3, 3, "x")]
 
 
+def test_a_period_that_nobody_has_is_refused(board: Board) -> None:
+    with pytest.raises(Misconfigured, match="daily_pomo"):
+        board.run(Wish(columns=("daily_promo",)))
+
+
 def test_a_run_above_the_share_sets_a_copy_of_the_table_aside_first(board: Board) -> None:
     for n in range(4):
         board.put(f"u{n}", n)

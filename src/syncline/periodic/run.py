@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 from syncline.capture.redis.connection import Connection
 from syncline.capture.redis.difference import Counts, Difference
 from syncline.capture.redis.reading import KeyReader, Stopped
-from syncline.capture.redis.settings import Group
+from syncline.capture.redis.settings import Group, groups_of
 from syncline.capture.redis.values import parsed
 from syncline.catalog.periodic import PeriodicRecords, RunRow
 from syncline.change import Cursor, Op, Position, TableSchema
-from syncline.config import TargetConfig, store_class
+from syncline.config import TargetConfig, hint, store_class
 from syncline.config.periodic import PeriodicConfig
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.logs import logger
@@ -215,6 +215,7 @@ class _Run:
         self._missing: frozenset[str] = frozenset()
 
     def result(self) -> Result:
+        self._refuse_unknown()
         with Connection(self._config) as connection, closing(Difference(self._config)) as difference:
             reader = KeyReader(self._config, connection, self._place.stop)
             chosen = [g for g in difference.groups if self._is_chosen(g)]
@@ -226,6 +227,12 @@ class _Run:
                 return self._tried(reader, difference, members)
             with closing(self._opened()) as store:
                 return self._written(reader, difference, store, members)
+
+    def _refuse_unknown(self) -> None:
+        known = {*self._config.columns, *(g.key for g in groups_of(self._config))}
+        for name in self._wish.columns or ():
+            if name not in known:
+                raise Misconfigured(f"There is no column or key {name}.", remedy=hint(name, sorted(known)))
 
     def _is_chosen(self, group: Group) -> bool:
         wanted = self._wish.columns
@@ -380,8 +387,8 @@ class _Run:
         return pa.RecordBatch.from_arrays([values.filter(pa.array(~bad))], names=[key.name])
 
     def _backed_up(self, store: Store, schema: TableSchema, counts: Counts) -> str:
-        rows, changes = self._rows(counts), counts.updated + counts.deleted
-        if not rows or changes <= self._config.backup_share * rows or not isinstance(store, BackingUp):
+        changes = counts.updated + counts.deleted
+        if not changes or not isinstance(store, BackingUp) or changes <= self._config.backup_share * self._rows(counts):
             return ""
         self._lease.hold(surely=True)
         return store.back_up(schema, self._lease.epoch, self._config.keep_backups)

@@ -101,10 +101,10 @@ class KeyReader:
         found: list[tuple[bytes, list[Any]]] = []
         for first in range(0, len(members), self._size):
             some = members[first : first + self._size]
-            rows = self._connection.calls([("HMGET", group.key_of(member), *group.fields) for member in some])
+            rows = self._connection.call_each("HMGET", [group.key_of(member) for member in some], *group.fields)
             found += zip(some, rows, strict=True)
         bare = [] if known else [member for member, row in found if not any(v is not None for v in row)]
-        there = self._connection.calls([("EXISTS", group.key_of(member)) for member in bare]) if bare else []
+        there = self._connection.call_each("EXISTS", [group.key_of(member) for member in bare])
         gone = {member for member, exists in zip(bare, there, strict=True) if not exists}
         found = [(member, row) for member, row in found if member not in gone]
         columns = [[row[n] for _, row in found] for n in range(len(group.fields))]
