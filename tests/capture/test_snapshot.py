@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pydantic import SecretStr
 
 from servers import Database
 from syncline.capture import snapshot
+from syncline.capture.heal import read_rows
 from syncline.capture.postgres import WalSource
+from syncline.capture.schema import table_schema
 from syncline.capture.snapshot import Load, Rewritten, consistent_point, load, read_table
 from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo, matching_tables
 from syncline.change import Batch, Truncate
+from syncline.errors import SCHEMA_DRIFT, Gap
 
 BASE = 1_000_000
 
@@ -91,3 +95,15 @@ def test_entries_of_wide_rows_are_cut_by_their_bytes(
         found = list(read_table(source, item, name, BASE + point, threading.Event(), lambda _: None))
     assert sum(len(batch) for batch in found) == 10
     assert max(len(batch) for batch in found) <= 3
+
+
+def test_healing_rows_of_a_table_that_has_another_shape_by_now_has_it_read_again(
+    database: Database, source: SourceConfig
+) -> None:
+    (item,) = items(database)
+    schema = table_schema(item)
+    database.execute("alter table item drop column name")
+    keys = pa.RecordBatch.from_pydict({"id": pa.array([1], pa.int32())})
+    with pytest.raises(Gap) as drifted:
+        read_rows(source, schema, keys, [], threading.Event())
+    assert drifted.value.code == SCHEMA_DRIFT

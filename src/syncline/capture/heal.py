@@ -58,7 +58,7 @@ def _found(
 ) -> list[tuple[str | None, ...]]:
     try:
         return connection.execute(_statement(schema), _key_lists(schema, keys)).fetchall()
-    except (psycopg.errors.SyntaxErrorOrAccessRuleViolation, psycopg.errors.DataException) as error:
+    except (psycopg.ProgrammingError, psycopg.DataError) as error:
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             raise
         raise Gap(
