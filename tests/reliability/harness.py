@@ -97,8 +97,9 @@ class Rig:
         """An LSN behind everything committed so far; what comes to it has seen all of it. (With triggers, a number.)"""
         if self.by_triggers:
             if not self.database.value("select to_regclass('syncline_triggers.sync_events') is not null"):
-                return 0
-            return int(self.database.value("select last_value + 1 from syncline_triggers.sync_events_number_seq"))
+                return 1
+            numbers = "syncline_triggers.sync_events_number_seq"
+            return int(self.database.value(f"select 1 + case when is_called then last_value else 0 end from {numbers}"))
         return int(self.database.value("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8"))
 
     # ------------------------------------------------------------------------------------------ engines in this process
