@@ -16,7 +16,7 @@ from reliability.harness import Engine, Nursery, Rig, ended_with
 from reliability.workload import SCHEMA, Workload
 from servers import Database, eventually
 from syncline.config import load_config
-from syncline.errors import Gap, Misconfigured
+from syncline.errors import Gap, SynclineError
 from syncline.pipeline import SyncService
 from syncline.verify import verify
 
@@ -39,7 +39,7 @@ def soon_equal(rig: Rig, engine: Engine) -> None:
     def equal() -> bool:
         try:
             found = rig.difference(engine)
-        except Misconfigured as error:  # the target is not open yet
+        except SynclineError as error:  # the target is not open yet, or opened again
             found = str(error)
         assert found == "", found
         return True
