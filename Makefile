@@ -42,6 +42,10 @@ define newline
 
 endef
 
+# Compiled modules are kept, whatever the shell says: the tests start programs all the time, and each would compile a
+# thousand modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help env demo test lint format types unit soak bench lock clean peers servers fetched
 
 help: ## say what can be made
@@ -54,7 +58,7 @@ $(READY): requirements.lock requirements-uv.lock pyproject.toml
 	if ! $(BIN)/python -c 'import pip' 2>/dev/null; then "$$python" -m venv --clear $(VENV); fi; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock; \
 	$(call one_line,$(uv_settings)); \
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock; \
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock; \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
 	touch $@; echo "environment ready: $(BIN)/syncline"
 
