@@ -202,8 +202,11 @@ class Housekeeping:
 
     def _note_events(self, name: str, source: SourcePipeline) -> bool:
         """Note how far the events of an outbox are; whether there is one, in a source that streams."""
-        status, incarnation = self._events_of(name), source.log.incarnation()
-        if status is None or incarnation is None or source.state != "streaming":
+        status = self._events_of(name)
+        if status is None or source.state != "streaming":  # before the log is asked, which may be damaged
+            return False
+        incarnation = source.log.incarnation()
+        if incarnation is None:
             return False
         # What is held back has not arrived, wherever the cursor is.
         held = any(pause.source in ("", name) for pause in self._control.pauses())
