@@ -31,7 +31,7 @@ __all__ = ["graph"]
 
 # Twenty together: a start of Neo4j takes eight seconds of a processor, and each kill costs one.
 _MANY = 200  # of all the servers together
-_KILLS = {"bolt": 6, "neo4j-5": 7, "neo4j-2026": 7}
+_KILLS = {"bolt": 12, "neo4j-5": 4, "neo4j-2026": 4}
 _PEOPLE = 12
 
 
