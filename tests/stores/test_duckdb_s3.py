@@ -170,7 +170,7 @@ def test_a_wrong_login_and_a_bucket_that_is_not_there_are_told_without_the_login
     s3 = S3Config.model_validate({**{n: getattr(parquet.s3, n) for n in S3Config.model_fields}, **given})
     for store in opened(tmp_path, parquet.model_copy(update={"s3": s3})):
         fill(store, 100, range(1, 5))
-        with pytest.raises(Misconfigured, match="the login .* and its right to list") as refused:
+        with pytest.raises(Misconfigured, match=r"the login .* and its right to list") as refused:
             store.export()
         assert not {SECRET_KEY, ACCESS_KEY, "not the one"} & set(str(refused.value).split())
 
