@@ -10,6 +10,7 @@ import pytest
 from boards import Board, board_of
 
 from servers import Database
+from syncline.capture.redis.difference import Difference
 from syncline.capture.redis.reading import KeyReader, Stopped
 from syncline.capture.redis.settings import Group
 from syncline.embedded import EmbeddedValkey
@@ -325,3 +326,20 @@ def test_a_run_that_is_asked_to_stop_ends_and_lets_go_of_the_lock(board: Board) 
     with pytest.raises(Stopped):
         perform(place, Wish())
     assert board.run().created == 1
+
+
+def test_a_defect_ends_a_run_as_failed_and_names_no_value(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    board.put("u1", 1)
+
+    def broken(*_: object) -> None:
+        raise ValueError("hush-hush")
+
+    monkeypatch.setattr(Difference, "compare", broken)
+    with pytest.raises(SynclineError) as told:
+        board.run()
+    assert told.value.code == "SL-INTERNAL"
+    (run,) = board.records.runs()
+    assert (run["state"], run["code"]) == ("failed", "SL-INTERNAL")
+    assert "hush-hush" not in run["message"] + told.value.message
+    monkeypatch.undo()
+    assert figures(board.run()) == (1, 0, 0, 0)

@@ -34,7 +34,7 @@ def test_a_transaction_that_stays_open_is_named_with_its_process_until_it_ends(w
             (said,) = watched.database.execute(
                 "select message, remedy from syncline.sync_alerts where resolved_at is null"
             )
-            assert f"process {pid}" in said[0]
+            assert f"pid {pid}" in said[0]
             assert f"pg_terminate_backend({pid})" in said[1]
         eventually(lambda: raised(watched) == {})
 

@@ -14,39 +14,27 @@ import psycopg
 from syncline.capture import LONG_TRANSACTION, SLOT_BUDGET, Pressure
 from syncline.capture.slot import Slot
 from syncline.capture.source import SourceConfig
+from syncline.capture.transactions import open_transactions
 
 __all__ = ["long_transactions", "slot_budget"]
 
-# Of sessions of other roles the times are seen with pg_read_all_stats only. Prepared transactions have no session.
-_OPEN = """
-select pid::text, '', coalesce(usename, '?'), coalesce(nullif(application_name, ''), '?'),
-  extract(epoch from now() - xact_start)::float8 as age
-from pg_stat_activity
-where backend_xid is not null and datname = current_database() and pid <> pg_backend_pid()
-  and now() - xact_start > make_interval(secs => %(longest_s)s)
-union all
-select '', gid, owner, '?', extract(epoch from now() - prepared)::float8
-from pg_prepared_xacts
-where database = current_database() and now() - prepared > make_interval(secs => %(longest_s)s)
-order by age desc limit 5
-"""
 _SPARE = 5  # what is left of the server's limit is little when it is a fifth
 
 
 def long_transactions(connection: psycopg.Connection[Any], longest_s: float) -> list[Pressure]:
-    """The oldest transactions that wrote something and are open for longer than ``longest_s``, five at most."""
-    found = []
-    for pid, prepared, user, application, age in connection.execute(_OPEN, {"longest_s": longest_s}):
-        named = f"Prepared transaction {prepared}" if prepared else f"The transaction of process {pid}"
-        end = f"ROLLBACK PREPARED '{prepared}'" if prepared else f"select pg_terminate_backend({pid})"
-        message = (
-            f"{named} ({user}, {application}) is open for {age:,.0f} s: what it wrote arrives only behind its commit,"
-            " and what stands behind it may have to wait."
+    """Those that wrote something and are open for longer than ``longest_s``, as far as our role may see how long."""
+    return [
+        Pressure(
+            LONG_TRANSACTION,
+            "warning",
+            one.subject if one.gid is None else f"prepared {one.gid}",
+            f"{one.words} What it wrote arrives only behind its commit, and what stands behind it may have to wait"
+            f" ({one.subject}).",
+            f"{one.remedy} Or raise source.long_transaction_s.",
         )
-        remedy = f"End it if it was forgotten: {end}; or raise source.long_transaction_s."
-        subject = f"prepared {prepared}" if prepared else f"pid {pid}"
-        found.append(Pressure(LONG_TRANSACTION, "warning", subject, message, remedy))
-    return found
+        for one in open_transactions(connection, longest_s)
+        if one.age_s is not None
+    ]
 
 
 def slot_budget(slot: Slot | None, now: int, limit: int, config: SourceConfig) -> list[Pressure]:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +29,7 @@ from syncline.catalog.periodic import PeriodicRecords, RunRow
 from syncline.change import Cursor, Op, Position, TableSchema
 from syncline.config import TargetConfig, hint, store_class
 from syncline.config.periodic import PeriodicConfig
-from syncline.errors import Misconfigured, SynclineError, Unavailable
+from syncline.errors import Misconfigured, SynclineError, Unavailable, defect
 from syncline.logs import logger
 from syncline.periodic.writing import Refused, write
 from syncline.stores import BackingUp, Store
@@ -174,11 +174,16 @@ def _recorded(place: Place, wish: Wish, lease: _Lease) -> Result:
     started = time.monotonic()
     try:
         result = _Run(place, wish, lease, kind, since).result()
-    except BaseException as error:
-        known = isinstance(error, SynclineError)
-        code, message = (error.code, error.message) if isinstance(error, SynclineError) else ("", type(error).__name__)
-        place.records.end(run, RunRow("failed" if known else "stopped", {}, code=code, message=message))
+    except SynclineError as error:
+        place.records.end(run, RunRow("failed", {}, code=error.code, message=error.message))
         raise
+    except (Stopped, KeyboardInterrupt):
+        place.records.end(run, RunRow("stopped", {}))
+        raise
+    except Exception as error:
+        found = defect(f"The periodic synchronisation {place.name}", error)
+        place.records.end(run, RunRow("failed", {}, code=found.code, message=found.message))
+        raise found from error
     seconds = time.monotonic() - started
     place.records.end(run, result.row)
     _log.info("periodic sync completed", name=place.name, state=result.state, **result.row.figures)
@@ -198,10 +203,6 @@ def _kind(place: Place, wish: Wish) -> tuple[str, float | None]:
     if noted is None or (wish.kind == "auto" and not recent):
         return "full", None
     return "changed", noted - place.config.changed_overlap_s
-
-
-class _Rows(Protocol):
-    def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]: ...
 
 
 class _Run:

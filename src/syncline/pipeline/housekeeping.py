@@ -72,10 +72,12 @@ class Housekeeping:
             self._thread.join(10)
 
     def close(self) -> None:
-        """Write the last status of the sources, and release the connections."""
-        for name, source in self._sources.items():
-            self._attempt(self._tell, name, source)
-        self._reports.flush()
+        """Write the last status of the sources, and release the connections. One that never started says nothing: it
+        might be about another engine's sources."""
+        if self._thread.ident is not None:
+            for name, source in self._sources.items():
+                self._attempt(self._tell, name, source)
+            self._reports.flush()
         for events in self._events.values():
             events.close()
         for look in self._looks.values():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from psycopg import conninfo, sql
+from psycopg import conninfo
 
 from syncline.capture.preflight.look import Look, name
 from syncline.capture.slot import identify
 from syncline.capture.source import describe
+from syncline.capture.transactions import open_transactions
 from syncline.errors import SynclineError
 from syncline.finding import Finding
 
@@ -145,31 +146,7 @@ def _replication_remedy(error: SynclineError, role: str, setting: str) -> str:
 
 
 def check_open_transactions(look: Look) -> Iterator[Finding]:
-    """Transactions that hold up what capture does next. pg_locks shows their pids even to roles that may not see what
-    others do."""
-    least = OPEN_S if look.slot is None else LONG_S
-    for row in look.rows(_OPEN, least):
+    """Transactions that hold up what capture does next."""
+    for one in open_transactions(look.connection, OPEN_S if look.slot is None else LONG_S):
         held = "Creating the slot waits until it ends" if look.slot is None else "The WAL since it began is kept"
-        age = f"for {row['age_s']} s" if row["age_s"] is not None else "since an unknown time"
-        if row["gid"] is not None:
-            subject, what = "prepared transaction", f"Transaction {row['gid']!r} has been prepared {age}."
-            remedy = f"ROLLBACK PREPARED {sql.quote(row['gid'])}; or COMMIT PREPARED, in database {row['datname']}."
-        else:
-            subject = f"pid {row['pid']}"
-            what = f"Its transaction has been open {age} (application {row['application_name'] or 'unnamed'!r})."
-            remedy = f"End it, or: SELECT pg_terminate_backend({row['pid']});"
-        yield Finding("SL-OPEN-TRANSACTION", "warning", subject, f"{what} {held}.", remedy)
-
-
-_OPEN = """
-with open as (
-  select l.pid, null as gid, a.datname, a.application_name,
-    extract(epoch from clock_timestamp() - a.xact_start)::int as age_s
-  from (select distinct pid from pg_locks
-        where locktype = 'transactionid' and mode = 'ExclusiveLock' and granted and pid <> pg_backend_pid()) l
-    join pg_stat_activity a on a.pid = l.pid
-  union all
-  select null, gid, database, null, extract(epoch from clock_timestamp() - prepared)::int from pg_prepared_xacts
-)
-select * from open where age_s >= %s or (age_s is null and gid is null) order by age_s desc nulls last limit 10
-"""
+        yield Finding("SL-OPEN-TRANSACTION", "warning", one.subject, f"{one.words} {held}.", one.remedy)

@@ -13,6 +13,7 @@ from syncline.capture.preflight.server import check_server
 from syncline.capture.preflight.tables import check_tables
 from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo
+from syncline.capture.transactions import open_transactions
 from syncline.capture.triggers.installed import Installed, installation, look
 from syncline.capture.triggers.settings import TriggerSettings
 from syncline.finding import Finding
@@ -103,19 +104,6 @@ def _check_table(settings: TriggerSettings, looked: Look, table: TableInfo, stat
 
 def _check_horizon(looked: Look) -> Iterator[Finding]:
     """Open transactions hold up whatever committed after they began."""
-    for row in looked.rows(_OPEN, _LONG_S):
-        yield Finding(
-            "SL-OPEN-TRANSACTION",
-            "warning",
-            f"pid {row['pid']}",
-            f"Its transaction has been writing for {row['age_s']} s (application "
-            f"{row['application_name'] or 'unnamed'!r}). What began after it is not read before it ends.",
-            f"End it, or: SELECT pg_terminate_backend({row['pid']});",
-        )
-
-
-_OPEN = """
-select pid, application_name, extract(epoch from clock_timestamp() - xact_start)::int as age_s
-from pg_stat_activity where backend_xid is not null and pid <> pg_backend_pid()
-  and xact_start < clock_timestamp() - make_interval(secs => %s) order by xact_start limit 10
-"""
+    for one in open_transactions(looked.connection, _LONG_S):
+        held = "What began after it is not read before it ends."
+        yield Finding("SL-OPEN-TRANSACTION", "warning", one.subject, f"{one.words} {held}", one.remedy)

@@ -17,6 +17,7 @@ from syncline.capture.postgres import PostgresTables
 from syncline.capture.settings import SourceSettings
 from syncline.capture.source import describe
 from syncline.capture.tables import TableInfo
+from syncline.capture.transactions import open_transactions
 from syncline.capture.triggers.check import preflight
 from syncline.capture.triggers.installed import (
     figures,
@@ -243,14 +244,14 @@ class TriggerSource(PostgresTables):
             except Unavailable:
                 state = "reading"
             events = sql.Identifier(self._schema, "sync_events")
-            waiting, kept, held_s = connection.execute(
+            waiting, kept = connection.execute(
                 sql.SQL(
                     "select (select count(*) from {events} where txid >= %s::text::xid8),"
-                    " pg_total_relation_size({name}::regclass), (select extract(epoch from max(clock_timestamp() -"
-                    " xact_start))::int8 from pg_stat_activity where backend_xid is not null)"
+                    " pg_total_relation_size({name}::regclass)"
                 ).format(events=events, name=sql.Literal(events.as_string(None))),
                 [place or 0],
-            ).fetchone() or (0, 0, None)
+            ).fetchone() or (0, 0)
+            oldest_s = max((one.age_s or 0.0 for one in open_transactions(connection, 0)), default=None)
             at = self._place(connection)
         facts = {
             "name": name,
@@ -259,7 +260,7 @@ class TriggerSource(PostgresTables):
             "place": at,
             "waiting_events": waiting,
             "kept_bytes": kept,
-            "oldest_transaction_s": held_s,
+            "oldest_transaction_s": oldest_s,
         }
         return Seen(facts, f"{name}: {state}, {waiting} events waiting", None, kept)
 
