@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
+from syncline.capture.outbox.install import Installed, install_sql, look
 from syncline.capture.outbox.install import install as make
-from syncline.capture.outbox.install import install_sql, look
 from syncline.capture.outbox.install import remove as drop
 from syncline.capture.outbox.settings import OutboxConfig
 from syncline.capture.settings import PostgresSettings
@@ -56,9 +56,7 @@ def status(
     """Show how many events are in the outbox, and how far they are."""
     name, settings, outbox = _chosen(session_of(context).config(), source)
     with _connected(settings) as connection:
-        found = look(connection, outbox)
-    if found is None:
-        raise _absent(outbox)
+        found = _found(connection, outbox)
     if as_json:
         figures = {"events": found.events, "partitions": found.partitions, "oldest_s": found.oldest_s}
         print_json({"source": name, "table": outbox.table, **figures, "statuses": found.statuses})
@@ -78,9 +76,7 @@ def remove(
     """Drop the outbox with the events in it."""
     name, settings, outbox = _chosen(session_of(context).config(), source)
     with _connected(settings) as connection:
-        found = look(connection, outbox)
-        if found is None:
-            raise _absent(outbox)
+        found = _found(connection, outbox)
         waiting = found.events - found.statuses.get("COMPLETED", 0)
         if waiting and not yes:
             message = f"{waiting} events of {outbox.table} have not arrived at every target."
@@ -105,10 +101,14 @@ def _chosen(config: Config, source: str | None) -> tuple[str, PostgresSettings, 
     return name, settings, outbox
 
 
-def _absent(outbox: OutboxConfig) -> Misconfigured:
-    return Misconfigured(
-        f"There is no outbox {outbox.table}.", remedy="Run `syncline outbox install`.", code="SL-NO-OUTBOX"
-    )
+def _found(connection: psycopg.Connection[Any], outbox: OutboxConfig) -> Installed:
+    """What is there. Raises ``Misconfigured`` where nothing is."""
+    found = look(connection, outbox)
+    if found is None:
+        raise Misconfigured(
+            f"There is no outbox {outbox.table}.", remedy="Run `syncline outbox install`.", code="SL-NO-OUTBOX"
+        )
+    return found
 
 
 @contextmanager
