@@ -14,7 +14,7 @@ from syncline.errors import Misconfigured
 
 __all__ = ["DEMOS", "Scenario", "scenario"]
 
-DEMOS = ("shop", "chunks", "academy", "analytics")
+DEMOS = ("shop", "chunks", "academy", "analytics", "cmdb")
 
 
 def scenario(name: str) -> Scenario:

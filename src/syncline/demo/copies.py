@@ -12,6 +12,7 @@ from syncline.config import Config
 
 if TYPE_CHECKING:
     import neo4j
+    import redis
 
     from syncline.stores.duckdb.door import Reader as Tables
     from syncline.stores.qdrant.reader import Reader as Points
@@ -44,6 +45,10 @@ class Copies:
         hits = self._qdrant.search(collection, vector, using=using, limit=limit)
         return [{**hit.payload, "score": hit.score} for hit in hits]
 
+    def key(self, name: str) -> str | None:
+        """What a string of Redis says, None without one."""
+        return cast("str | None", self._redis.get(name))
+
     @cached_property
     def _duckdb(self) -> Tables:
         from syncline.stores.duckdb import open_reader
@@ -57,6 +62,13 @@ class Copies:
         store = self._store("neo4j")
         password = store.password.get_secret_value() if store.password else ""
         return self._open.enter_context(neo4j.GraphDatabase.driver(store.uri, auth=(store.user, password)))
+
+    @cached_property
+    def _redis(self) -> redis.Redis:
+        import redis
+
+        client = redis.Redis.from_url(self._store("redis").url.get_secret_value(), decode_responses=True)
+        return self._open.enter_context(client)
 
     @cached_property
     def _qdrant(self) -> Points:

@@ -20,13 +20,13 @@ from typing import Any
 import psycopg
 from rich.console import Console
 
+from syncline.capture import Source
 from syncline.capture.outbox.install import install
-from syncline.capture.wal import emit_progress
 from syncline.config import Config, load_config
 from syncline.demo.copies import Copies
 from syncline.demo.scenario import Scenario, Workload
 from syncline.demo.view import View, view_for
-from syncline.embedded import EmbeddedBolt, EmbeddedPostgres
+from syncline.embedded import EmbeddedBolt, EmbeddedPostgres, EmbeddedValkey
 from syncline.errors import SynclineError
 from syncline.pipeline import SyncService
 from syncline.service.figures import amount, span
@@ -96,37 +96,47 @@ class _Demo:
     def run(self) -> dict[str, Any]:
         """All of it; the figures."""
         began = time.monotonic()
-        dsn, graph = self._servers()
+        values = self._servers()
+        dsn = values["DATABASE_URL"]
         connection = self.stack.enter_context(psycopg.connect(dsn, autocommit=True))
-        file = self._configure(dsn, graph)
+        file = self._configure(values)
         config = load_config(file, variables_from={})
         workload = self._prepared(connection, config)
         service = SyncService(config, talk=lambda line: self.view.say(f"  {line}"))
         self.stack.callback(service.stop)
-        loaded = self._load(service, connection)
+        source = config.source("main")
+        self.stack.callback(source.close)
+        loaded = self._load(service, source)
         for name, target in config.targets.items():
             if target.type == "duckdb":
                 which = f" --target {name}" if len(config.targets) > 1 else ""
                 self.view.say(f'Ask the copy while it runs: syncline query -c {file}{which} "show tables"')
         copies = self.stack.enter_context(Copies(config))
-        applied = self._follow(service, workload, dsn, copies, connection)
+        applied = self._follow(service, workload, dsn, copies, source)
         report = self._compare(config)
         for question, answer in self.scenario.ask(copies):
             self.view.say(f"{question}\n  {answer}")
-        _arrive(service, connection)
-        self._show(service, copies, workload, connection)
+        _arrive(service, source)
+        self._show(service, copies, workload, source)
         figures = _figures(connection, workload, loaded, applied, report)
         self.view.say(_summary(figures))
         return figures | {"seconds": round(time.monotonic() - began, 2)}
 
-    def _servers(self) -> tuple[str, EmbeddedBolt | None]:
-        """Where PostgreSQL is, and the graph if the demo has one."""
+    def _servers(self) -> dict[str, str]:
+        """Start the servers of the demo; where they are, as the variables of its configuration."""
         self.view.say("Starting PostgreSQL ...")
-        server = self.stack.enter_context(EmbeddedPostgres.start(self.folder / "postgres"))
-        if not self.scenario.graph:
-            return server.dsn(), None
-        self.view.say("Starting a graph database that speaks Bolt ...")
-        return server.dsn(), self.stack.enter_context(EmbeddedBolt.start(self.folder / "graph"))
+        postgres = self.stack.enter_context(EmbeddedPostgres.start(self.folder / "postgres"))
+        values = {"DATABASE_URL": postgres.dsn()}
+        if "graph" in self.scenario.servers:
+            self.view.say("Starting a graph database that speaks Bolt ...")
+            graph = self.stack.enter_context(EmbeddedBolt.start(self.folder / "graph"))
+            values |= {"NEO4J_URI": graph.uri, "NEO4J_DATABASE": graph.database}
+            values["NEO4J_USER"], values["NEO4J_PASSWORD"] = graph.auth
+        if "keys" in self.scenario.servers:
+            self.view.say("Starting Valkey, which speaks the protocol of Redis ...")
+            keys = self.stack.enter_context(EmbeddedValkey.start(self.folder / "keys", settings={"appendonly": "yes"}))
+            values["REDIS_URL"] = keys.url()
+        return values
 
     def _prepared(self, connection: psycopg.Connection[Any], config: Config) -> Workload:
         """The tables, filled, with the outbox of an application that has one, and what will happen to them."""
@@ -139,13 +149,9 @@ class _Demo:
             steps = self.scenario.fill(connection, min(self.rows // 2, self.scenario.existing))
         return Workload(steps, self.scenario.largest)
 
-    def _configure(self, dsn: str, graph: EmbeddedBolt | None) -> Path:
+    def _configure(self, servers: Mapping[str, str]) -> Path:
         """Write the example's configuration with its variables filled in; where."""
-        values = {"DATABASE_URL": dsn, "DATA": str(self.folder / "data")}
-        if graph is not None:
-            user, password = graph.auth
-            values |= {"NEO4J_URI": graph.uri, "NEO4J_USER": user, "NEO4J_PASSWORD": password}
-            values["NEO4J_DATABASE"] = graph.database
+        values = {**servers, "DATA": str(self.folder / "data")}
         text = (self.scenario.files / "syncline.yaml").read_text()
         (self.folder / "data").mkdir()
         file = self.folder / "syncline.yaml"
@@ -153,7 +159,7 @@ class _Demo:
         file.write_text(_VARIABLE.sub(lambda found: values.get(found[1], found[2] or ""), text))
         return file
 
-    def _load(self, service: SyncService, connection: psycopg.Connection[Any]) -> dict[str, Any]:
+    def _load(self, service: SyncService, source: Source) -> dict[str, Any]:
         """Start, and wait until the existing rows are in the copies."""
         self.view.say("Loading the existing rows ...")
         began = time.monotonic()
@@ -163,7 +169,7 @@ class _Demo:
             self.view.load(service.status())
 
         _until(service, lambda s: s["state"] == "streaming", look)
-        _arrive(service, connection, look)
+        _arrive(service, source, look)
         look()
         rows = max(target["rows_applied"] for target in _targets(service).values())
         seconds = time.monotonic() - began
@@ -171,7 +177,7 @@ class _Demo:
         return {"initial_rows": rows, "initial_load_s": round(seconds, 2)}
 
     def _follow(
-        self, service: SyncService, workload: Workload, dsn: str, copies: Copies, connection: psycopg.Connection[Any]
+        self, service: SyncService, workload: Workload, dsn: str, copies: Copies, source: Source
     ) -> dict[str, Any]:
         """Run the workload to its end, looking at engine and copies meanwhile, and wait until all of it is applied."""
         self.view.say(
@@ -191,9 +197,9 @@ class _Demo:
             for failure in failures:
                 raise failure
             written = time.monotonic() - began
-            _arrive(service, connection, lambda: self._show(service, copies, workload))
+            _arrive(service, source, lambda: self._show(service, copies, workload))
             seconds = time.monotonic() - began
-            self._show(service, copies, workload, connection)
+            self._show(service, copies, workload, source)
         finally:
             stop.set()
             thread.join()
@@ -203,20 +209,13 @@ class _Demo:
             "targets": {name: _applied(target, before[name], seconds) for name, target in _targets(service).items()},
         }
 
-    def _show(
-        self,
-        service: SyncService,
-        copies: Copies,
-        workload: Workload,
-        connection: psycopg.Connection[Any] | None = None,
-    ) -> None:
-        """With a ``connection`` it is measured now how far the log is behind: the engine's own figure is of up to a
+    def _show(self, service: SyncService, copies: Copies, workload: Workload, source: Source | None = None) -> None:
+        """With its ``source`` it is measured now how far the log is behind: the engine's own figure is of up to a
         second ago, when more was under way."""
         _raise_errors(service)
         status = service.status()["sources"]["main"]
-        if connection is not None:
-            row = connection.execute("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8").fetchone()
-            status["lag_bytes"] = max(0, row[0] - status["place"]) if row else status["lag_bytes"]
+        if source is not None:
+            status["lag_bytes"] = source.lag(status["place"])
         self.view.show(status, self.scenario.look(copies), min(workload.rows, self.rows), self.rows)
 
     def _compare(self, config: Config) -> Report:
@@ -302,10 +301,15 @@ def _until(
         time.sleep(0.02)
 
 
-def _arrive(service: SyncService, connection: psycopg.Connection[Any], look: Callable[[], None] | None = None) -> None:
+def _arrive(service: SyncService, source: Source, look: Callable[[], None] | None = None) -> None:
     """Wait until everything committed by now is in the copies."""
-    lsn = emit_progress(connection)
-    _until(service, lambda s: all(target.get("place", 0) >= lsn for target in s["targets"].values()), look)
+    number = source.number()
+    source.advance()
+
+    def passed(target: Mapping[str, Any]) -> bool:
+        return target.get("through", 0) > target.get("base", 0) + number
+
+    _until(service, lambda s: all(passed(target) for target in s["targets"].values()), look)
 
 
 def _raise_errors(service: SyncService) -> None:

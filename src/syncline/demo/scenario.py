@@ -7,16 +7,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any, Literal, LiteralString
 
 import psycopg
 
 from syncline.demo.copies import Copies
 
-__all__ = ["Answer", "Filled", "Scenario", "Step", "Workload", "done"]
+__all__ = ["Answer", "Filled", "Scenario", "Server", "Step", "Workload", "done"]
 
 Step = Callable[[psycopg.Cursor[Any], int], int]
 """Changes about so many rows in the transaction of the cursor; says how many it did change."""
+
+Server = Literal["graph", "keys"]
+"""A graph that speaks Bolt; a server that speaks the protocol of Redis."""
 
 Answer = tuple[str, str]
 """A question to a copy, as its users would ask it, and what it said."""
@@ -31,7 +34,8 @@ class Scenario:
     """One demo. ``files`` is the folder of its `syncline.yaml` and `schema.sql`.
 
     ``rows`` are changed unless the user says another number, and half as many are there before, ``existing`` at most.
-    ``fill`` writes about so many and says what happens to them. ``ask`` asks the copies what their users would.
+    ``servers`` are those it needs beside PostgreSQL. ``fill`` writes about so many and says what happens to them.
+    ``ask`` asks the copies what their users would.
     """
 
     name: str
@@ -39,7 +43,7 @@ class Scenario:
     rows: int
     existing: int
     largest: int
-    graph: bool
+    servers: frozenset[Server]
     fill: Callable[[psycopg.Connection[Any], int], Filled]
     look: Callable[[Copies], dict[str, int]]
     ask: Callable[[Copies], Iterator[Answer]]

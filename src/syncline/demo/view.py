@@ -11,7 +11,6 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
-from syncline.capture.slot import format_lsn
 from syncline.service.figures import amount, size, span
 from syncline.service.loads import LoadBars
 
@@ -128,7 +127,7 @@ def _targets(targets: Mapping[str, Mapping[str, Any]]) -> Table:
     for title in ("target", "state", "applied", "rows/s", "behind", "commit to visible: p50", "p95", "p99", "cursor"):
         table.add_column(title)
     for name, of in targets.items():
-        cursor = f"entry {amount(of.get('cursor'))}, LSN {format_lsn(of.get('place') or 0)}"
+        cursor = f"entry {amount(of.get('cursor'))}"
         table.add_row(
             *(name, str(of["state"]), amount(of.get("rows_applied")), amount(of.get("rows_per_s"))),
             *(span(of.get("lag_s")), *(_ms(of.get(f"p{p}_ms")) for p in (50, 95, 99)), cursor),

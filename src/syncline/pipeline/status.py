@@ -47,6 +47,7 @@ def _target_status(target: Target, source: str, end: int, latencies: bool) -> di
         "cursor": cursor.position.n,
         "place": cursor.place,
         "through": cursor.through,
+        "base": cursor.base,
         "rows_applied": progress.rows,
         "rows_per_s": round(progress.rate(), 1),
         "lag_s": round(progress.lag_s(), 3) if behind else 0.0,

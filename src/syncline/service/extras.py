@@ -17,7 +17,7 @@ PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": T
 
 def demo(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Which one: shop, chunks, academy or analytics.")] = "shop",
+    name: Annotated[str, typer.Argument(help="Which one: shop, chunks, academy, analytics or cmdb.")] = "shop",
     rows: Annotated[
         int | None, typer.Option(min=1, help="Row changes that the workload makes. [default: by the demo]")
     ] = None,
@@ -27,7 +27,8 @@ def demo(
     """Sync a real PostgreSQL live into its copies, from nothing, and compare them at the end.
 
     shop: into DuckDB. chunks: documents with embeddings into a graph, vectors and DuckDB at once. academy: concepts,
-    learning paths, users and progress into a graph. analytics: pages of websites into DuckDB and Parquet files.
+    learning paths, users and progress into a graph. analytics: pages of websites into DuckDB and Parquet files. cmdb:
+    configuration items by triggers into a graph and a cache.
     """
     from syncline.demo import scenario
     from syncline.demo.run import run_demo
