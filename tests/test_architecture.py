@@ -16,7 +16,8 @@ PACKAGE = Path(syncline.__file__).parent
 
 # A module imports from layers above its own line, and from its own line; see docs on the architecture.
 LAYERS = (
-    {"bars", "change", "dsn", "errors", "events", "finding", "logs", "masks", "patterns", "shape", "wire", "writable"},
+    {"bars", "change", "dsn", "errors", "events", "finding", "logs", "masks", "nearest", "patterns", "shape", "wire"}
+    | {"writable"},
     {"mapping", "transform", "conflict", "embedded", "pgvalues"},
     {"capture", "log", "stores"},
     {"config"},

@@ -15,6 +15,8 @@ from syncline.errors import Unavailable
 from syncline.pipeline import SyncService
 from syncline.pipeline.plan import carry_out, make_plan
 from syncline.stores.qdrant import open_reader
+from syncline.stores.qdrant.points import Sparse
+from syncline.stores.qdrant.process import ProcessPoints
 from syncline.verify import verify
 
 CALLS: list[list[str]] = []
@@ -111,6 +113,19 @@ def vectors(rig: Rig, name: str = "v") -> dict[int, Any]:
     with open_reader(rig.folder / "points") as reader:
         points = reader.points("docs", list(range(1, 50)), vectors=True)
     return {p.payload["id"]: p.vectors.get(name) for p in points}
+
+
+def change_vectors(rig: Rig, changes: dict[int, dict[str, Any]]) -> None:
+    """Change vectors by hand, with the shard's own means; None takes one away."""
+    points = ProcessPoints.acquire(rig.folder / "points")
+    try:
+        found = points.retrieve("docs", list(changes), vectors=True)
+        made = [{**p.vectors, **changes[p.payload["id"]]} for p in found]
+        there = [{name: vector for name, vector in vectors.items() if vector is not None} for vectors in made]
+        points.put("docs", [p._replace(vectors=v) for p, v in zip(found, there, strict=True)])
+        points.sync(["docs"])
+    finally:
+        points.close()
 
 
 def differences(rig: Rig) -> int:
@@ -305,3 +320,53 @@ def test_a_single_bad_text_is_parked_beside_an_embedder_that_works(rig: Rig, dat
         engine.settle()
         assert [reason for _, reason in rig.letters()] == ["the embedder of v fails (ValueError)"]
         assert set(vectors(rig)) == set(range(1, 11))
+
+
+def test_vectors_of_columns_are_compared_as_they_were_before_qdrant_scaled_and_sorted_them(
+    rig: Rig, database: Database
+) -> None:
+    database.execute("alter table doc add dense real[], add sparse jsonb")
+    database.execute('update doc set dense = array[id, 0.5], sparse = \'{"indices": [7, 2], "values": [1, 0.25]}\'')
+    embed(rig, d={"column": "dense", "size": 2, "distance": "cosine"}, s={"column": "sparse", "sparse": True})
+    with rig.running() as engine:
+        engine.settle()
+    assert differences(rig) == 0
+    change_vectors(
+        rig, {1: {"d": [0.6, 0.8]}, 2: {"d": None}, 3: {"s": Sparse([2, 7], [0.25, 0.5])}, 4: {"d": [9.0, 0.5]}}
+    )
+    assert differences(rig) == 4
+
+
+def test_a_vector_that_was_taken_from_its_text_is_missed_and_made_again(rig: Rig, database: Database) -> None:
+    embed(rig, v=by(embedder, "title"))
+    with rig.running() as engine:
+        engine.settle()
+    assert differences(rig) == 0
+    change_vectors(rig, {3: {"v": None}})
+    assert differences(rig) == 1
+    called()
+    with rig.running() as engine:
+        database.execute("update doc set views = 1, body = 'b' where id in (3, 4)")
+        engine.settle()
+    assert called() == ["t3"]
+    assert differences(rig) == 0
+
+
+def test_a_row_that_was_healed_and_can_not_be_mapped_is_parked(rig: Rig, database: Database) -> None:
+    database.execute(
+        "alter table doc add lang text, add dense real[]; alter table doc alter dense set storage external"
+    )
+    database.execute("update doc set lang = 'en', dense = '{1,2}'")
+    nested = (
+        "(select array_agg(array[1.0, 2.0]) from generate_series(1, 900))"  # no vector, and too large to be sent again
+    )
+    database.execute(f"update doc set lang = 'de', dense = {nested} where id = 1")
+    embed(rig, v={"column": "dense", "size": 2})
+    rig.settings["targets"]["main"]["tables"]["public.doc"]["where"] = "lang = 'en'"
+    rig.write()
+    with rig.running() as engine:
+        engine.settle()
+        database.execute("update doc set lang = 'en' where id = 1; update doc set views = 1 where id = 2")
+        engine.settle()
+    assert [table for table, _ in rig.letters()] == ["public.doc"]
+    assert differences(rig) == 0

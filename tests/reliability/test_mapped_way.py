@@ -141,3 +141,28 @@ def test_a_filter_that_leaves_nothing_and_vectors_that_are_not_there_yet_stop_no
     assert len(rig.letters()) == 2
     report = verify(load_config(rig.config), talk=lambda _: None, engine=SyncService)
     assert (report.tables[0].rows, report.tables[0].parked, report.differences) == (4, 2, 0)
+
+
+def test_a_transform_may_give_the_columns_of_a_key_in_another_order(rig: Rig, database: Database) -> None:
+    database.execute("drop table item, other")
+    database.execute("create table pair (a int, b int, v text, primary key (a, b))")
+    database.execute("insert into pair values (1, 2, 'x'), (2, 1, 'y'), (3, 4, 'z')")
+    map_tables(rig, pair={"transform": "select upper(v) as v, b, a from batch"})
+    with rig.running() as engine:
+        engine.settle()
+        database.execute("delete from pair where a = 1; update pair set a = 4, b = 3 where a = 3")
+        engine.settle()
+    assert rows(rig, "select a, b, v from pair order by a") == [(2, 1, "Y"), (4, 3, "Z")]
+    assert unequal(rig) == 0
+
+
+def test_a_filter_minds_values_without_an_exact_form_only_where_it_looks_at_them(rig: Rig, database: Database) -> None:
+    database.execute("drop table other")
+    database.execute("insert into item values (21, 'n', 'en', '', 'NaN'), (22, 'm', 'en', '', 1)")
+    map_tables(rig, item={"columns": ["name", "lang"], "where": "lang = 'en' and id > 20"})
+    with rig.running() as engine:
+        engine.settle()
+        database.execute("insert into item values (23, 'o', 'en', '', 'NaN')")
+        engine.settle()
+    assert rows(rig, "select id, name from item order by id") == [(21, "n"), (22, "m"), (23, "o")]
+    assert (rig.letters(), unequal(rig)) == ([], 0)

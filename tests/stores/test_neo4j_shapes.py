@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from stores.graph_tables import ADDRESS, EVENT, KNOWS, LINK, ORDER, PERSON, edges, expected_edges, nodes
 from stores.graphs import GraphDatabase, graph
-from syncline.change import Column
+from syncline.change import Column, TableSchema
 from syncline.errors import Misconfigured, Rejected
 from syncline.shape import End, Node, Point, Reference
 from syncline.stores.memory import MemoryConfig, MemoryStore
@@ -202,6 +203,20 @@ def test_labels_follow_their_column_and_keep_key_and_relationships(graph: GraphD
 
 
 # ------------------------------------------------------------------------------------------------ join tables
+
+
+def test_a_label_goes_when_its_column_becomes_null(graph: GraphDatabase) -> None:
+    columns = (Column("id", "int8", "bigint", key=True), Column("role", "text", "text"))
+    person = TableSchema("public", "person", columns, Node(("Person",), (), "role", ("Author", "Learner")))
+    with closing(graph.store()) as store:
+        store.open("orders")
+        store.migrate(person)
+        store.apply(work(Rows(person).upsert(100, 1, "Author").upsert(100, 2, "Learner")))
+        store.apply(work(Rows(person).upsert(110, 1, None)))
+        assert contents(store, person) == {1: (None, 110), 2: ("Learner", 100)}
+        assert graph.query("MATCH (n:Person) RETURN n.id, size(labels(n)) ORDER BY n.id") == [[1, 1], [2, 2]]
+        store.apply(work(Rows(person).upsert(120, 1, "Learner")))
+        assert contents(store, person)[1] == ("Learner", 120)
 
 
 def test_rows_of_a_join_table_wait_for_both_ends(store: Neo4jStore, graph: GraphDatabase) -> None:

@@ -217,3 +217,10 @@ def test_numbers_that_are_none_are_words() -> None:
     values = [math.nan, math.inf, -math.inf, 1.5, None]
     encoded = encode(Column("x", "float8", ""), pa.array(values, pa.float64()))
     assert encoded.values == ["NaN", "Infinity", "-Infinity", 1.5, None]
+
+
+def test_an_exact_text_counts_only_beside_the_value_that_it_belongs_to() -> None:
+    number, body = Column("x", "float8", "double precision"), Column("b", "json", "json")
+    assert decode(number, [0.1, 0.30000000000000004], ["0.30000000000000004"] * 2).to_pylist() == [0.1, 0.1 + 0.2]
+    found = decode(body, [{"a": 1.5, "b": 2}, {"a": 1.5, "b": 3}], ['{"b":2, "a":1.50}'] * 2).to_pylist()
+    assert found == ['{"b":2, "a":1.50}', '{"a": 1.5, "b": 3}']

@@ -43,7 +43,8 @@ def _embed(work: TableWork, schema: TableSchema, embedder: Embedder, store: Stor
     if upserts is not None:
         known = np.zeros(offset, np.bool_)
         if store is not None:
-            known = _known(upserts.select(list(schema.key_positions)), upserts.column(digest), schema, digest, store)
+            keys = upserts.select(list(schema.key_positions))
+            known = _known(keys, upserts.column(digest), schema, (vector, digest), store)
         rest, same = upserts.filter(pa.array(~known)), upserts.filter(pa.array(known))
         upserts = _filled(rest, vector, embedder, schema, np.flatnonzero(~known)) if rest.num_rows else None
         if same.num_rows:
@@ -53,14 +54,15 @@ def _embed(work: TableWork, schema: TableSchema, embedder: Embedder, store: Stor
     )
 
 
-def _known(keys: pa.RecordBatch, digests: pa.Array, schema: TableSchema, digest: int, store: Store) -> Bools:
+def _known(keys: pa.RecordBatch, digests: pa.Array, schema: TableSchema, pair: tuple[int, int], store: Store) -> Bools:
     """True where the target's row of a key has a vector of this very text."""
     stored = store.fetch(schema, keys)
     if not stored.num_rows:
         return np.zeros(keys.num_rows, np.bool_)
     columns = [stored.column(i).combine_chunks() for i in schema.key_positions]
     at = pc.index_in(key_bytes(keys.columns), value_set=key_bytes(columns))
-    theirs = stored.column(digest).combine_chunks().take(at)
+    vectors, theirs = (stored.column(i).combine_chunks() for i in pair)
+    theirs = pc.if_else(vectors.is_valid(), theirs, pa.scalar(None, theirs.type)).take(at)
     return np.asarray(pc.fill_null(pc.equal(theirs, digests), False).to_numpy(zero_copy_only=False))
 
 
@@ -73,7 +75,7 @@ def _left_alone(partials: pa.RecordBatch, schema: TableSchema, pair: tuple[int, 
         return partials
     rows = partials.take(pa.array(carried))
     keys = pa.RecordBatch.from_arrays(rows.column(FROM_KEY).flatten(), names=[c.name for c in schema.key])
-    known = carried[_known(keys, rows.column(pair[1]), schema, pair[1], store)]
+    known = carried[_known(keys, rows.column(pair[1]), schema, pair, store)]
     for column in pair:
         masks[known, column] = True
     place = partials.num_columns + UNCHANGED

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from syncline.apply.keys import key_bytes
 from syncline.change import TableSchema
+from syncline.errors import Rejected
 from syncline.stores import FROM_KEY, PARTIAL_VERSION, VERSION, Folded, Store, TableWork
 
 __all__ = ["Healed", "Healer", "complete", "heal", "with_upserts"]
@@ -29,7 +31,11 @@ class Healer(Protocol):
     """Reads rows at the source: see :func:`syncline.capture.heal.read_rows`."""
 
     def __call__(self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int]) -> pa.RecordBatch:
-        """The table's columns of the rows with these keys, seen after all of these transactions."""
+        """The table's columns of the rows with these keys, seen after all of these transactions.
+
+        Raises:
+            Rejected: rows that it can't give; positions among ``keys``.
+        """
 
 
 def complete(work: TableWork, store: Store, healer: Healer, xids: Sequence[int], stale: int = -1) -> Healed:
@@ -40,6 +46,7 @@ def complete(work: TableWork, store: Store, healer: Healer, xids: Sequence[int],
 
     Raises:
         Unavailable: the source can't be read just now.
+        Rejected: rows that can't be mapped; positions count the upserts, then the partials.
     """
     partials = work.rows.partials
     if partials is None:
@@ -53,13 +60,20 @@ def heal(work: TableWork, broken: pa.Array, healer: Healer, xids: Sequence[int])
 
     Raises:
         Unavailable: the source can't be read just now.
+        Rejected: the healer refuses rows; positions count the upserts, then the partials.
     """
     partials, count = work.rows.partials, pc.sum(broken).as_py() or 0
     if partials is None or not count:
         return [work], 0
     rows = partials.filter(broken)
     keys = rows.select(list(work.schema.key_positions))
-    whole = _with_versions(work.schema, healer(work.schema, keys, xids), keys, rows.column(PARTIAL_VERSION))
+    try:
+        read = healer(work.schema, keys, xids)
+    except Rejected as error:
+        offset = work.rows.upserts.num_rows if work.rows.upserts is not None else 0
+        places = np.flatnonzero(broken.to_numpy(zero_copy_only=False))
+        raise Rejected(error.table, [offset + int(places[row]) for row in error.rows], error.reason) from error
+    whole = _with_versions(work.schema, read, keys, rows.column(PARTIAL_VERSION))
     rest = partials.filter(pc.invert(broken))
     left = replace(work, rows=replace(work.rows, partials=rest if rest.num_rows else None))
     return with_upserts(left, whole), count

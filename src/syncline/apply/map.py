@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from syncline.apply.heal import Healer, heal
+from syncline.apply.keys import key_bytes
 from syncline.change import TableSchema
 from syncline.errors import Rejected
 from syncline.mapping import MappedTable
@@ -116,6 +118,16 @@ class MappedHealer:
         self._mapped = mapped
 
     def __call__(self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int]) -> pa.RecordBatch:
-        """Rows that the mapping leaves out by now are missing from the result: their delete is on the way."""
-        found = self._healer(self._mapped.source, self._mapped.source_keys(keys), xids)
-        return self._mapped.whole(found).rows
+        """Rows that the mapping leaves out by now are missing from the result: their delete is on the way.
+
+        Raises:
+            Rejected: rows that can't be mapped; positions among ``keys``.
+        """
+        wanted = self._mapped.source_keys(keys)
+        found = self._healer(self._mapped.source, wanted, xids)
+        try:
+            return self._mapped.whole(found).rows
+        except Rejected as error:
+            refused = found.take(pa.array(error.rows, pa.int64())).select(list(self._mapped.source.key_positions))
+            at = pc.index_in(key_bytes(refused.columns), value_set=key_bytes(wanted.columns))
+            raise Rejected(error.table, at.to_pylist(), error.reason) from error

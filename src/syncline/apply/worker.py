@@ -234,7 +234,7 @@ class Worker:
                 made.append(self._parked(partial(embed, mapped=mapped, store=store), done, step))
         return made
 
-    def _parked(self, make: Callable[[TableWork], TableWork], work: TableWork, step: Step) -> TableWork:
+    def _parked(self, make: Callable[[TableWork], T], work: TableWork, step: Step) -> T:
         """``make`` of the work, without rows that it refuses; those are parked."""
         while True:
             try:
@@ -246,7 +246,11 @@ class Worker:
     def _complete(self, work: TableWork, mapped: MappedTable, step: Step) -> list[TableWork]:
         healer = self._healer if mapped.trivial else MappedHealer(self._healer, mapped)
         stale = self._reading.get(work.schema.qualified, -1)
-        return self._heal(work, step, lambda xids: complete(work, self._store, healer, xids, stale))
+
+        def healed(some: TableWork) -> list[TableWork]:
+            return self._heal(some, step, lambda xids: complete(some, self._store, healer, xids, stale))
+
+        return self._parked(healed, work, step)
 
     def _heal(self, work: TableWork, step: Step, act: Callable[[Sequence[int]], Healed]) -> list[TableWork]:
         if work.rows.partials is None:

@@ -278,6 +278,11 @@ class ControlSchema:
         rows = self._rows(q.OPEN_LETTERS, {"target_": target})
         return {r["table_name"]: frozenset(map(bytes, r["hashes"])) for r in rows}
 
+    def oldest_dead_letter(self, source: str, target: str) -> int | None:
+        """The smallest version that is parked, None if nothing is."""
+        version = self._rows(q.OLDEST_LETTER, {"source_": source, "target_": target})[0]["version"]
+        return None if version is None else int(version)
+
     def letters_of(self, source: str, tables: Sequence[str], with_payload: str) -> list[Row]:
         """The open dead letters of these tables of a source, for all targets, the oldest first: target, table_name,
         key_hash, version, reason and parked_at, and the payload of those of one table."""

@@ -152,6 +152,11 @@ OPEN_LETTERS = (
     .where(SyncDeadLetter.target == bindparam("target_"), SyncDeadLetter.state == text("'parked'"))
     .group_by(SyncDeadLetter.table_name)
 )
+OLDEST_LETTER = select(func.min(SyncDeadLetter.version).label("version")).where(
+    SyncDeadLetter.source == bindparam("source_"),
+    SyncDeadLetter.target == bindparam("target_"),
+    SyncDeadLetter.state == text("'parked'"),
+)
 SOURCE_LETTERS = (
     select(
         SyncDeadLetter.target,

@@ -5,7 +5,6 @@ paths are relative to the working directory. No other module reads the environme
 """
 
 from syncline.config.load import DEFAULT_FILE, load_config
-from syncline.config.nearest import hint
 from syncline.config.tree import (
     ApplyConfig,
     Config,
@@ -15,6 +14,7 @@ from syncline.config.tree import (
     TargetConfig,
     store_class,
 )
+from syncline.nearest import hint
 
 __all__ = [
     "DEFAULT_FILE",

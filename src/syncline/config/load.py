@@ -19,9 +19,9 @@ from syncline.capture import SOURCES
 from syncline.config.document import Layer, Place, Problem, read_document, refuse
 from syncline.config.environment import PREFIX, connection_parts, variables
 from syncline.config.layers import SHORTHANDS, display, holds, origin_of, settings_at, stack
-from syncline.config.nearest import hint, nearest
 from syncline.config.tree import Config, Overruled
 from syncline.errors import Misconfigured
+from syncline.nearest import hint, nearest
 from syncline.stores import STORES
 
 __all__ = ["DEFAULT_FILE", "load_config"]

@@ -44,7 +44,8 @@ insert into relationships (source_ci_id, target_ci_id, relationship_type, critic
 select i.ci_id, t.ci_id, case when t.ci_type = 'Server' then 'RUNS_ON' when t.ci_type = 'Database' then 'STORES_IN'
   when t.ci_type = 'NetworkDevice' then 'CONNECTS_TO' else 'DEPENDS_ON' end, 1 + i.ci_id %% 5
 from configuration_items i, generate_series(1, %(count)s) n,
-  lateral (select ci_id, ci_type from configuration_items where ci_id < i.ci_id - n * 7 %% 11 order by ci_id desc limit 1) t
+  lateral (select ci_id, ci_type from configuration_items where ci_id < i.ci_id - n * 7 %% 11
+           order by ci_id desc limit 1) t
 where i.ci_id between %(first)s and %(last)s
 """
 # What happens to a room happens to all that is in it: one statement, many rows.
@@ -79,7 +80,8 @@ update relationships set criticality = 1 + (random() * 4)::int where source_ci_i
 _RETIRE: LiteralString = f"delete from configuration_items where ci_id in {_PICKED}"
 _GRANT: LiteralString = """
 insert into user_roles (user_id, role_id)
-select distinct user_id, (1 + random() * (%(roles)s - 1))::int from (select user_id from users order by random() limit %(count)s) u
+select distinct user_id, (1 + random() * (%(roles)s - 1))::int
+from (select user_id from users order by random() limit %(count)s) u
 on conflict (user_id, role_id) do update set granted_at = clock_timestamp()
 """
 _LEAVE: LiteralString = """
@@ -167,7 +169,8 @@ def _fill(connection: psycopg.Connection[Any], rows: int) -> Filled:
 def _look(copies: Copies) -> dict[str, int]:
     (found,) = copies.graph(
         "MATCH (c:CI) WITH count(c) AS items MATCH (u:User) WITH items, count(u) AS users "
-        "OPTIONAL MATCH (:CI)-[r:DEPENDS_ON|RUNS_ON|STORES_IN|CONNECTS_TO]->(:CI) RETURN items, users, count(r) AS needs"
+        "OPTIONAL MATCH (:CI)-[r:DEPENDS_ON|RUNS_ON|STORES_IN|CONNECTS_TO]->(:CI) "
+        "RETURN items, users, count(r) AS needs"
     )
     return {"items": found["items"], "users": found["users"], "relationships": found["needs"]}
 
@@ -190,7 +193,8 @@ def _ask(copies: Copies) -> Iterator[Answer]:
             f"{item['name']} in {item['location']}, {item['status']}" if item else "Not in the cache.",
         )
     found = copies.graph(
-        "MATCH (u:User)-[:HAS_ROLE]->(r:Role) RETURN r.name AS role, count(u) AS users ORDER BY users DESC, role LIMIT 3"
+        "MATCH (u:User)-[:HAS_ROLE]->(r:Role) RETURN r.name AS role, count(u) AS users "
+        "ORDER BY users DESC, role LIMIT 3"
     )
     yield "Who has which role? (the graph)", "; ".join(f"{f['role']}: {f['users']}" for f in found)
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from syncline.change import Column, TableSchema, arrow_type
 from syncline.errors import Misconfigured
 from syncline.mapping.settings import ColumnRule, TableMapping
+from syncline.nearest import hint
 
 __all__ = ["Inexpressible", "Taken", "converted", "take_columns"]
 
@@ -62,7 +63,7 @@ def take_columns(
         if name not in known:
             raise Misconfigured(
                 f"Table {source.qualified} has no column {name}, which its mapping names.",
-                remedy=f"There are: {', '.join(known)}.",
+                remedy=hint(name, known),
             )
     taken = []
     for position, column in enumerate(source.columns):

@@ -138,6 +138,9 @@ class MappedTable:
                     f"{what} leaves out key column {key.name}, or changes its type.",
                     remedy="Its result must hold the table's key, unchanged.",
                 )
+        # The columns of a key stand in the source's order, by which keys of deletes are told (correctness rule 8).
+        keys = iter(self.source.key)
+        columns = [next(keys) if column in self.source.key else column for column in columns]
         return TableSchema(self.source.namespace, self.source.name, tuple(columns))
 
     # ------------------------------------------------------------------------------------------------- rows
@@ -153,17 +156,18 @@ class MappedTable:
             return Whole(self._columns(given, self._taken, range(given.num_rows)))
         exact = self._exact(given)
         taken = self._filtered(exact)
-        kept = exact.take(taken)
-        if self._transform is not None:
+        if self._transform is None:
+            batch = given.take(taken)
+        else:
             try:
-                kept, places = self._transformed(self._transform, kept)
+                made, places = self._transformed(self._transform, exact.take(taken))
             except Rejected as error:  # positions of the rows that passed the filter
                 raise Rejected(error.table, taken.take(pa.array(error.rows)).to_pylist(), error.reason) from error
             taken = taken.take(places)
+            batch = pa.RecordBatch.from_arrays([_one(c) for c in made.columns], names=made.column_names)
         gone = pc.filter(
             pa.array(np.arange(given.num_rows)), pa.array(~np.isin(np.arange(given.num_rows), taken.to_numpy()))
         )
-        batch = pa.RecordBatch.from_arrays([_one(c) for c in kept.columns], names=kept.column_names)
         return Whole(self._columns(batch, self._taken, taken.to_pylist()), taken, gone)
 
     def _columns(self, stage: pa.RecordBatch, taken: Sequence[Taken], positions: Sequence[int]) -> pa.RecordBatch:
@@ -188,14 +192,15 @@ class MappedTable:
         """The rows in their columns' own types: what SQL and Python get to see.
 
         Raises:
-            Rejected: a value came as text because it has no exact form there.
+            Rejected: a value that they look at came as text because it has no exact form there.
         """
         arrays, bad = [], np.zeros(rows.num_rows, np.bool_)
         for column, values in zip(self.source.columns, rows.columns, strict=True):
             wanted = arrow_type(column.type)
             if values.type != wanted:
                 values, inexact = _cast_each(values, wanted)
-                bad |= inexact
+                if self._transform is not None or (self._filter is not None and column.name in self._filter.columns):
+                    bad |= inexact
             arrays.append(values)
         if bad.any():
             raise Rejected(
@@ -244,10 +249,10 @@ class MappedTable:
             Failed: a value does not fit its column.
         """
         staged = pa.schema([(c.name, arrow_type(c.type)) for c in self._staged.columns])
-        if made.schema.names != staged.names:
+        if sorted(made.schema.names) != sorted(staged.names):
             raise Misconfigured(f"The transform of table {self.source.qualified} makes other columns than at first.")
         try:
-            return made.cast(staged)
+            return made.select(staged.names).cast(staged)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise Failed("a value has not the type that its column has for no rows") from error
 

@@ -57,6 +57,11 @@ class _Sql:
             finally:
                 self._connection.unregister("batch")
 
+    def is_single(self, query: str) -> bool:
+        """Whether the query is one statement, and not text that ends one and begins another."""
+        with self._lock:
+            return len(self._connection.extract_statements(query)) == 1
+
     def tree(self, query: str) -> Any:
         """The query's condition as DuckDB's parser sees it (DuckDB's manual, "SQL to and from JSON")."""
         with self._lock:
@@ -99,13 +104,14 @@ class Filter:
     def __init__(self, source: TableSchema, condition: str) -> None:
         self._sql = _Sql()
         self._query = f'select "{_ROW}" from batch where ({condition}\n) order by 1'
+        what = f"The condition `where` of table {source.qualified}"
+        remedy = "It is SQL of DuckDB over the table's columns."
         try:
             self.positions(empty_rows(source))
         except Failed as error:
-            raise Misconfigured(
-                f"The condition `where` of table {source.qualified} can't be used: {error.__cause__}.",
-                remedy="It is SQL of DuckDB over the table's columns.",
-            ) from error
+            raise Misconfigured(f"{what} can't be used: {error.__cause__}.", remedy=remedy) from error
+        if not self._sql.is_single(self._query):
+            raise Misconfigured(f"{what} is more than one condition.", remedy=remedy)
         names = [c.name for c in source.columns]
         found = _referred(self._sql.tree(self._query), {name.lower() for name in names})
         self.columns = {name for name in names if found is None or name.lower() in found}

@@ -344,12 +344,14 @@ class Targets:
         if worker is None or self._owner.loading:
             return None
         try:
-            parked = self._context.control.open_dead_letters(name)
+            parked = self._context.control.oldest_dead_letter(self._context.name, name)
         except Unavailable:
             return None
         # A stream may still bring a change below the greatest that came; one that it is through with, never.
         oldest = min(worker.cursor.version, worker.cursor.through)
-        return None if parked or self.by_name[name].board.held() else oldest
+        if self.by_name[name].board.held():
+            return None
+        return oldest if parked is None else min(oldest, parked)  # a letter may be sent once more (rule 17)
 
     def _caught_up(self, name: str, table: str) -> bool:
         try:

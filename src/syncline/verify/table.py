@@ -23,7 +23,7 @@ from syncline.errors import Rejected
 from syncline.log.embedded import EmbeddedLog
 from syncline.mapping import MappedTable, TargetMapping
 from syncline.stores import CopyReader
-from syncline.verify.exact import INEXACT, VECTORS, comparable, comparable_fields, exact_rows
+from syncline.verify.exact import INEXACT, comparable, comparable_fields, exact_rows
 from syncline.verify.pairing import VERSION, Bounds, Side, pair
 from syncline.verify.report import EXAMPLES, KINDS, TableReport
 
@@ -91,11 +91,11 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
         names = [c.name for c in schema.key]
         if not set(names) <= set(columns):
             return outcome
-        right = _side(folder / "target", recorded or schema, names, buckets, (VERSION, pa.int64()))
+        right = _side(folder / "target", recorded or schema, reading.made, names, buckets, (VERSION, pa.int64()))
         stack.enter_context(closing(right))
         if recorded is not None:
             for batch in copy.reader.scan(recorded):
-                right.add(comparable(exact_rows(_versioned(batch), recorded), recorded))
+                right.add(comparable(exact_rows(_versioned(batch), recorded), recorded, reading.made, source=False))
         right.finish()
         bounds = _bounds(copy, schema, recorded, point.version)
         parked = copy.parked.get(info.qualified)
@@ -110,7 +110,8 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
 
 class _Source:
     """Reading the source's side, as the target's mapping makes it. ``schema`` are the columns that are published, known
-    once a row was read; ``refused`` the keys of rows that can't be mapped."""
+    once a row was read, ``made`` which of them embedders make, of which digests; ``refused`` the keys of rows that
+    can't be mapped."""
 
     def __init__(
         self,
@@ -127,7 +128,8 @@ class _Source:
         self._buckets = buckets
         self._mapping = mapping
         # What an empty table publishes can't be told apart from what it has: trust what the copy was told.
-        self.schema = recorded or mapping.table(table_schema(info)).schema
+        mapped = mapping.table(table_schema(info))
+        self.schema, self.made = recorded or mapped.schema, _made(mapped)
         self.refused: list[pa.RecordBatch] = []
 
     @property
@@ -143,10 +145,10 @@ class _Source:
         for batch in self._point.source.rows(self._info, self._point.place, 0, threading.Event(), self._tell):
             mapped = self._mapping.table(batch.schema)
             if side is None:
-                self.schema = mapped.schema
+                self.schema, self.made = mapped.schema, _made(mapped)
                 side = self._open()
             rows = self._mapped(batch.data(), mapped)
-            side.add(comparable(exact_rows(rows, mapped.schema), mapped.schema))
+            side.add(comparable(exact_rows(rows, mapped.schema), mapped.schema, self.made, source=True))
         side = side or self._open()
         side.finish()
         return side
@@ -167,10 +169,15 @@ class _Source:
                 rows = rows.filter(pa.array(keep))
 
     def _open(self) -> Side:
-        return _side(self._folder, self.schema, [c.name for c in self.schema.key], self._buckets)
+        return _side(self._folder, self.schema, self.made, [c.name for c in self.schema.key], self._buckets)
 
     def _tell(self, loaded: LoadProgress) -> None:
         self._point.progress(loaded.table, loaded.rows, max(self._info.estimated_rows, loaded.rows))
+
+
+def _made(mapped: MappedTable) -> dict[str, str]:
+    """Columns of vectors that embedders make, and the columns with the digests of their texts."""
+    return {embedder.columns[0].name: embedder.columns[1].name for embedder in mapped.embedders}
 
 
 def _without(rows: pa.Table, keys: frozenset[bytes]) -> pa.Table:
@@ -186,10 +193,17 @@ def _versioned(rows: pa.RecordBatch) -> pa.RecordBatch:
     return rows.rename_columns([*rows.schema.names[:-1], VERSION])
 
 
-def _side(folder: Path, schema: TableSchema, keys: Sequence[str], buckets: int, *more: tuple[str, pa.DataType]) -> Side:
+def _side(
+    folder: Path,
+    schema: TableSchema,
+    made: Mapping[str, str],
+    keys: Sequence[str],
+    buckets: int,
+    *more: tuple[str, pa.DataType],
+) -> Side:
     """A side that holds the table's columns, ``more``, and what has no exact form."""
     folder.mkdir()
-    fields = comparable_fields(schema)
+    fields = comparable_fields(schema, made)
     names = [name for name, _ in fields]
     arrow = pa.schema([*fields, *more, (INEXACT, pa.string())])
     return Side(folder, arrow, [names.index(k) for k in keys], buckets)
@@ -197,7 +211,7 @@ def _side(folder: Path, schema: TableSchema, keys: Sequence[str], buckets: int, 
 
 def _shared(left: TableSchema, right: TableSchema) -> tuple[list[str], tuple[str, ...]]:
     """Columns that both sides have with one type, and those that they don't."""
-    mine, theirs = ({(c.name, c.type) for c in side.columns if c.type not in VECTORS} for side in (left, right))
+    mine, theirs = ({(c.name, c.type) for c in side.columns} for side in (left, right))
     return [c.name for c in left.columns if (c.name, c.type) in theirs], tuple(sorted({n for n, _ in mine ^ theirs}))
 
 

@@ -102,6 +102,8 @@ class Mirror:
                 return False
             there = self._there()
             objects = {part.file: self._object(folder / part.file) for part in _parts(manifest)}
+            kept = set(objects.values())
+            self._names = {key: name for key, name in self._names.items() if name in kept}
             for file, name in objects.items():
                 if there.get(name, (None, 0.0))[0] != (folder / file).stat().st_size:  # one that was cut off is shorter
                     self._put(name, folder / file)

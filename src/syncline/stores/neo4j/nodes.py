@@ -51,7 +51,7 @@ def write_nodes(tx: Transaction, layout: NodeLayout, rows: Stored, *, present: b
         for labels, part in _by_labels(layout, chunk):
             parameters = Parameters(len(part))
             found = match(layout.key, parameters, key_of(layout, part))
-            if len(labels) > 1:
+            if labels is not None and (len(labels) > 1 or layout.allowed):
                 _relabel(tx, layout, labels, part)
                 found = labels_of(labels[1:]) + found if not present else found
             values = [*(parameters.add(v) for v in part.at(carried)), parameters.given(part.versions.to_pylist())]
@@ -63,12 +63,12 @@ def write_nodes(tx: Transaction, layout: NodeLayout, rows: Stored, *, present: b
     return created
 
 
-def _by_labels(layout: NodeLayout, rows: Stored) -> Iterator[tuple[tuple[str, ...], Stored]]:
-    """Rows with the same labels. A partial that leaves the label column alone leaves the labels alone."""
+def _by_labels(layout: NodeLayout, rows: Stored) -> Iterator[tuple[tuple[str, ...] | None, Stored]]:
+    """Rows with the same labels. A partial that leaves the label column alone leaves the labels alone: None."""
     if layout.label_position is None:
         yield layout.labels, rows
     elif layout.label_position not in rows.columns:
-        yield layout.labels[:1], rows
+        yield None, rows
     else:
         wanted = np.array(rows.columns[layout.label_position].values.to_pylist(), object)
         for label in sorted({w for w in wanted if w is not None}):
@@ -92,9 +92,9 @@ def _relabel(tx: Transaction, layout: NodeLayout, labels: Sequence[str], rows: S
     again = assignments("n", layout.key.key, [parameters.add(v) for v in key])
     empty = assignments("n", layout.key.key, ["null"] * len(key))
     remove = f" WITH n, i REMOVE n{labels_of(others)}" if others else ""
+    give = f" WITH n, i SET n{labels_of(labels[1:])}" if labels[1:] else ""
     tx.write(
-        f"{UNWIND} MATCH (n{found}) WHERE {' OR '.join(conditions)}"
-        f" SET {empty}{remove} WITH n, i SET n{labels_of(labels[1:])} WITH n, i SET {again}",
+        f"{UNWIND} MATCH (n{found}) WHERE {' OR '.join(conditions)} SET {empty}{remove}{give} WITH n, i SET {again}",
         parameters,
     )
 

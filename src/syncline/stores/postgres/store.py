@@ -1,6 +1,6 @@
 """The PostgreSQL store: works applied in one transaction with their cursor, under the version guard.
 
-How it writes (decision record 0011): each column of a batch is one binary array, and one ``INSERT ... ON CONFLICT`` (or
+How it writes (decision record 0016): each column of a batch is one binary array, and one ``INSERT ... ON CONFLICT`` (or
 ``DELETE``) takes them all. Rows are updated in place, so what is not ours in them, and what refers to them, stays.
 """
 

@@ -8,6 +8,7 @@ value, its exact text is kept beside it (*exact*), under :data:`~syncline.stores
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -221,14 +222,17 @@ _ENCODERS: dict[str, Callable[[pa.Array], Encoded]] = {
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
+_LAST_BITS = 1e-14  # of a number of more than fifteen digits, relative to it
 _UNREADABLE = (pa.ArrowException, ArithmeticError, AttributeError, TypeError, ValueError)
 
 
 def decode(column: Column, values: Sequence[Any], exact: Sequence[str | None]) -> pa.Array:
-    """The column of these payload values; ``exact`` holds the texts beside them.
+    """The column of these payload values; ``exact`` holds the texts beside them, which count while the value is what
+    they became: somebody else may have changed it.
 
     What no writer of ours put there (points that were in the collection before) is NULL where it has no such form.
     """
+    exact = [e if e is not None and _became(column, e, v) else None for v, e in zip(values, exact, strict=True)]
     if column.type == "json" and not column.key:
         values = [None if v is None else _canonical(v) for v in values]
     texts = [v if e is None else e for v, e in zip(values, exact, strict=True)]
@@ -237,6 +241,16 @@ def decode(column: Column, values: Sequence[Any], exact: Sequence[str | None]) -
     except _UNREADABLE:
         wanted = arrow_type(column.type)
         return pa.concat_arrays([pa.array([], wanted), *(_lone(column, text) for text in texts)])
+
+
+def _became(column: Column, text: str, value: Any) -> bool:
+    """Whether Qdrant gives back ``value`` for what has this exact text."""
+    try:
+        if column.type == "json":
+            return bool(_document(text) == value)
+        return math.isclose(float(text), value, rel_tol=_LAST_BITS)
+    except _UNREADABLE:
+        return False
 
 
 def _lone(column: Column, value: Any) -> pa.Array:

@@ -106,20 +106,37 @@ def _bytes_text(numbers: np.ndarray[Any, Any]) -> str:
 def decode_vectors(
     vector: Vector, values: Sequence[list[float] | Sparse | None], exact: Sequence[str | None]
 ) -> pa.Array:
-    """The column of these vectors; ``exact`` holds the texts beside them. One of a wrong form is NULL."""
+    """The column of these vectors; ``exact`` holds the texts beside them, which count while the vector is what they
+    became: somebody else may have changed it. One of a wrong form is NULL."""
     if vector.sparse:
         rows = [_pairs(v, e) for v, e in zip(values, exact, strict=True)]
         return pa.array(rows, arrow_type("sparse"))
-    lists = [v if e is None else _numbers(e, "<f4") for v, e in zip(values, exact, strict=True)]
+    lists = [_direction(v, e) for v, e in zip(values, exact, strict=True)]
     return pa.array(lists, arrow_type("vector"))
 
 
+def _direction(value: list[float] | Sparse | None, exact: str | None) -> list[float] | None:
+    if not isinstance(value, list) or exact is None:
+        return value if isinstance(value, list) else None
+    whole, kept = _numbers(exact, "<f4"), np.array(value)
+    if len(whole) == len(kept) and np.allclose(whole / np.linalg.norm(whole.astype("f8")), kept, rtol=0, atol=_UNIT):
+        return whole.tolist()
+    return value
+
+
 def _pairs(value: list[float] | Sparse | None, exact: str | None) -> dict[str, list[Any]] | None:
-    if exact is not None:
-        indices, _, numbers = exact.partition(":")
-        return {"indices": _numbers(indices, "<u4"), "values": _numbers(numbers, "<f4")}
-    return {"indices": value.indices, "values": value.values} if isinstance(value, Sparse) else None
+    if not isinstance(value, Sparse):
+        return None
+    found: dict[str, list[Any]] = {"indices": list(value.indices), "values": list(value.values)}
+    if exact is None:
+        return found
+    indices, numbers = (_numbers(part, kind) for part, kind in zip(exact.split(":"), ("<u4", "<f4"), strict=True))
+    order = np.argsort(indices)
+    same = np.array_equal(indices[order], value.indices) and np.array_equal(
+        numbers[order], np.array(value.values, "<f4")
+    )
+    return {"indices": indices.tolist(), "values": numbers.tolist()} if same else found
 
 
-def _numbers(text: str, kind: str) -> list[Any]:
-    return np.frombuffer(base64.b64decode(text), kind).tolist()
+def _numbers(text: str, kind: str) -> np.ndarray[Any, Any]:
+    return np.frombuffer(base64.b64decode(text), kind)
