@@ -20,6 +20,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from syncline.shape import Shape
@@ -40,6 +41,7 @@ __all__ = [
     "Truncate",
     "arrow_type",
     "make_batch",
+    "without_negative_zeros",
 ]
 
 # Redis Lua and Qdrant ranges compare as float64, which is exact below this.
@@ -227,6 +229,10 @@ def make_batch(
 ) -> Batch:
     """Put a batch together from the table's columns and the system columns (arrays of equal length)."""
     n = len(op)
+    columns = without_negative_zeros(schema, columns)
+    if old_key is not None and any(c.type in ("float4", "float8") for c in schema.key):
+        of_key = without_negative_zeros(schema, old_key.flatten(), keys_alone=True)
+        old_key = pa.StructArray.from_arrays(of_key, fields=list(old_key.type), mask=old_key.is_null())
     system = [
         op,
         version,
@@ -238,6 +244,20 @@ def make_batch(
     ]
     names = [c.name for c in schema.columns] + list(SYSTEM)
     return Batch(schema, pa.RecordBatch.from_arrays([*columns, *system], names=names))
+
+
+def without_negative_zeros(
+    schema: TableSchema, columns: Sequence[pa.Array], *, keys_alone: bool = False
+) -> Sequence[pa.Array]:
+    """The columns (of the whole table, or of its key) with 0 for -0 in floats of the key: to PostgreSQL they are one
+    key, and to most stores two."""
+    floats = [c.key and c.type in ("float4", "float8") for c in (schema.key if keys_alone else schema.columns)]
+    if not any(floats):
+        return columns
+    return [
+        pc.add(column, pa.scalar(0.0, column.type)) if float_key and pa.types.is_floating(column.type) else column
+        for column, float_key in zip(columns, floats, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,13 @@ class Gap(SynclineError):
     code = "SL-GAP"
 
 
+class Receded(Gap):
+    """A target stands before where the engine left it. It is opened anew, and what is missing applied again, if the log
+    reaches back as far."""
+
+    code = "SL-TARGET-RECEDED"
+
+
 class Damaged(Gap):
     """Stored bytes fail their checksum, or a message does not follow its protocol."""
 

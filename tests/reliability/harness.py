@@ -154,9 +154,9 @@ class Rig:
         where = "" if ever else " where resolved_at is null"
         return [str(r[0]) for r in self.database.execute(f"select code from syncline.sync_gaps{where} order by id")]
 
-    def alerts(self) -> list[str]:
-        """Codes of the open alerts."""
-        query = "select code from syncline.sync_alerts where resolved_at is null order by code"
+    def alerts(self, *, ever: bool = False) -> list[str]:
+        """Codes of the alerts that are open, or that there ever were."""
+        query = f"select code from syncline.sync_alerts{'' if ever else ' where resolved_at is null'} order by code"
         return [str(r[0]) for r in self.database.execute(query)]
 
     def letters(self) -> list[tuple[Any, ...]]:

@@ -166,3 +166,21 @@ def test_a_filter_minds_values_without_an_exact_form_only_where_it_looks_at_them
         engine.settle()
     assert rows(rig, "select id, name from item order by id") == [(21, "n"), (22, "m"), (23, "o")]
     assert (rig.letters(), unequal(rig)) == ([], 0)
+
+
+def test_a_negative_zero_in_a_key_is_the_zero_that_postgresql_takes_it_for(rig: Rig, database: Database) -> None:
+    database.execute("drop table item, other; create table t (k float8 primary key, v text, n int)")
+    database.execute("alter table t alter v set storage external")
+    database.execute("insert into t values ('-0', repeat('x', 4000), 0), (1, 'b', 0)")
+    for script in (
+        "update t set n = 1 where k = 0",  # v is unchanged TOAST
+        "update t set k = 0 where k = 0",
+        "delete from t where k = 0; insert into t values ('-0', 'again', 2)",
+        "update t set k = 7 where k = 0; update t set k = '-0' where k = 1",
+    ):
+        rig.sync()
+        database.execute(script)
+    rig.sync()
+    found = rows(rig, "select k::varchar, v, n from t order by k")
+    assert found == [("0.0", "b", 0), ("7.0", "again", 2)]
+    assert unequal(rig) == 0

@@ -44,6 +44,22 @@ def restore(copy: Database, older: str) -> None:
     copy.server.drop_database(older)
 
 
+def set_aside(copy: Database) -> list[str]:
+    """Copy all tables of the target, ours too, into a schema of its own; their names."""
+    names = "select format('%I.%I', schemaname, tablename) from pg_tables where schemaname in ('public', '{}')"
+    tables = [name for (name,) in copy.execute(names.format("syncline_target"))]
+    copy.execute("create schema aside")
+    for number, table in enumerate(tables):
+        copy.execute(f"create table aside.t{number} as table {table}")
+    return tables
+
+
+def put_back(copy: Database, tables: list[str]) -> None:
+    """What a fail-over to a replica that was behind looks like to a session: all tables are older at once."""
+    back = "delete from {0}; insert into {0} overriding system value select * from aside.t{1}"
+    copy.execute(";".join(back.format(table, number) for number, table in enumerate(tables)))
+
+
 def test_it_replays_what_the_log_still_holds(rig: Rig, copy: Database) -> None:
     copy.server.create_database(f"{copy.name}_older", copy.name)
     change(rig)
@@ -67,5 +83,27 @@ def test_it_is_in_a_gap_where_the_log_does_not_reach_back_and_is_read_again(rig:
         assert ended_with(Gap, engine).code == "SL-LOG-TRIMMED"
     assert copy.execute(ITEMS) != rig.database.execute(ITEMS)
     rig.set("source", on_gap="resync")
+    rig.sync()
+    assert copy.execute(ITEMS) == rig.database.execute(ITEMS)
+
+
+def test_under_a_running_engine_too(rig: Rig, copy: Database) -> None:
+    with rig.running() as engine:
+        tables = set_aside(copy)
+        change(rig)
+        engine.settle()
+        put_back(copy, tables)
+        assert copy.execute(ITEMS) != rig.database.execute(ITEMS)
+        rig.database.execute("insert into item values (2000, 'fourth')")
+        eventually(lambda: copy.execute(ITEMS) == rig.database.execute(ITEMS), 60)
+    assert rig.gaps(ever=True) == []
+    assert "SL-TARGET-RECEDED" in rig.alerts(ever=True)
+    assert "SL-TARGET-RECEDED" not in rig.alerts()
+
+
+def test_one_that_lost_its_cursor_under_a_running_engine_is_a_gap_and_read_again(rig: Rig, copy: Database) -> None:
+    with rig.running() as engine:
+        copy.execute("truncate item, syncline_target.cursors")
+        assert ended_with(Gap, engine).code == "SL-TARGET-LOST"
     rig.sync()
     assert copy.execute(ITEMS) == rig.database.execute(ITEMS)

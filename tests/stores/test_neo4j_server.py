@@ -20,7 +20,7 @@ from neo4j import exceptions
 from stores.graph_tables import LINK, ORDER, PERSON
 from stores.graphs import REAL, GraphDatabase, graph
 from syncline.change import Column, Cursor, Position, TableSchema
-from syncline.errors import Misconfigured, Rejected, SynclineError, Unavailable
+from syncline.errors import Misconfigured, Receded, Rejected, SynclineError, Unavailable
 from syncline.shape import End, Node, Relationship
 from syncline.stores import Folded, TableWork, Work
 from syncline.stores.neo4j import Neo4jConfig, Neo4jStore
@@ -371,11 +371,13 @@ def test_a_large_truncation_is_applied_in_several_transactions(store: Neo4jStore
 
 
 def _insist(store: Neo4jStore, step: Work, met: list[SynclineError]) -> None:
-    """Apply until it is applied, as the engine does."""
+    """Apply until it is applied, as the engine does. It opens a store anew that somebody else brought back."""
     while True:
         try:
             store.apply(step)
             return
+        except Receded:
+            store.open(step.cursor.source)
         except Unavailable as error:
             met.append(error)
 

@@ -14,7 +14,7 @@ import pytest
 from stores.graph_tables import ADDRESS, EVENT, KNOWS, LINK, ORDER, PERSON, edges, expected_edges, nodes
 from stores.graphs import GraphDatabase, graph
 from syncline.change import Column, TableSchema
-from syncline.errors import Misconfigured, Rejected
+from syncline.errors import Gap, Misconfigured, Receded, Rejected
 from syncline.shape import End, Node, Point, Reference
 from syncline.stores.memory import MemoryConfig, MemoryStore
 from syncline.stores.neo4j import Neo4jStore
@@ -297,6 +297,24 @@ def test_an_emptied_table_leaves_others_waiting_for_it(store: Neo4jStore, graph:
 
 
 # ------------------------------------------------------------------------------------------------ what others did
+
+
+def test_a_graph_that_was_emptied_or_put_back_under_an_open_store_is_noticed(
+    store: Neo4jStore, graph: GraphDatabase
+) -> None:
+    store.apply(work(Rows(PERSON).upsert(100, 1, "a", None), n=1))
+    ((older,),) = graph.query("MATCH (c:_SynclineCursor) RETURN c.body")
+    store.apply(work(Rows(PERSON).upsert(110, 1, "b", None), n=2))
+    graph.query(f"MATCH (c:_SynclineCursor) SET c.body = '{older}'")
+    with pytest.raises(Receded, match="went back from entry 2 to entry 1"):
+        store.apply(work(n=3))
+    store.open("orders")
+    store.apply(work(n=2))
+    graph.query("MATCH (n) DETACH DELETE n")
+    with pytest.raises(Gap) as emptied:
+        store.apply(work(n=3))
+    assert emptied.value.code == "SL-TARGET-LOST"
+    assert graph.query("MATCH (n) RETURN count(n)") == [[0]]
 
 
 def test_relationships_made_or_removed_by_hand_are_differences(store: Neo4jStore, graph: GraphDatabase) -> None:

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from syncline.capture.settings import PostgresSettings
 from syncline.capture.source import connect, printed, translated
-from syncline.change import TableSchema, arrow_type
+from syncline.change import TableSchema, arrow_type, without_negative_zeros
 from syncline.errors import SCHEMA_DRIFT, Gap, Unavailable
 from syncline.pgvalues.pgtypes import cast_text
 
@@ -115,4 +115,4 @@ def _batch(schema: TableSchema, rows: list[tuple[str | None, ...]]) -> pa.Record
     for position, column in enumerate(schema.columns):
         values = pa.array([r[position] for r in rows], pa.string())
         columns.append(cast_text(values, column.type) if len(values) else pa.array([], arrow_type(column.type)))
-    return pa.RecordBatch.from_arrays(columns, names=[c.name for c in schema.columns])
+    return pa.RecordBatch.from_arrays(without_negative_zeros(schema, columns), names=[c.name for c in schema.columns])

@@ -12,7 +12,7 @@ from syncline.apply.parking import Parking
 from syncline.capture import Identity
 from syncline.capture.tables import TableInfo
 from syncline.change import Cursor, Position, TableSchema
-from syncline.errors import Damaged, Gap, SynclineError, Unavailable
+from syncline.errors import Damaged, Gap, Receded, SynclineError, Unavailable
 from syncline.log import Incarnation, Log
 from syncline.pipeline.context import Context
 from syncline.pipeline.pauses import apply_pauses, hold_name
@@ -70,6 +70,7 @@ class Targets:
         self._starting = threading.Lock()  # the capture's thread starts targets, and housekeeping does
         self._cursors: dict[str, Cursor | None] = {}
         self._renewing: set[str] = set()
+        self._receded: set[str] = set()  # stand before where we left them: opened anew, and go on from there
         self._from_scratch: set[str] = set()  # behind a reset: tables in a gap are tried again too
         self._identity: Identity | None = None
 
@@ -80,8 +81,8 @@ class Targets:
 
     @property
     def renewing(self) -> bool:
-        """Whether a target is about to begin anew."""
-        return bool(self._renewing)
+        """Whether a target is about to begin anew, or to go on from where it went back to."""
+        return bool(self._renewing or self._receded)
 
     @property
     def all_failed(self) -> bool:
@@ -134,14 +135,16 @@ class Targets:
     def start_late(self) -> None:
         """Start targets that were away when the source started, or that begin anew. What they lack is read for them."""
         with self._starting:
-            late = [name for name in self.by_name if name in self._renewing or name not in self._cursors]
+            again = self._renewing | self._receded
+            late = [name for name in self.by_name if name in again or name not in self._cursors]
             incarnation = self._owner.log.incarnation() if late else None
             if incarnation is None or self._identity is None:
                 return
             for name in late:
                 anew = name in self._renewing
-                if anew:
+                if name in again:
                     self._let_go(name)
+                    self._receded.discard(name)
                 self._open(name)
                 self._start(name, incarnation, self._identity)
                 if anew and name not in self._renewing:
@@ -171,6 +174,7 @@ class Targets:
         parking = Parking(self._context.control, self._context.name, name)
         target.start(self._owner.log, cursor, self._context.config.apply, parking, self._heal)
         self._renewing.discard(name)
+        self._context.reports.resolve(Receded.code, f"{self._context.name}/{name}")
 
     def _introduced(self, target: Target, identity: Identity) -> bool:
         """Whether the target knows its source, if its store asks for that: it must never copy a table onto itself."""
@@ -303,6 +307,10 @@ class Targets:
         if not isinstance(error, Gap):
             context.reports.alert(error.code, "critical", f"{context.name}/{name}", error, ends=True)
             return False
+        if isinstance(error, Receded):
+            context.reports.alert(error.code, "warning", f"{context.name}/{name}", error)
+            self._receded.add(name)
+            return True
         context.reports.gap(context.name, error, target=name, ends=not context.resyncs)
         if context.resyncs and isinstance(error, Damaged):
             self._owner.start_over()  # the log is damaged, which other targets have yet to find

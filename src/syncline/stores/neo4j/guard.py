@@ -38,10 +38,16 @@ class State:
         return max(self.highest, self.truncated, self.horizon)
 
 
-def lock(tx: Transaction, cursor: Cursor, body: str) -> None:
+def lock(tx: Transaction, cursor: Cursor, body: str) -> str | None:
     """Write the source's cursor, first of all: whoever else applies this source waits here until we are done, so that
-    what is read from now on stays as it is (Guarantee 3 holds all the same: it commits with the data)."""
-    tx.write(f"MERGE (c:{CURSOR} {{source: $source}}) SET c.body = $body", source=cursor.source, body=body)
+    what is read from now on stays as it is (Guarantee 3 holds all the same: it commits with the data). Returns the
+    former one."""
+    ((before,),) = tx.read(
+        f"MERGE (c:{CURSOR} {{source: $source}}) WITH c, c.body AS before SET c.body = $body RETURN before",
+        source=cursor.source,
+        body=body,
+    )
+    return None if before is None else str(before)
 
 
 def advance(

@@ -11,6 +11,7 @@ import pyarrow as pa
 from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured, Rejected, SynclineError, Unavailable
 from syncline.stores import Folded, Limits, TableWork, Work
+from syncline.stores.left import Left
 from syncline.stores.neo4j.cypher import CURSOR, MOVED, TABLE, TOMBSTONE
 from syncline.stores.neo4j.database import Database, Neo4jConfig, Refused, Transaction
 from syncline.stores.neo4j.guard import advance, lock
@@ -49,6 +50,7 @@ class Neo4jStore:
         self.name = name
         self._database: Database | None = None
         self._source = ""
+        self._left = Left(f"Neo4j at {config.uri}")
 
     @staticmethod
     def reader(config: Neo4jConfig) -> Neo4jCopy:
@@ -89,6 +91,7 @@ class Neo4jStore:
             database.close()
             raise
         self._database = database
+        self._left.opened(found[0][0] if found else None)
         return msgspec.json.decode(found[0][0], type=Cursor) if found else None
 
     def close(self) -> None:
@@ -130,9 +133,11 @@ class Neo4jStore:
                 self._write(tx, prepared, work.cursor)
         except Refused as error:
             raise self._blame(work, error) from error
+        self._left.written(_body(work.cursor))
 
     def _write(self, tx: Transaction, prepared: Sequence[Prepared], cursor: Cursor) -> None:
-        lock(tx, cursor, msgspec.json.encode(cursor).decode())
+        self._left.check(lock(tx, cursor, _body(cursor)))
+        self._left.writing(_body(cursor))
         states = advance(
             tx,
             [p.schema for p in prepared],
@@ -239,6 +244,10 @@ class Neo4jStore:
             forgotten += int(count)
             if count < _STEP:
                 return forgotten
+
+
+def _body(cursor: Cursor) -> str:
+    return msgspec.json.encode(cursor).decode()
 
 
 def _only(table: TableWork, rows: Sequence[int]) -> TableWork:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.stores import Limits, TableWork, Work
+from syncline.stores.left import Left
 from syncline.stores.postgres.reading import fetch_rows, scan_rows
 from syncline.stores.postgres.server import (
     IDENTITY,
@@ -89,6 +90,7 @@ class PostgresStore:
         self._epoch = 0
         self._at_home = False
         self._states: dict[str, TableState] = {}
+        self._left = Left(f"PostgreSQL at {describe(config)}")
 
     @staticmethod
     def check(config: PostgresConfig) -> Iterator[Finding]:
@@ -138,6 +140,7 @@ class PostgresStore:
             ).fetchone()
         assert row is not None
         self._epoch = row[0]
+        self._left.opened(row[1])
         return msgspec.json.decode(row[1], type=Cursor) if row[1] else None
 
     def _prepare(self, connection: Connection) -> None:
@@ -230,16 +233,25 @@ class PostgresStore:
 
     def _fence(self, connection: Connection, cursor: Cursor | None) -> None:
         mine: list[Any] = [self._source, self._epoch]
-        query = f"select 1 from {self._own}.cursors where source = $1 and epoch = $2 for no key update"
+        query = f"select body from {self._own}.cursors where source = $1 and epoch = $2 for no key update"
         if cursor is not None:
-            query = f"update {self._own}.cursors set body = $3 where source = $1 and epoch = $2"
+            query = (
+                f"with left_there as ({query}) update {self._own}.cursors c set body = $3 from left_there"
+                " where c.source = $1 and c.epoch = $2 returning left_there.body"
+            )
             mine.append(msgspec.json.encode(cursor).decode())
-        if connection.execute(query, mine).rowcount != 1:
+        found = connection.execute(query, mine).fetchone()
+        if found is None:
+            if not connection.execute(f"select from {self._own}.cursors where source = $1", [self._source]).rowcount:
+                self._left.check(None)
             raise Misconfigured(
                 f"Target {self.name} was opened by another engine (or its database was restored) meanwhile.",
                 remedy="Run one engine for a source and a target; restart this one if it is the one.",
                 code=_FENCED,
             )
+        self._left.check(found[0])
+        if cursor is not None:
+            self._left.writing(mine[-1])
 
     def _mark(self, connection: Connection) -> None:
         """Take the replication origin, of which one session at a time can have the use, if need be from the session of
@@ -316,6 +328,7 @@ class PostgresStore:
             if cursor is None:  # a trial
                 raise psycopg.Rollback
         if cursor is not None:
+            self._left.written(msgspec.json.encode(cursor).decode())
             self._states.update((w.work.schema.qualified, w.behind) for w in writers)
 
     def _state(self, connection: Connection, schema: TableSchema) -> TableState:
