@@ -16,7 +16,21 @@ PACKAGE = Path(syncline.__file__).parent
 
 # A module imports from layers above its own line, and from its own line; see docs on the architecture.
 LAYERS = (
-    {"bars", "change", "dsn", "errors", "events", "finding", "logs", "masks", "nearest", "patterns", "shape", "wire"}
+    {
+        "bars",
+        "change",
+        "cursors",
+        "dsn",
+        "errors",
+        "events",
+        "finding",
+        "logs",
+        "masks",
+        "nearest",
+        "patterns",
+        "shape",
+        "wire",
+    }
     | {"writable"},
     {"mapping", "transform", "conflict", "embedded", "pgvalues"},
     {"capture", "log", "stores"},

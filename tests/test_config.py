@@ -501,6 +501,7 @@ FORMS = {
 @example(around=("%zz", "%"))
 @example(around=("", "' x='"))
 @example(around=("a b=", ""))
+@example(around=("", "%80"))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
 def test_a_password_that_is_not_encoded_is_taken_whole_or_refused_and_never_shown(
     load: Load, form: str, around: tuple[str, str]

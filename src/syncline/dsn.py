@@ -34,7 +34,7 @@ def flaw(dsn: str) -> str | None:
         return f"can't be read: it holds an @ (perhaps behind the ?) that is not the one before the host. {_ENCODED}"
     try:
         parts = conninfo.conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, UnicodeDecodeError):  # the second for bytes such as %80, which are no UTF-8
         return f"can't be read. {_ENCODED if url else READABLE}"
     ports = str(parts.get("port") or "").split(",")
     if all(not port or (port.isascii() and port.isdecimal() and 0 < int(port) < 65536) for port in ports):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from syncline.change import Column, TableSchema, arrow_type
 from syncline.errors import Misconfigured, Rejected
@@ -414,3 +415,40 @@ def test_tables_that_are_not_named_are_not_taken() -> None:
     assert not chosen.takes("public.authors")
     pattern = TargetMapping({"public.doc*": FORMS["rows"]()}, FACTS, FORMS["rows"])
     assert set(pattern.tables) == {"public.documents", "public.document_tags"}
+
+
+@pytest.mark.parametrize(
+    ("form", "given", "said"),
+    [
+        ("rows", {"where": "true) union all (select 1 from batch"}, "more than one condition"),
+        ("rows", {"where": "true); select (1"}, "more than one condition"),
+        ("rows", {"soft_delete": "title"}, "can't be its `soft_delete`"),
+        ("rows", {"columns": ["titel"]}, "Did you mean title"),
+        ("points", {"vectors": {"title": {"embed": "json:dumps", "text": ["lang"], "size": 2}}}, "are called title"),
+    ],
+)
+def test_what_a_mapping_can_not_mean_is_refused(form: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(Misconfigured) as refused:
+        mapped(form, documents=given)
+    assert said in f"{refused.value.message} {refused.value.remedy}"
+
+
+@pytest.mark.parametrize("given", [{"where": ""}, {"transform": " "}, {"constants": {"x": 2**63}}])
+def test_empty_conditions_and_numbers_that_no_column_holds_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        mapped("rows", documents=given)
+
+
+def test_a_reference_of_two_columns_is_found_however_it_is_spaced() -> None:
+    pair = TableSchema(
+        "public", "pairs", (Column("a", "int8", "bigint", key=True), Column("b", "int8", "bigint", key=True))
+    )
+    columns = (Column("id", "int8", "bigint", key=True), Column("a", "int8", "bigint"), Column("b", "int8", "bigint"))
+    uses = TableSchema("public", "uses", columns)
+    facts = {
+        "public.pairs": Facts(pair),
+        "public.uses": Facts(uses, (ForeignKey(("a", "b"), "public.pairs", ("a", "b")),)),
+    }
+    settings = {"public.pairs": FORMS["graph"](), "public.uses": FORMS["graph"](references={"a ,  b": "USES"})}
+    shape = TargetMapping(settings, facts, FORMS["graph"]).table(uses).schema.shape
+    assert [reference.type for reference in shape.references] == ["USES"]

@@ -362,6 +362,7 @@ class Config(BaseModel):
         self._check_streams()
         self._check_control()
         self._check_claims()
+        self._check_places()
         for name, source in self.sources.items():
             source.called("source" if list(self.sources) == ["main"] else f"sources.{name}")
         return self
@@ -415,6 +416,22 @@ class Config(BaseModel):
                         "same_folder",
                         "{one} and {other} are one folder ({folder}): give each target a folder of its own",
                         {"one": other, "other": place, "folder": str(folder)},
+                    )
+
+    def _check_places(self) -> None:
+        """A store's configuration class may offer ``copy_place() -> str``: where its copies stand. One cursor tells
+        what a source left at a place, so two targets there would each take the other's tables for their own."""
+        seen: dict[tuple[str, str, str], str] = {}
+        for name, target in self.targets.items():
+            place = getattr(target.store, "copy_place", str)()
+            for source in self.followed_by(name) if place else ():
+                other = seen.setdefault((target.type, place, source), name)
+                if other != name:
+                    raise PydanticCustomError(
+                        "same_place",
+                        "targets.{one} and targets.{other} are one place ({place}) and follow one source: make them "
+                        "one target with all their tables, or give each a place of its own",
+                        {"one": other, "other": name, "place": place},
                     )
 
 

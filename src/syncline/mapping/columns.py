@@ -16,7 +16,7 @@ from syncline.errors import Misconfigured
 from syncline.mapping.settings import ColumnRule, TableMapping
 from syncline.nearest import hint
 
-__all__ = ["Inexpressible", "Taken", "converted", "take_columns"]
+__all__ = ["Inexpressible", "Taken", "converted", "refuse_doubles", "take_columns"]
 
 # Types with text in one form that is easily made; the others have to be written by a transform.
 _AS_TEXT = frozenset({"bool", "int2", "int4", "int8", "numeric", "uuid", "bytes"})
@@ -80,11 +80,19 @@ def take_columns(
             taken.append(_taken(source, column, position, rule.name, form))
     for name, value in settings.constants.items():
         taken.append(Taken(Column(name, _CONSTANTS[type(value)], "constant"), -1, None, value))
-    names = [t.column.name for t in taken]
+    refuse_doubles(source, [t.column for t in taken])
+    return tuple(taken)
+
+
+def refuse_doubles(source: TableSchema, columns: Sequence[Column]) -> None:
+    """Raises ``Misconfigured`` where two columns of the target have one name."""
+    names = [column.name for column in columns]
     double = sorted({n for n in names if names.count(n) > 1})
     if double:
-        raise Misconfigured(f"Two columns of table {source.qualified} are called {', '.join(double)} at the target.")
-    return tuple(taken)
+        raise Misconfigured(
+            f"Two columns of table {source.qualified} are called {', '.join(double)} at the target.",
+            remedy="Rename or exclude one of them; a vector's name is a column's, too.",
+        )
 
 
 def _form(source: TableSchema, column: Column, asked: str | None, needed: str | None) -> str | None:

@@ -66,6 +66,12 @@ def _named(value: object) -> object:
     return dict.fromkeys(value) if isinstance(value, list | tuple) else value
 
 
+def _of_64_bits(value: str | float) -> str | float:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise PydanticCustomError("bits", "a whole number of more than 64 bits is no column's value: give it as text")
+    return value
+
+
 class TableMapping(BaseModel):
     """What every kind of target lets one say about a table."""
 
@@ -75,14 +81,17 @@ class TableMapping(BaseModel):
         Field(None, description="Columns to take, with their names at the target; null takes all. Keys always are.")
     )
     exclude: tuple[str, ...] = Field((), description="Columns to leave out.")
-    constants: dict[str, str | int | float | bool] = Field(
+    constants: dict[str, Annotated[str | int | float | bool, AfterValidator(_of_64_bits)]] = Field(
         default_factory=dict, description="Columns that hold one value in every row."
     )
     where: str | None = Field(
-        None, description="SQL condition; a row that it is not true of is not at the target (DuckDB's SQL)."
+        None,
+        pattern=r"\S",
+        description="SQL condition; a row that it is not true of is not at the target (DuckDB's SQL).",
     )
     transform: str | None = Field(
         None,
+        pattern=r"\S",
         description="`select ... from batch` (DuckDB's SQL), or module:function on a pyarrow.Table. Keys stay.",
     )
 

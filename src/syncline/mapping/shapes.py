@@ -78,14 +78,19 @@ def shape_of(
         case KeysMapping():
             return _keys(facts.schema, settings, names)
         case RowsMapping():
-            return _rows(facts.schema, settings)
+            return _rows(facts.schema, settings, names)
     return None
 
 
 # -------------------------------------------------------------------------------------------------------------- rows
 
 
-def _rows(source: TableSchema, settings: RowsMapping) -> Shape | None:
+def _rows(source: TableSchema, settings: RowsMapping, names: Mapping[str, str]) -> Shape | None:
+    if settings.soft_delete in (*names.values(), *settings.constants):
+        raise Misconfigured(
+            f"Column {settings.soft_delete} of table {source.qualified} can't be its `soft_delete`: the source has it.",
+            remedy="Name a column that the source does not have.",
+        )
     if settings.table is None and settings.soft_delete is None:
         return None
     namespace, _, name = (settings.table or "").rpartition(".")
@@ -117,7 +122,7 @@ def _references(facts: Facts, settings: GraphMapping, chosen: Chosen) -> list[Fo
             if _is_node(chosen.get(key.to)) and here.issuperset(key.columns)
         }
     for text, rule in settings.references.items():
-        columns = tuple(part.strip() for part in text.split(","))
+        columns = _names(text)
         known = next((k for k in facts.foreign_keys if k.columns == columns), None)
         if rule.to is None and known is None:
             raise Misconfigured(
@@ -126,6 +131,11 @@ def _references(facts: Facts, settings: GraphMapping, chosen: Chosen) -> list[Fo
         to = rule.to or (known.to if known else "")
         found[columns] = known if known and known.to == to else ForeignKey(columns, to, ())
     return list(found.values())
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The columns of a reference, from ``a, b``."""
+    return tuple(part.strip() for part in text.split(","))
 
 
 def _is_node(settings: TableMapping | None) -> bool:
@@ -174,7 +184,7 @@ class _Graph:
         )
 
     def _reference(self, key: ForeignKey, settings: GraphMapping) -> Reference:
-        rule = settings.references.get(", ".join(key.columns)) or settings.references.get(",".join(key.columns))
+        rule = next((rule for text, rule in settings.references.items() if _names(text) == key.columns), None)
         name = "_".join(key.columns).upper()
         kind = (rule and rule.type) or re.sub(r"_(ID|UUID|KEY|FK)$", "", name)
         return Reference(kind, self._end(key), bool(rule and rule.incoming))

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from syncline.change import Column, TableSchema, arrow_type
 from syncline.errors import Misconfigured, Rejected
-from syncline.mapping.columns import Inexpressible, Taken, converted, take_columns
+from syncline.mapping.columns import Inexpressible, Taken, converted, refuse_doubles, take_columns
 from syncline.mapping.embed import Embedder
 from syncline.mapping.facts import Facts
 from syncline.mapping.settings import KeysMapping, PointsMapping, TableMapping
@@ -83,10 +83,12 @@ class MappedTable:
         self.embedders = _embedders(stage, settings, self._taken)
         names = {stage.columns[t.position].name: t.column.name for t in self._taken if t.position >= 0}
         made = tuple(c for e in self.embedders for c in e.columns)
+        columns = (*(t.column for t in self._taken), *made)
+        refuse_doubles(self.source, columns)
         self.schema = TableSchema(
             self.source.namespace,
             self.source.name,
-            (*(t.column for t in self._taken), *made),
+            columns,
             shape_of(facts, settings, names, all_facts, chosen),
             self._fingerprint(),
         )
@@ -123,7 +125,9 @@ class MappedTable:
         try:
             made = self._transform.rows(empty_rows(self.source))
         except Failed as error:
-            raise Misconfigured(f"{what} fails on an empty batch: {error} ({error.__cause__}).") from error
+            raise Misconfigured(
+                f"{what} fails on an empty batch: {error}{f' ({error.__cause__})' if error.__cause__ else ''}."
+            ) from error
         columns = []
         known = {c.name: c for c in self.source.columns}
         for field in made.schema:

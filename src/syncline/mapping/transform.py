@@ -63,11 +63,12 @@ class _Sql:
             return len(self._connection.extract_statements(query)) == 1
 
     def tree(self, query: str) -> Any:
-        """The query's condition as DuckDB's parser sees it (DuckDB's manual, "SQL to and from JSON")."""
+        """The query's condition as DuckDB's parser sees it (DuckDB's manual, "SQL to and from JSON"); None where the
+        query is not one that selects by a condition."""
         with self._lock:
             ((text,),) = self._connection.execute("select json_serialize_sql(?::varchar)", [query]).fetchall()
         (statement,) = json.loads(text)["statements"]
-        return statement["node"]["where_clause"]
+        return statement["node"].get("where_clause")
 
 
 def _referred(node: Any, known: set[str]) -> set[str] | None:
@@ -110,10 +111,11 @@ class Filter:
             self.positions(empty_rows(source))
         except Failed as error:
             raise Misconfigured(f"{what} can't be used: {error.__cause__}.", remedy=remedy) from error
-        if not self._sql.is_single(self._query):
+        tree = self._sql.tree(self._query) if self._sql.is_single(self._query) else None
+        if tree is None:
             raise Misconfigured(f"{what} is more than one condition.", remedy=remedy)
         names = [c.name for c in source.columns]
-        found = _referred(self._sql.tree(self._query), {name.lower() for name in names})
+        found = _referred(tree, {name.lower() for name in names})
         self.columns = {name for name in names if found is None or name.lower() in found}
 
     def positions(self, rows: pa.Table) -> pa.Array:
@@ -177,7 +179,7 @@ def load_callable(reference: str) -> Callable[..., Any]:
         raise Misconfigured(f"{reference!r} does not name a function.", remedy="Write module:function.")
     try:
         found = getattr(import_module(module), name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Misconfigured(
             f"The function {reference} can't be loaded: {type(error).__name__}: {error}.",
             remedy="Its module must be on Python's path (PYTHONPATH) and importable.",

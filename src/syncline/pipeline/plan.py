@@ -37,13 +37,14 @@ _PATIENCE_S = 60.0
 @dataclass(frozen=True, slots=True)
 class Change:
     """One table at one target: ``load`` it, ``reload`` it (its rows are replaced, and what the old mapping wrote is
-    removed), or ``remove`` what is there of it."""
+    removed), or ``remove`` what is there of it. ``mapping`` is the digest of what the target makes of it then."""
 
     kind: Literal["load", "reload", "remove"]
     source: str
     target: str
     table: str
     reason: str
+    mapping: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ class Plan:
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits (of SHA-256) that are another one's for another plan."""
-        return hashlib.sha256(msgspec.json.encode([asdict(c) for c in self.changes])).hexdigest()[:12]
+        found = [self.former, [asdict(change) for change in self.changes]]
+        return hashlib.sha256(msgspec.json.encode(found)).hexdigest()[:12]
 
 
 def make_plan(config: Config) -> Plan:
@@ -95,7 +97,7 @@ def _changes_at(
     reader = copy_reader(config, target)
     if reader is None:
         for table in sorted(taken):
-            yield Change("load", source, target, table, "there is no copy yet")
+            yield Change("load", source, target, table, "there is no copy yet", mapping.digest(table))
         return
     with closing(reader):
         cursor, held = reader.cursor(source), {schema.qualified: schema for schema in reader.held(source)}
@@ -107,7 +109,7 @@ def _changes_at(
                 continue
             kind, reason = _missing(cursor, taken[table], mapping)
             if kind is not None:
-                yield Change(kind, source, target, table, reason)
+                yield Change(kind, source, target, table, reason, mapping.digest(table))
 
 
 def _is_ours(config: Config, source: str, cursor: Cursor | None) -> bool:

@@ -37,6 +37,7 @@ def _of_target(config: Config, target: str, sources: Mapping[str, Captured]) -> 
     subject = f"target {target}"
     yield from _unknown(config, target, sources)
     places: dict[str, list[str]] = defaultdict(list)
+    every: list[TableSchema] = []
     taken = 0
     for source, found in sources.items():
         schemas: list[TableSchema] = []
@@ -52,6 +53,8 @@ def _of_target(config: Config, target: str, sources: Mapping[str, Captured]) -> 
             for place in _places(schema):
                 places[place].append(table)
         yield from (replace(one, subject=subject) for one in _at_its_source(config, target, source, schemas))
+        every += schemas
+    yield from _labels(every, subject)
     for place, tables in places.items():
         if len(tables) > 1:
             message = f"Tables {' and '.join(tables)} share {place}."
@@ -98,6 +101,18 @@ def _mapped(config: Config, target: str, mapping: TargetMapping, source: TableSc
         except Misconfigured as error:
             raise Misconfigured(f"Table {source.qualified}: {error.message}", remedy=error.remedy) from error
     return schema
+
+
+def _labels(schemas: Sequence[TableSchema], subject: str) -> Iterator[Finding]:
+    """The first label of a table's nodes is what they are found by, so no other table's nodes may carry it."""
+    heads = {s.shape.labels[0]: s.qualified for s in schemas if isinstance(s.shape, Node)}
+    for schema in schemas:
+        if isinstance(schema.shape, Node):
+            for label in (*schema.shape.labels[1:], *schema.shape.allowed):
+                known = heads.get(label, schema.qualified)
+                if known != schema.qualified:
+                    message = f"Nodes of {schema.qualified} may carry {label}, the label by which {known} is known."
+                    yield Finding("SL-MAPPING", "error", subject, message, "Give one of them another label.")
 
 
 def _places(schema: TableSchema) -> Iterator[str]:

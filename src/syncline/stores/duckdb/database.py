@@ -62,6 +62,9 @@ class DuckDBConfig(BaseModel):
     )
     door: bool = Field(True, description="Let other processes query the file while the engine runs (a Unix socket).")
 
+    def copy_place(self) -> str:
+        return os.path.realpath(self.path.expanduser())
+
     def claims(self) -> dict[str, Path]:
         """Folders that no other target may have, by setting."""
         if self.parquet is None:

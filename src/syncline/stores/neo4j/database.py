@@ -52,6 +52,9 @@ class Neo4jConfig(BaseModel):
         description="How long the server may work on one transaction that writes, waiting for locks included.",
     )
 
+    def copy_place(self) -> str:
+        return f"{self.uri.partition('://')[2].rstrip('/')}/{self.database or ''}"
+
     @field_validator("uri", mode="before")
     @classmethod
     def _holds_no_login(cls, uri: object) -> object:

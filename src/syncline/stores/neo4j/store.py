@@ -9,9 +9,9 @@ import msgspec
 import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
+from syncline.cursors import Left
 from syncline.errors import Misconfigured, Rejected, SynclineError, Unavailable
 from syncline.stores import Folded, Limits, TableWork, Work
-from syncline.stores.left import Left
 from syncline.stores.neo4j.cypher import CURSOR, MOVED, TABLE, TOMBSTONE
 from syncline.stores.neo4j.database import Database, Neo4jConfig, Refused, Transaction
 from syncline.stores.neo4j.guard import advance, lock

@@ -108,6 +108,14 @@ def _check_owner(tables: dict[str, tuple[str, TableSchema]], source: str, layout
                 f"Tables {other} and {name} would both be nodes with the label {layout.label}.",
                 remedy="Map one of them to another label.",
             )
+        if other != name and isinstance(theirs, NodeLayout):
+            for one, two in ((layout, theirs), (theirs, layout)):
+                if one.label in (*two.labels[1:], *two.allowed):
+                    raise Misconfigured(
+                        f"Nodes of {two.schema.qualified} may carry the label {one.label}, by which nodes of "
+                        f"{one.schema.qualified} are known.",
+                        remedy="Give one of them another label.",
+                    )
 
 
 def _constraints(layout: Layout) -> list[Constraint]:

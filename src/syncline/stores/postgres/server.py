@@ -99,6 +99,9 @@ class PostgresConfig(BaseModel):
     lock_timeout_s: float = Field(30.0, gt=0, le=3600, description="Longest wait for somebody else's lock on a table.")
     connect_timeout_s: int = Field(10, ge=1, description="How long one attempt to connect may take.")
 
+    def copy_place(self) -> str:
+        return f"{describe(self)}, schema {self.schema_name}"
+
 
 def describe(config: PostgresConfig) -> str:
     """``host:port/database``, never its secrets (Guarantee 11)."""

@@ -18,9 +18,9 @@ import psycopg
 import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
+from syncline.cursors import Left
 from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.stores import Limits, TableWork, Work
-from syncline.stores.left import Left
 from syncline.stores.postgres.reading import fetch_rows, scan_rows
 from syncline.stores.postgres.server import (
     IDENTITY,

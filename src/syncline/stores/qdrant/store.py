@@ -7,6 +7,7 @@ work, which :class:`~syncline.stores.Limits` declares.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,9 @@ class QdrantConfig(BaseModel):
         if (self.url is None) == (self.path is None):
             raise ValueError("give either url (a server) or path (a folder of this machine)")
         return self
+
+    def copy_place(self) -> str:
+        return os.path.realpath(self.path.expanduser()) if self.path is not None else (self.url or "").rstrip("/")
 
     @property
     def place(self) -> str:

@@ -38,6 +38,9 @@ class RedisConfig(BaseModel):
     connect_timeout_s: float = Field(10.0, gt=0, le=300, description="Longest wait for a connection.")
     timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest wait for an answer.")
 
+    def copy_place(self) -> str:
+        return f"{shown(self.url)}, {self.prefix}:"
+
     @field_validator("url")
     @classmethod
     def _is_a_url(cls, url: SecretStr) -> SecretStr:
