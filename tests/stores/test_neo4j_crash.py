@@ -140,7 +140,8 @@ def test_kills_and_an_older_copy_leave_data_and_cursor_in_step(killed: _Killed, 
 
 @pytest.mark.soak
 def test_many_kills_and_an_older_copy_leave_data_and_cursor_in_step(killed: _Killed, tmp_path: Path) -> None:
-    _kill_and_compare(killed, min(200, int(os.environ.get("SYNCLINE_SOAK_CYCLES", "200"))), tmp_path / "copy")
+    cycles = min(200, int(os.environ.get("SYNCLINE_SOAK_CYCLES", "200")))
+    _kill_and_compare(killed, max(3, cycles * _KILLS[killed.kind] // sum(_KILLS.values())), tmp_path / "copy")
 
 
 def _kill_and_compare(killed: _Killed, kills: int, copy: Path) -> None:
