@@ -24,7 +24,7 @@ import pyarrow  # noqa: F401
 import syncline.stores.duckdb.store as duckdb_store
 from syncline.apply.worker import Worker
 from syncline.capture import wal
-from syncline.capture.triggers import stream
+from syncline.capture.horizon.stream import HorizonStream
 from syncline.catalog.repository import ControlSchema
 from syncline.config import load_config
 from syncline.log import embedded
@@ -95,12 +95,12 @@ POINTS: dict[str, Callable[[Act], None]] = {
 }
 
 
-# The same places in a capture by triggers, and its own.
-TRIGGER_POINTS: dict[str, Callable[[Act], None]] = {
-    "after polling": lambda act: _each(stream.TriggerStream, "_poll", act),
-    "before confirming events": lambda act: _around(stream.TriggerStream, "confirm", before=act),
-    "before purging": lambda act: _around(stream.TriggerStream, "_tidy", before=act),
-    "after purging": lambda act: _around(stream.TriggerStream, "_tidy", after=act),
+# The same places in a capture that polls, and its own.
+POLLING_POINTS: dict[str, Callable[[Act], None]] = {
+    "after polling": lambda act: _each(HorizonStream, "_poll", act),
+    "before confirming events": lambda act: _around(HorizonStream, "confirm", before=act),
+    "before purging": lambda act: _around(HorizonStream, "_tidy", before=act),
+    "after purging": lambda act: _around(HorizonStream, "_tidy", after=act),
     **{
         name: POINTS[name]
         for name in ("before append", "after append", "between parts", "inside apply", "after apply", "amid the load")
@@ -117,14 +117,14 @@ def _die_at(point: str, nth: int) -> None:
             if passed[0] == nth:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    {**POINTS, **TRIGGER_POINTS}[point](act)
+    {**POINTS, **POLLING_POINTS}[point](act)
 
 
 def reached(source: Any, target: dict[str, Any]) -> int:
-    """The LSN that a target has come to; of a source by triggers the number that it is through with."""
+    """The LSN that a target has come to; of a source that is polled the number that it is through with."""
     if source.log.incarnation() is None:
         return 0
-    if source.kind == "triggers":
+    if source.kind in ("triggers", "outbox"):
         return int(target.get("through", 0)) - int(source.log.incarnation().base)
     return int(target.get("place", 0))
 

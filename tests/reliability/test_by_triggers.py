@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reliability.engine import TRIGGER_POINTS
+from reliability.engine import POLLING_POINTS
 from reliability.harness import Engine, Nursery, Rig, ended_with
 from reliability.workload import SCHEMA, Workload
 from servers import Database, eventually
@@ -123,7 +123,7 @@ def test_sixteen_writers_with_late_commits_lose_nothing(rig: Rig) -> None:
         engine.equal()
 
 
-@pytest.mark.parametrize("point", sorted(TRIGGER_POINTS))
+@pytest.mark.parametrize("point", sorted(POLLING_POINTS))
 def test_a_kill_at_any_point_ends_equal(rig: Rig, nursery: Nursery, point: str) -> None:
     rig.set("source", max_entry_bytes=65_536, batch_rows=500, load_chunk_bytes=65_536)
     rig.set("apply", max_rows=500)

@@ -75,13 +75,13 @@ class PostgresTables:
     def names(self) -> list[str]:
         with self.connected("control") as connection:
             found = candidates(connection, self._never)
-        chosen = matching(found, self._settings.monitored_tables, self._settings.excluded_tables).chosen
+        chosen = matching(found, self._settings.patterns, self._settings.excluded_tables).chosen
         return [relation.qualified for relation in chosen]
 
     def tables(self) -> list[TableInfo]:
         settings = self._settings
         with self.connected() as connection:
-            return matching_tables(connection, settings.monitored_tables, settings.excluded_tables, self._never)
+            return matching_tables(connection, settings.patterns, settings.excluded_tables, self._never)
 
     def facts(self, tables: Sequence[TableInfo]) -> dict[str, Facts]:
         with self.connected() as connection:

@@ -113,6 +113,16 @@ class PostgresSettings(SourceSettings):
         return self.plain
 
     @property
+    def patterns(self) -> tuple[str, ...]:
+        """Which tables are meant, as names and patterns."""
+        return self.monitored_tables
+
+    @property
+    def polls_events(self) -> bool:
+        """Whether its outbox is polled: places are transaction ids then, and versions count events."""
+        return False
+
+    @property
     def published_by(self) -> str:
         """The publication that says which rows and columns are captured; '' where all of them are."""
         return ""
@@ -124,8 +134,8 @@ class PostgresSettings(SourceSettings):
     @property
     def summary(self) -> str:
         without = f" without {', '.join(self.excluded_tables)}" if self.excluded_tables else ""
-        return f"{describe(self.plain)}, tables {', '.join(self.monitored_tables)}{without}"
+        return f"{describe(self.plain)}, tables {', '.join(self.patterns)}{without}"
 
     @property
     def schemas(self) -> set[str]:
-        return named_schemas(self.monitored_tables)
+        return named_schemas(self.patterns)

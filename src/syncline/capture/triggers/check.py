@@ -7,53 +7,30 @@ from typing import Any
 
 import psycopg
 
-from syncline.capture.identity import key_columns
+from syncline.capture.horizon.check import as_looked_at, check_horizon, check_key
 from syncline.capture.preflight.look import Look, look_at, name
 from syncline.capture.preflight.server import check_server
 from syncline.capture.preflight.tables import check_tables
-from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo
-from syncline.capture.transactions import open_transactions
 from syncline.capture.triggers.installed import Installed, installation, look
 from syncline.capture.triggers.settings import TriggerSettings
 from syncline.finding import Finding
 
 __all__ = ["preflight"]
 
-# Older transactions end by themselves before anyone could act on the message.
-_LONG_S = 60
-
 
 def preflight(settings: TriggerSettings, connection: psycopg.Connection[Any], never: Sequence[str]) -> list[Finding]:
     """Findings about the server, each table, its triggers, and transactions that hold up the horizon."""
-    looked = look_at(_as_tables(settings), connection, *never)
+    looked = look_at(as_looked_at(settings), connection, *never)
     found = [f for f in check_server(looked) if f.code != "SL-WAL-LEVEL"]
-    found += check_tables(looked, identity=_identity)
+    found += check_tables(looked, identity=check_key)
     there = installation(connection, settings.events_schema)
-    usable = [t for t in looked.tables if _identity(t) is None]
+    usable = [t for t in looked.tables if check_key(t) is None]
     states = look(connection, settings.events_schema, usable, notify=settings.notify)
     found += _check_installed(settings, looked, installed=there is not None)
     found += (f for t in usable for f in _check_table(settings, looked, t, states[t.oid]))
-    found += _check_horizon(looked)
+    found += check_horizon(looked)
     return found
-
-
-def _as_tables(settings: TriggerSettings) -> SourceConfig:
-    """The part of the settings that says which tables, as the checks know it."""
-    wanted = SourceConfig(
-        dsn=settings.dsn, monitored_tables=settings.monitored_tables, excluded_tables=settings.excluded_tables
-    )
-    wanted.called(settings.plain.setting.rpartition(".")[0])
-    return wanted
-
-
-def _identity(table: TableInfo) -> tuple[str, str] | None:
-    if key_columns(table):
-        return None
-    return (
-        "it has no primary key, so its rows can't be told apart",
-        f"ALTER TABLE {table.sql_name} ADD PRIMARY KEY (...);",
-    )
 
 
 def _check_installed(settings: TriggerSettings, looked: Look, *, installed: bool) -> Iterator[Finding]:
@@ -100,10 +77,3 @@ def _check_table(settings: TriggerSettings, looked: Look, table: TableInfo, stat
                 f"It {what}, and role {looked.server.role} does not make them.",
                 "As the owner of the table run what `syncline triggers install --sql` prints.",
             )
-
-
-def _check_horizon(looked: Look) -> Iterator[Finding]:
-    """Open transactions hold up whatever committed after they began."""
-    for one in open_transactions(looked.connection, _LONG_S):
-        held = "What began after it is not read before it ends."
-        yield Finding("SL-OPEN-TRANSACTION", "warning", one.subject, f"{one.words} {held}", one.remedy)

@@ -7,15 +7,15 @@ like those of a load: so both give the same Arrow values for every type. Columns
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psycopg
 import pyarrow as pa
 from psycopg import sql
 
+from syncline.capture.horizon.pages import Page, Span
 from syncline.capture.pgoutput import decode_copy
 from syncline.capture.schema import table_schema
 from syncline.capture.snapshot import unframed
@@ -24,57 +24,26 @@ from syncline.capture.tables import TableInfo
 from syncline.change import Batch, Column, TableSchema, make_batch
 from syncline.pgvalues.pgtypes import binary_exact
 
-__all__ = ["Page", "Span", "following", "read_batch", "read_page"]
+__all__ = ["EventPage", "following", "read_batch", "read_page"]
 
 Connection = psycopg.Connection[Any]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Events from one (transaction id, number) to another, both included."""
+class EventPage(Page):
+    """A page that knows of each event which table it is of, and what happened there."""
 
-    first: tuple[int, int]
-    last: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What the events of a span are, in the order of (transaction id, number), one item an event."""
-
-    txid: list[int]
-    number: list[int]
     relation: list[int]
     operation: list[str]
-
-    def __len__(self) -> int:
-        return len(self.txid)
-
-    @property
-    def span(self) -> Span:
-        return Span((self.txid[0], self.number[0]), (self.txid[-1], self.number[-1]))
-
-    @property
-    def end(self) -> tuple[int, int]:
-        """The last event."""
-        return self.txid[-1], self.number[-1]
 
     def of(self, relation: int) -> list[tuple[int, str]]:
         """Number and operation of the events of one table."""
         found = zip(self.number, self.relation, self.operation, strict=True)
         return [(number, operation) for number, of, operation in found if of == relation]
 
-    def before(self, txid: int) -> Page:
-        """The events of transactions before this one."""
-        return self._first(bisect_left(self.txid, txid))
-
-    def only(self, txid: int, after: int | None) -> tuple[Page, int | None]:
-        """The events of this transaction, the first; and what follows them, where ``after`` follows the page."""
-        count = bisect_right(self.txid, txid)
-        return self._first(count), after if count == len(self) else self.txid[count]
-
-    def _first(self, count: int) -> Page:
-        return Page(self.txid[:count], self.number[:count], self.relation[:count], self.operation[:count])
+    def first(self, count: int) -> Self:
+        return type(self)(self.txid[:count], self.number[:count], self.relation[:count], self.operation[:count])
 
 
 # Sizes as they are stored: of compressed rows, the compressed ones.
@@ -92,12 +61,14 @@ order by txid, number
 """
 
 
-def read_page(connection: Connection, schema: str, after: tuple[int, int], below: int, rows: int, nbytes: int) -> Page:
+def read_page(
+    connection: Connection, schema: str, after: tuple[int, int], below: int, rows: int, nbytes: int
+) -> EventPage:
     """The events behind ``after`` of transactions before ``below``, as many as both bounds allow, at least one."""
     query = sql.SQL(_PAGE).format(sql.Identifier(schema, "sync_events"))
     found = connection.execute(query, [after[0], after[1], below, rows, nbytes]).fetchall()
     columns: list[list[Any]] = [list(column) for column in zip(*found, strict=True)] or [[], [], [], []]
-    return Page(*columns)
+    return EventPage(*columns)
 
 
 def following(connection: Connection, schema: str, after: tuple[int, int], below: int) -> int | None:

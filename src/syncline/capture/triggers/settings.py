@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from syncline.capture.settings import PostgresSettings
+from syncline.capture.horizon.settings import PolledSettings
 
 __all__ = ["TriggerSettings"]
 
 
-class TriggerSettings(PostgresSettings):
+class TriggerSettings(PolledSettings):
     """One PostgreSQL database whose changes are captured by triggers, without a replication slot."""
 
     type: Literal["triggers"] = Field("triggers", description="How changes are captured: by triggers.")
@@ -31,7 +31,6 @@ class TriggerSettings(PostgresSettings):
     notify: bool = Field(
         False, description="Triggers wake the engine by NOTIFY, which makes commits at the source wait for one another."
     )
-    poll_s: float = Field(0.1, gt=0, le=60, description="How often new events are looked for.")
     keep_events_s: int = Field(
         3600, ge=600, description="How long events are kept after every reader has them; then they are purged."
     )

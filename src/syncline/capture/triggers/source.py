@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import psycopg
 from psycopg import sql
 
-from syncline.capture import SOURCE_OLDER, Again, Identity, Point, Seen, Stream
+from syncline.capture import Seen, Stream
+from syncline.capture.horizon.lock import ReaderLock
+from syncline.capture.horizon.source import HorizonSource, Installation, one
 from syncline.capture.identity import key_columns
-from syncline.capture.postgres import PostgresTables
 from syncline.capture.settings import SourceSettings
 from syncline.capture.source import describe
 from syncline.capture.tables import TableInfo
@@ -29,8 +27,8 @@ from syncline.capture.triggers.installed import (
     with_triggers,
 )
 from syncline.capture.triggers.settings import TriggerSettings
-from syncline.capture.triggers.stream import TriggerStream, last_number, refuse_held, register
-from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
+from syncline.capture.triggers.stream import TriggerStream, last_number, reader_lock, register
+from syncline.errors import Misconfigured, SynclineError
 from syncline.finding import Finding
 
 __all__ = ["TriggerSource"]
@@ -38,47 +36,56 @@ __all__ = ["TriggerSource"]
 Connection = psycopg.Connection[Any]
 Talk = Callable[[str], None]
 
-_TELL_S = 3.0
-_RESYNC = "Run `syncline resync` to read the tables again, or set on_gap: resync."
-
-_WHO = """
-select system_identifier::text, ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int,
-  (select datname || ':' || oid from pg_database where datname = current_database())
-from pg_control_system()
-"""
 _MARK = """
 select sum(t.xmin::text::int8), count(*), sum(t.oid::int8) from pg_trigger t
 where not t.tgisinternal and t.tgname like 'syncline\\_%'
 """
-# Whoever has an older id than xmax and still runs, or has prepared its transaction.
-_OLDER = """
-select coalesce(string_agg(distinct pid::text, ', '), 'a prepared transaction') from pg_locks
-where locktype = 'transactionid' and mode = 'ExclusiveLock' and granted and pid is not null
-  and pid <> pg_backend_pid()
-"""
 
 
-class TriggerSource(PostgresTables):
+class TriggerSource(HorizonSource):
     """A :class:`~syncline.capture.Source` over the table ``sync_events``, without a replication slot."""
 
     config_class: ClassVar[type[SourceSettings]] = TriggerSettings
-    seen_as: ClassVar[str] = "events"
+    way: ClassVar[str] = "triggers"
 
     def __init__(self, settings: TriggerSettings, control_schema: str) -> None:
         super().__init__(settings, (control_schema, settings.events_schema))
         self.settings = settings
         self._schema = settings.events_schema
 
-    def identify(self) -> Identity:
-        with self.connected() as connection:
-            system, timeline, database = _row(connection, _WHO)
-            there = installation(connection, self._schema)
-        return Identity(system, timeline, database, f"triggers {there[0] if there else '-'}")
+    @property
+    def lock(self) -> ReaderLock:
+        return reader_lock(self.settings)
 
-    def number(self) -> int:
-        with self.connected() as connection:
-            self._require(connection)
-            return last_number(connection, self._schema)
+    def installation(self, connection: Connection) -> Installation | None:
+        there = installation(connection, self._schema)
+        return None if there is None else Installation(*there)
+
+    def require(self, connection: Connection) -> Installation:
+        there = self.installation(connection)
+        if there is None:
+            raise Misconfigured(
+                f"Nothing is installed at {describe(self.settings.plain)}: there is no {self._schema}.sync_events.",
+                remedy="Run `syncline triggers install`.",
+                code="SL-TRIGGERS",
+            )
+        return there
+
+    def last_number(self, connection: Connection) -> int:
+        return last_number(connection, self._schema)
+
+    def register(self, connection: Connection, place: int) -> None:
+        register(connection, self.settings, place)
+
+    def forget(self, connection: Connection) -> None:
+        readers = sql.Identifier(self._schema, "sync_readers")
+        connection.execute(sql.SQL("delete from {} where name = %s").format(readers), [self.settings.reader])
+
+    def confirmed(self, connection: Connection) -> int:
+        readers = sql.Identifier(self._schema, "sync_readers")
+        query = sql.SQL("select place::text::int8 from {} where name = %s").format(readers)
+        row = connection.execute(query, [self.settings.reader]).fetchone()
+        return int(row[0]) if row is not None else 0
 
     def preflight(self) -> list[Finding]:
         with self.connected("preflight") as connection:
@@ -145,104 +152,20 @@ class TriggerSource(PostgresTables):
 
     def mark(self) -> tuple[Any, ...]:
         with self.connected() as connection:
-            ours = _row(connection, _MARK)
+            ours = one(connection, _MARK)
         return (*super().mark(), *ours)
-
-    # ---------------------------------------------------------------------------------------------------------- stream
-
-    def attach(self, identity: Identity, durable: int, talk: Talk) -> int:
-        """See :class:`~syncline.capture.Source`. A gap: events behind the log were purged, or the source is older."""
-        with self.connected() as connection:
-            there = self._require(connection)
-            refuse_held(connection, self.settings)
-            low, high = _row(
-                connection,
-                "select pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8 from pg_current_snapshot() s",
-            )
-            if durable > high:
-                raise Gap(
-                    f"The source stands at transaction {high}, but the log holds its changes up to {durable}: it was "
-                    "restored from an older copy.",
-                    remedy=_RESYNC,
-                    code=SOURCE_OLDER,
-                )
-            if durable and durable < there[1]:
-                raise Gap(
-                    f"Events up to transaction {there[1]} were purged at {describe(self.settings.plain)}, but the log "
-                    f"ends at {durable}: what lies between was never captured.",
-                    remedy=_RESYNC,
-                )
-            if not durable:
-                register(connection, self.settings, low)
-            return durable or int(low)
-
-    def retire(self, identity: Identity) -> None:
-        """Forget our reader, so that nothing is kept for it. Raises ``Unavailable`` when somebody else reads."""
-        with self.connected() as connection:
-            refuse_held(connection, self.settings)
-            if installation(connection, self._schema) is not None:
-                readers = sql.Identifier(self._schema, "sync_readers")
-                connection.execute(sql.SQL("delete from {} where name = %s").format(readers), [self.settings.reader])
 
     def capture(
         self, tables: list[TableInfo], base: int, incarnation: int, lost: Callable[[str, SynclineError], None]
     ) -> Stream:
         return TriggerStream(self.settings, tables, base=base, incarnation=incarnation, lost=lost)
 
-    def again(self, error: Again) -> None:
-        """Its stream never asks for this."""
-
-    @contextmanager
-    def point(self, purpose: str, talk: Talk) -> Iterator[Point]:
-        """See :class:`~syncline.capture.Source`. Every number up to the first one that is read here belongs to a
-        transaction that has ended before the snapshot is taken (correctness rule 24), so what the snapshot shows holds
-        all of them: the point waits for the transactions that are open now, as the making of a slot does."""
-        dsn = self.settings.plain
-        with self.connected(f"{purpose}-holder") as holder:
-            self._require(holder)
-            number = last_number(holder, self._schema)
-            _await_older(
-                holder,
-                threading.Event(),
-                lambda pids: talk(f"{describe(dsn)}: waiting for open transactions to end (pid {pids})"),
-            )
-            for name in ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout"):
-                holder.execute("select set_config(name, '0', false) from pg_settings where name = %s", [name])
-            holder.execute("begin isolation level repeatable read, read only")
-            (snapshot,) = _row(holder, "select pg_export_snapshot()")
-            with self.connected() as other:  # a sequence is not part of any snapshot, but a number drawn now is behind
-                reached = last_number(other, self._schema)
-            yield Point(number + 1, reached + 1, str(snapshot))
-
-    def advance(self) -> None:
-        """Nothing has to be written for it: the stream is through with every number once its transaction has ended."""
-
-    # -------------------------------------------------------------------------------------------------------- looking
-
-    def reader(self) -> int | None:
-        with self.connected("verify") as connection:
-            if installation(connection, self._schema) is None:
-                return None
-            try:
-                refuse_held(connection, self.settings)
-            except Unavailable:
-                return self._place(connection)
-        return None
-
-    def refuse_in_use(self) -> None:
-        with self.connected() as connection:
-            refuse_held(connection, self.settings)
-
     def look(self, place: int | None) -> Seen:
         name = self.settings.reader
         with self.connected("status") as connection:
             if installation(connection, self._schema) is None:
                 return Seen({"name": name, "exists": False}, f"{name}: not there yet")
-            try:
-                refuse_held(connection, self.settings)
-                state = "idle"
-            except Unavailable:
-                state = "reading"
+            state = "reading" if self.lock.is_held(connection) else "idle"
             events = sql.Identifier(self._schema, "sync_events")
             waiting, kept = connection.execute(
                 sql.SQL(
@@ -252,7 +175,7 @@ class TriggerSource(PostgresTables):
                 [place or 0],
             ).fetchone() or (0, 0)
             oldest_s = max((one.age_s or 0.0 for one in open_transactions(connection, 0)), default=None)
-            at = self._place(connection)
+            at = self.confirmed(connection)
         facts = {
             "name": name,
             "exists": True,
@@ -266,47 +189,3 @@ class TriggerSource(PostgresTables):
 
     def unseen(self) -> dict[str, Any]:
         return {"name": self.settings.reader}
-
-    def shown(self, number: int) -> str:
-        return f"number {number}"
-
-    def lag(self, place: int) -> int | None:
-        return None
-
-    def _place(self, connection: Connection) -> int:
-        readers = sql.Identifier(self._schema, "sync_readers")
-        query = sql.SQL("select place::text::int8 from {} where name = %s").format(readers)
-        row = connection.execute(query, [self.settings.reader]).fetchone()
-        return int(row[0]) if row is not None else 0
-
-    def _require(self, connection: Connection) -> tuple[str, int]:
-        there = installation(connection, self._schema)
-        if there is None:
-            raise Misconfigured(
-                f"Nothing is installed at {describe(self.settings.plain)}: there is no {self._schema}.sync_events.",
-                remedy="Run `syncline triggers install`.",
-                code="SL-TRIGGERS",
-            )
-        return there
-
-
-def _row(connection: Connection, query: str) -> tuple[Any, ...]:
-    row = connection.execute(query.encode()).fetchone()
-    assert row is not None
-    return tuple(row)
-
-
-def _await_older(connection: Connection, stop: threading.Event, tell: Callable[[str], None]) -> None:
-    """Wait until every transaction that is open now has ended."""
-    (horizon,) = _row(connection, "select pg_snapshot_xmax(pg_current_snapshot())::text::int8")
-    began, told = time.monotonic(), 0.0
-    while True:
-        (low,) = _row(connection, "select pg_snapshot_xmin(pg_current_snapshot())::text::int8")
-        if low >= horizon:
-            return
-        now = time.monotonic()
-        if now - max(began, told) >= _TELL_S:
-            (pids,) = _row(connection, _OLDER)
-            tell(pids)
-            told = now
-        stop.wait(0.05)
