@@ -36,6 +36,10 @@ TABLES = (
     " and n.nspname not in ('syncline', 'syncline_outbox', 'syncline_triggers')"
     " and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast') order by 1, 2"
 )
+_NUMBERS = {
+    "triggers": "syncline_triggers.sync_events_number_seq",
+    "outbox": "syncline_outbox.sync_event_log_id_seq",
+}
 
 
 class Rig:
@@ -52,7 +56,7 @@ class Rig:
         self.settings: dict[str, dict[str, Any]] = {
             "source": {
                 "dsn": database.dsn,
-                **({} if self.by_triggers else {"slot": f"slot_{database.name}"}),
+                **({} if self.numbers else {"slot": f"slot_{database.name}"}),
                 "heartbeat_s": 0.3,
                 **self._source,
             },
@@ -90,16 +94,17 @@ class Rig:
         return next(iter(self.paths.values()))
 
     @property
-    def by_triggers(self) -> bool:
-        return self._source.get("type") == "triggers"
+    def numbers(self) -> str:
+        """The sequence that numbers events where they are polled, '' with a slot."""
+        return _NUMBERS.get(self._source.get("type", ""), "")
 
     def now(self) -> int:
-        """An LSN behind everything committed so far; what comes to it has seen all of it. (With triggers, a number.)"""
-        if self.by_triggers:
-            if not self.database.value("select to_regclass('syncline_triggers.sync_events') is not null"):
+        """An LSN behind everything committed so far; what comes to it has seen all of it. (Polled, a number.)"""
+        if self.numbers:
+            if not self.database.value("select to_regclass(%s) is not null", self.numbers):
                 return 1
-            numbers = "syncline_triggers.sync_events_number_seq"
-            return int(self.database.value(f"select 1 + case when is_called then last_value else 0 end from {numbers}"))
+            drawn = f"select 1 + case when is_called then last_value else 0 end from {self.numbers}"
+            return int(self.database.value(drawn))
         return int(self.database.value("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8"))
 
     # ------------------------------------------------------------------------------------------ engines in this process

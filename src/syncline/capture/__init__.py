@@ -52,6 +52,7 @@ __all__ = [
 SOURCES: dict[str, str] = {
     "postgres": "syncline.capture.postgres:WalSource",
     "triggers": "syncline.capture.triggers.source:TriggerSource",
+    "outbox": "syncline.capture.outbox.polled.source:PolledOutboxSource",
 }
 DEFAULT_SOURCE = "postgres"
 

@@ -156,7 +156,13 @@ class EventStatus:
                 note_failures(connection, self._settings.schema_name, failures)
                 self._failures = failures
             self._look_at = time.monotonic() + 20 * (time.monotonic() - began)
-        note_progress(connection, self._settings.schema_name, reached.captured, reached.applied)
+        note_progress(
+            connection,
+            self._settings.schema_name,
+            reached.captured,
+            reached.applied,
+            polled=self._database.polls_events,
+        )
         if time.monotonic() - self._maintained > _MAINTAIN_S:
             self._maintained = time.monotonic()  # first: where somebody holds the table, others come first as well
             maintain(connection, self._settings)
@@ -185,7 +191,8 @@ class EventStatus:
             if not kinds:
                 continue
             since = min(letter["version"] for letter in mine) - base
-            events = events_since(connection, self._settings.schema_name, list(kinds), since)
+            polled = self._database.polls_events
+            events = events_since(connection, self._settings.schema_name, list(kinds), since, polled=polled)
             found += _row_failures(mine, events, next(iter(kinds.values())))
         return found
 

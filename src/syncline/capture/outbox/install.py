@@ -14,7 +14,7 @@ from psycopg import sql
 
 from syncline.capture.outbox.settings import OutboxConfig
 
-__all__ = ["Installed", "install", "install_sql", "look", "maintain", "remove", "table_oid"]
+__all__ = ["CHANNEL", "Installed", "install", "install_sql", "look", "maintain", "remove", "table_oid"]
 
 # The second argument of hashtextextended: it keeps our locks apart from others that hash the same texts.
 _SEED = 7305
@@ -37,7 +37,8 @@ create table if not exists {schema}.sync_event_log (
   primary key (id, created_at)
 ) partition by range (created_at);
 create index if not exists sync_event_log_entity_idx on {schema}.sync_event_log (entity_type, entity_id, id);
-create index if not exists sync_event_log_txid_idx on {schema}.sync_event_log (txid);
+create index if not exists sync_event_log_horizon_idx on {schema}.sync_event_log (txid, id);
+drop index if exists {schema}.sync_event_log_txid_idx;
 create table if not exists {schema}.sync_event_log_rest partition of {schema}.sync_event_log default;
 
 create table if not exists {schema}.sync_event_progress (
@@ -54,14 +55,28 @@ create table if not exists {schema}.sync_event_failures (
   failed_at timestamptz not null,
   primary key (event_id, target)
 );
+
+create table if not exists {schema}.sync_event_installation (
+  one boolean primary key default true check (one),
+  id uuid not null default gen_random_uuid(),
+  installed_at timestamptz not null default now(),
+  purged xid8 not null default '0',
+  place xid8,
+  seen_at timestamptz
+);
+comment on column {schema}.sync_event_installation.purged is 'Events of transactions before this one were removed.';
+comment on column {schema}.sync_event_installation.place is 'Before this one, an engine that polls has all for good.';
+insert into {schema}.sync_event_installation default values on conflict do nothing;
 """
 
-# The lock comes before the number: events of one entity are numbered in the order of their commits. Locks in the order
-# of their keys, so that two calls can't wait for one another.
+# The transaction id comes before the number: whoever polls counts on it (see capture/horizon). So does the lock: events
+# of one entity are numbered in the order of their commits. Locks in the order of their keys, so that two calls can't
+# wait for one another.
 _FUNCTIONS = """
 create or replace function {schema}.publish_events(events jsonb) returns setof bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
 begin
+  perform pg_current_xact_id();{notify}
   perform pg_advisory_xact_lock(entity) from (
     select distinct hashtextextended(concat(event ->> 'entity_type', ':', event ->> 'entity_id'), {seed}) as entity
     from jsonb_array_elements(events) as event order by entity) as entities;
@@ -83,6 +98,7 @@ declare
   begins timestamptz;
   name text;
   part record;
+  last xid8;
   dropped int := 0;
 begin
   perform set_config('lock_timeout', '2s', true);
@@ -103,11 +119,16 @@ begin
   loop
     continue when part.ends is null or part.ends > now() - keep;
     if not {schema}.is_done(part.name::regclass) then exit; end if;
+    execute format('select max(txid) from %s', part.name) into last;
+    perform {schema}.note_purged(last);
     execute format('drop table %s', part.name);
     dropped := dropped + 1;
   end loop;
-  delete from {schema}.sync_event_log_rest where created_at < now() - keep
-    and txid < coalesce((select max(horizon) from {schema}.sync_event_progress where completed_at is not null), '0');
+  with gone as (
+    delete from {schema}.sync_event_log_rest where created_at < now() - keep and txid < coalesce(
+      (select max(horizon) from {schema}.sync_event_progress where completed_at is not null), '0') returning txid)
+  select max(txid) into last from gone;
+  perform {schema}.note_purged(last);
   delete from {schema}.sync_event_progress where completed_at < now() - keep - span;
   return dropped;
 end $function$;
@@ -120,7 +141,35 @@ begin
     from {schema}.sync_event_progress where completed_at is not null), ''0''))', part) into left_over;
   return not left_over;
 end $function$;
+
+create or replace function {schema}.note_purged(last xid8) returns void
+language sql set search_path = pg_catalog, pg_temp as $function$
+  update {schema}.sync_event_installation set purged = greatest(purged, ((last::text::numeric + 1)::text)::xid8)
+  where last is not null;
+$function$;
+
+-- Whoever polls would not notice that events were thrown away before they were read.
+create or replace function {schema}.note_thrown_away() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+declare last xid8;
+begin
+  if tg_op = 'TRUNCATE' then
+    select max(txid) into last from {schema}.sync_event_log;
+  else
+    select max(txid) into last from gone;
+  end if;
+  perform {schema}.note_purged(last);
+  return null;
+end $function$;
+create or replace trigger note_truncated before truncate on {schema}.sync_event_log
+  for each statement execute function {schema}.note_thrown_away();
+create or replace trigger note_deleted after delete on {schema}.sync_event_log
+  referencing old table as gone for each statement execute function {schema}.note_thrown_away();
 """
+
+CHANNEL = "syncline_outbox"
+_NOTIFY = f"""
+  perform pg_notify('{CHANNEL}', '');"""
 
 _VIEW = """
 create or replace view {view} as
@@ -157,7 +206,7 @@ class Installed:
 def install_sql(config: OutboxConfig, roles: tuple[str, ...] = ()) -> str:
     """The script that makes the outbox, for psql; executed again it changes nothing."""
     schema = config.schema_name  # whose pattern leaves nothing to quote
-    names = {"schema": schema, "seed": _SEED}
+    names = {"schema": schema, "seed": _SEED, "notify": _NOTIFY if config.notify else ""}
     views = [f"{schema}.sync_event_status"]
     if config.status_schema is not None:
         views.append(sql.Identifier(config.status_schema, "sync_event_log").as_string())
@@ -235,6 +284,8 @@ def remove(connection: psycopg.Connection[Any], config: OutboxConfig) -> bool:
         for statement in (
             "drop view if exists {}.sync_event_status",
             "drop table if exists {}.sync_event_log, {}.sync_event_progress, {}.sync_event_failures",
+            "drop table if exists {}.sync_event_installation",
+            "drop function if exists {}.note_thrown_away(), {}.note_purged(xid8)",
             "drop function if exists {}.publish_events(jsonb), {}.is_done(regclass)",
             "drop function if exists {}.maintain(int, interval, interval)",
             "drop schema if exists {}",

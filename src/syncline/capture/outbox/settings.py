@@ -47,6 +47,9 @@ class OutboxConfig(BaseModel):
         pattern=r"^[a-z_][a-z0-9_]{0,62}$",
         description="Schema that gets a view sync_event_log with the status of events, too; null is none.",
     )
+    notify: bool = Field(
+        False, description="Publishing wakes an engine that polls by NOTIFY, which makes commits wait for one another."
+    )
     retention_hours: float = Field(168.0, ge=1, description="How long events are kept that every target has.")
     partition_hours: int = Field(
         24, ge=1, le=24, description="Hours of events in one partition, which goes as a whole."

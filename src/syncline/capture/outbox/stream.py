@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import pyarrow as pa
-
-from syncline.capture.heal import read_rows
-from syncline.capture.outbox.expand import Entity, EventParking, complete, expand
+from syncline.capture.outbox.changes import EventChanges
+from syncline.capture.outbox.expand import EventParking
 from syncline.capture.outbox.settings import OutboxConfig
-from syncline.capture.outbox.tables import entities_of, streamed
+from syncline.capture.outbox.tables import streamed
 from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo
 from syncline.capture.wal import WalCapture
-from syncline.change import Batch, Entry, Item, Marker, TableSchema, Truncate
+from syncline.change import Batch, Entry, Item, Marker, Truncate
 from syncline.errors import SynclineError
 
 __all__ = ["OutboxCapture"]
@@ -24,8 +21,7 @@ __all__ = ["OutboxCapture"]
 class OutboxCapture(WalCapture):
     """A :class:`~syncline.capture.wal.WalCapture` that streams the outbox and the tables that no event is about.
 
-    ``tables`` are all that are captured, ``outbox`` the table of events. An event is parked before the entry that would
-    have held it goes on, so no confirmed place ever lies behind an event that is nowhere (Guarantee 7).
+    ``tables`` are all that are captured, ``outbox`` the table of events.
     """
 
     def __init__(
@@ -42,9 +38,7 @@ class OutboxCapture(WalCapture):
         assert config.outbox is not None
         self._settings: OutboxConfig = config.outbox
         self._outbox = outbox
-        self._parking = parking
-        self._stop = threading.Event()
-        self._entities: dict[str, Entity | None] = entities_of(self._settings, tables)
+        self._events = EventChanges(config, self._settings, tables, parking)
 
         def lose(table: str, error: SynclineError) -> None:
             for name in self._meant(table):
@@ -56,12 +50,12 @@ class OutboxCapture(WalCapture):
 
     def widen(self, tables: list[TableInfo]) -> None:
         """See :meth:`WalCapture.widen`; what entities are is what the catalogue shows now."""
-        self._entities = entities_of(self._settings, tables)
+        self._events.widen(tables)
         super().widen(streamed(self._settings, self._outbox, tables))
 
     def close(self) -> None:
         """See :class:`~syncline.capture.Capture`."""
-        self._stop.set()
+        self._events.close()
         super().close()
 
     def entries(self, after: int) -> Iterator[Entry]:
@@ -82,17 +76,10 @@ class OutboxCapture(WalCapture):
             yield from (replace(item, table=name) for name in self._meant(table))
 
     def _changes(self, events: Batch, entry: Entry) -> Iterator[Batch]:
-        with self._parking.lock:
-            expanded = expand(events, self._entities, self._parking.blocked())
-            if expanded.parked or expanded.superseded:
-                self._parking.settle(expanded.parked, dict(expanded.superseded), entry.incarnation)
-        for batch in expanded.batches:
-            whole = complete(batch, self._read)
+        for batch in self._events.of(events, entry.incarnation):
+            whole = self._events.whole(batch)
             if len(whole):
                 yield whole
-
-    def _read(self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int]) -> pa.RecordBatch:
-        return read_rows(self._config, schema, keys, xids, self._stop)
 
     def _meant(self, table: str) -> list[str]:
         """What is lost of the outbox is lost of the tables that it tells of."""

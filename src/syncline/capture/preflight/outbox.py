@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from syncline.capture.outbox.settings import OutboxConfig
 from syncline.capture.preflight.look import Look, name
 from syncline.finding import Finding
 
-__all__ = ["check_outbox"]
+__all__ = ["check_entities", "check_installed", "check_outbox"]
 
 _OUTBOX = """
 select pg_has_role(c.relowner, 'usage') as owned, pg_get_userbyid(c.relowner) as owner
@@ -23,18 +24,10 @@ def check_outbox(look: Look) -> Iterator[Finding]:
     outbox = look.config.outbox
     if outbox is None:
         return
-    found = look.rows(_OUTBOX, outbox.schema_name)
-    if not found:
-        yield Finding("SL-NO-OUTBOX", "error", outbox.table, "It is not there.", "Run `syncline outbox install`.")
+    missing = list(check_installed(look, outbox))
+    yield from missing
+    if any(finding.code == "SL-NO-OUTBOX" for finding in missing):
         return
-    if not found[0]["owned"]:
-        yield Finding(
-            _CODE,
-            "error",
-            outbox.table,
-            f"It belongs to {found[0]['owner']}: role {look.server.role} can neither publish it nor drop what is old.",
-            f"GRANT {name(found[0]['owner'])} TO {name(look.server.role)};",
-        )
     publication = look.config.publication
     if look.rows(_LEAVES, publication):
         yield Finding(
@@ -44,6 +37,26 @@ def check_outbox(look: Look) -> Iterator[Finding]:
             f"It publishes the partitions of {outbox.table} instead of the table, so no event would be found.",
             f"ALTER PUBLICATION {name(publication)} SET (publish_via_partition_root = true);",
         )
+    yield from (f for f in check_entities(look, outbox) if f.severity != "ok" or not missing)
+
+
+def check_installed(look: Look, outbox: OutboxConfig) -> Iterator[Finding]:
+    """Is it there, and is it ours; nothing if so."""
+    found = look.rows(_OUTBOX, outbox.schema_name)
+    if not found:
+        yield Finding("SL-NO-OUTBOX", "error", outbox.table, "It is not there.", "Run `syncline outbox install`.")
+    elif not found[0]["owned"]:
+        yield Finding(
+            _CODE,
+            "error",
+            outbox.table,
+            f"It belongs to {found[0]['owner']}: role {look.server.role} can neither publish it nor drop what is old.",
+            f"GRANT {name(found[0]['owner'])} TO {name(look.server.role)};",
+        )
+
+
+def check_entities(look: Look, outbox: OutboxConfig) -> Iterator[Finding]:
+    """Has each kind of entity a table that is captured."""
     captured = {table.qualified for table in look.tables}
     for kind, entity in outbox.entities.items():
         if entity is not None and entity.table not in captured:
@@ -54,5 +67,5 @@ def check_outbox(look: Look) -> Iterator[Finding]:
                 f"Its table {entity.table} is not captured, so its events are parked.",
                 "Correct outbox.entities, or add the table to monitored_tables.",
             )
-    if found[0]["owned"] and outbox.tables <= captured:
+    if outbox.tables <= captured:
         yield Finding(_CODE, "ok", outbox.table, f"Events tell of {len(outbox.tables)} table(s).")
