@@ -388,6 +388,18 @@ def test_peers_that_are_not_installed_are_none(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
+def test_an_outbox_is_measured_through_the_slot_and_by_polling_over_the_same_events(tmp_path: Path) -> None:
+    size = ("--events", "300", "--rate", "50", "--per-transaction", "5", "--seconds", "1", "--repeat", "1")
+    found = run(tmp_path, "outbox", *size)
+    assert found["events"] == 300
+    assert found["copies_equal"] is True
+    for way in ("slot", "polling"):
+        assert found[way]["events_per_s"] > 0
+        assert found[way]["achieved_per_s"] > 0
+        assert 0 < found[way]["p50_ms"] <= found[way]["p95_ms"]
+
+
+@pytest.mark.slow
 def test_triggers_are_measured_beside_the_same_writes_without_them(tmp_path: Path) -> None:
     found = run(tmp_path, "triggers", "--seconds", "1", "--repeat", "1", "--clients", "2")
     for work in ("update_one", "insert_one", "update_1000", "insert_1000", "tpcb_like"):

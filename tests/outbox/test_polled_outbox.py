@@ -17,6 +17,7 @@ from syncline.capture.outbox.polled.settings import PolledOutboxSettings
 from syncline.capture.outbox.polled.source import PolledOutboxSource
 from syncline.capture.outbox.polled.stream import PolledOutboxStream
 from syncline.change import Batch, Entry
+from syncline.embedded import EmbeddedPostgres
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.events import EventType, SyncEvent
 from syncline.publisher import SyncPublisher
@@ -300,6 +301,7 @@ def test_only_one_reads_an_outbox_and_the_next_one_says_who(plain_database: Data
             found.attach(found.identify(), place, print)
         second = Reader(found.capture(tables, 0, 1, lambda *_: None), place)
         assert second.ended()
+        second.capture.close()
         assert isinstance(second.error, Unavailable)
         assert second.error.code == "SL-SLOT-IN-USE"
         assert found.reader() is not None
@@ -325,6 +327,7 @@ def test_events_that_are_thrown_away_unread_are_a_gap(plain_database: Database, 
         found.attach(was, place, print)
     reader = Reader(found.capture(tables, 0, 1, lambda *_: None), place)
     assert reader.ended()
+    reader.capture.close()
     assert isinstance(reader.error, Gap)
 
 
@@ -338,6 +341,30 @@ def test_events_that_were_read_may_be_thrown_away(plain_database: Database) -> N
         assert keys_of(until(reader, 2)) == [1, 2]
         durable = reader.place
     assert found.attach(found.identify(), durable, print) == durable
+
+
+def test_no_place_is_told_that_a_crash_of_the_server_could_take_back(pg_server: EmbeddedPostgres) -> None:
+    """Rolled back, a transaction's end need not reach the disk: its id may be drawn once more after a crash."""
+    pg_server.create_database("own")
+    database = Database(pg_server, "own")
+    database.execute("alter system set wal_writer_delay = '10s'")
+    database.execute("select pg_reload_conf()")
+    found, tables, place = prepared(database, heartbeat_s=60, poll_s=0.01)
+    reader = Reader(found.capture(tables, 0, 1, lambda *_: None), place)
+    eventually(lambda: reader.entries)
+    with database.connect(autocommit=False) as connection:
+        publish(connection, 1, a="not kept")
+        connection.rollback()
+        publish(connection, 2, a="kept, perhaps")
+        connection.execute("set local synchronous_commit = off")
+        connection.commit()
+        eventually(lambda: 2 in keys_of(reader.entries))
+    pg_server.kill()
+    assert reader.ended()
+    reader.capture.close()
+    pg_server.restart()
+    assert database.value("select pg_current_xact_id()::text::int8") >= reader.place
+    assert database.value(f"select count(*) from {EVENTS}") == 1
 
 
 def test_doctor_says_what_keeps_an_outbox_from_being_polled(plain_database: Database) -> None:

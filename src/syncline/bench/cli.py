@@ -185,6 +185,23 @@ def triggers(
     show(measure(seconds, clients, repeat, Talk(), folder), as_json=as_json)
 
 
+@app.command("outbox")
+def outbox(
+    events: Annotated[int, typer.Option(min=1, help="Events that wait, in each turn.")] = 50_000,
+    rate: Annotated[int, typer.Option(min=1, help="Events a second that are published afterwards.")] = 2_000,
+    per_transaction: Annotated[int, typer.Option(min=1, help="Events in each of their transactions.")] = 10,
+    seconds: Annotated[int, typer.Option(min=1, help="How long they are, after a warm-up.")] = 10,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; medians are reported.")] = 3,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """Events of an outbox to committed DuckDB rows, through the slot and by polling: events a second, and latencies."""
+    from syncline.bench.outbox import Events
+    from syncline.bench.outbox import outbox as measure
+
+    show(measure(Events(events, rate, per_transaction, seconds), repeat, Talk(), folder), as_json=as_json)
+
+
 @app.command("duckdb-writes", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def writes(context: typer.Context) -> None:
     """Ways of writing into DuckDB, by table and batch size; options as `python -m syncline.bench.duckdb_writes`."""

@@ -195,7 +195,7 @@ class _Child:
         self._service.start()
 
     def _heard(self, text: str) -> None:
-        if self._since == "streaming" and text.startswith("streaming from slot"):
+        if self._since == "streaming" and text.startswith(("streaming from slot", "polling ")):
             self._start_clock()
 
     def _start_clock(self) -> None:

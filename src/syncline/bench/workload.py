@@ -118,6 +118,11 @@ class Source:
             source.close()
             self.server.drop_database(database)
 
+    @property
+    def connection(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """The source's own connection, in autocommit."""
+        return self._connection
+
     def _add_vectors(self) -> None:
         self.execute(_MORE_COLUMNS)
         found = np.random.default_rng(4).normal(size=(_POOL, self.dimensions))

@@ -82,7 +82,8 @@ def remove(
             message = f"{waiting} events of {outbox.table} have not arrived at every target."
             raise Misconfigured(message, remedy="Wait until `syncline outbox status` shows none, or give --yes.")
         drop(connection, outbox)
-    talk.print(f"The outbox of source {name} is gone. Its tables are captured from the WAL once outbox is taken out.")
+    how = "by another type of the source" if settings.polls_events else "from the WAL once outbox is taken out"
+    talk.print(f"The outbox of source {name} is gone. Its tables are captured {how}.")
 
 
 def _chosen(config: Config, source: str | None) -> tuple[str, PostgresSettings, OutboxConfig]:

@@ -21,7 +21,8 @@ def run_consumer(
     """Run the engine of syncline.yaml (or of the file ``config``) in this thread, until it is interrupted or has
     nothing left to run; the exit code, as of ``syncline run``.
 
-    ``batch_size`` is ``apply.max_rows``. ``poll_interval`` is taken and changes nothing: events come as they commit.
+    ``batch_size`` is ``apply.max_rows``. ``poll_interval`` is taken and changes nothing: events come as they commit, or
+    every ``source.poll_s`` where the outbox is polled.
 
     Raises:
         Misconfigured, Unavailable: as :meth:`~syncline.pipeline.SyncService.start` does.

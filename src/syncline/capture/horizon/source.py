@@ -14,7 +14,7 @@ import psycopg
 
 from syncline.capture import SOURCE_OLDER, Again, Identity, Point
 from syncline.capture.horizon.lock import ReaderLock
-from syncline.capture.horizon.stream import horizons
+from syncline.capture.horizon.stream import harden, horizons
 from syncline.capture.postgres import PostgresTables
 from syncline.capture.source import describe
 from syncline.errors import Gap
@@ -115,6 +115,7 @@ class HorizonSource(PostgresTables, ABC):
             if durable and durable < there.purged:
                 raise purged(there.purged, durable, describe(self._settings.plain))
             if not durable:
+                harden(connection)
                 self.register(connection, low)
             return durable or low
 

@@ -30,7 +30,7 @@ from syncline.capture.source import connect, translated
 from syncline.change import MAX_VERSION, Batch, Entry, Item, Marker, Part
 from syncline.errors import Misconfigured
 
-__all__ = ["Connection", "HorizonStream", "drawn", "horizons"]
+__all__ = ["Connection", "HorizonStream", "drawn", "harden", "horizons"]
 
 Connection = psycopg.Connection[Any]
 P = TypeVar("P", bound=Page)
@@ -54,6 +54,19 @@ def drawn(connection: Connection, schema: str, sequence: str) -> int:
     row = connection.execute(query).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def harden(connection: Connection) -> None:
+    """Have the server's WAL durable up to now, so that no transaction id that was seen is given away once more.
+
+    A crash takes back the ends of transactions that were not flushed: those that rolled back, or committed with
+    ``synchronous_commit`` off. Their ids may be drawn again then, below a place that a log has for good.
+    """
+    row = connection.execute("select pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn()").fetchone()
+    if row is not None and row[0]:
+        with connection.transaction():
+            connection.execute("set local synchronous_commit = local")
+            connection.execute("select pg_logical_emit_message(true, 'syncline', '')")
 
 
 class HorizonStream(ABC, Generic[P]):
@@ -162,6 +175,7 @@ class HorizonStream(ABC, Generic[P]):
         low, high = horizons(connection)
         below, through = max(low, place), self._covered(number, low, high)
         if below > place:
+            harden(connection)  # behind the look at the horizon
             yield from self._between(connection, place, below, through)
         due = through > self._through or time.monotonic() - self._told >= self._polled.heartbeat_s
         if self._told == 0.0 or (below > place and (due or self._awaited(connection, below))):

@@ -63,7 +63,7 @@ class PolledOutboxStream(HorizonStream[Page]):
         self._schema = settings.outbox.schema_name
         self._events = EventChanges(settings, settings.outbox, tables, parking)
         self._lost = lost
-        self._place = 0  # of the poll at hand
+        self._place = 0  # the last one that was told
         self._held: dict[int, int] = {}  # number -> the transaction behind whose events it comes
         self._floor = 0
         self._beyond = 0  # numbers up to it are of transactions before the page
@@ -105,8 +105,10 @@ class PolledOutboxStream(HorizonStream[Page]):
         if self._floor <= 0:
             self._floor = (lowest(connection, self._schema, place) or 1) - 1
         self._beyond = self._floor
-        yield from super()._between(connection, place, below, through)
-        self._refuse_purged(connection, place)
+        for entry in super()._between(connection, place, below, through):
+            yield entry
+            self._place = max(self._place, entry.place)
+        self._refuse_purged(connection)
 
     def _page(self, connection: Connection, after: tuple[int, int], below: int) -> Page:
         settings = self._settings
@@ -115,12 +117,12 @@ class PolledOutboxStream(HorizonStream[Page]):
     def _following(self, connection: Connection, after: tuple[int, int], below: int) -> int | None:
         return following(connection, self._schema, after, below)
 
-    def _refuse_purged(self, connection: Connection, place: int) -> None:
+    def _refuse_purged(self, connection: Connection) -> None:
         """Raise ``Gap`` if events were thrown away that were not read. Asked behind a page: they are gone together with
         the note of it."""
         there = installation(connection, self._schema)
-        if there is None or there.purged > place:
-            raise purged(there.purged if there else place, place, describe(self._settings.plain))
+        if there is None or there.purged > self._place:
+            raise purged(there.purged if there else self._place, self._place, describe(self._settings.plain))
 
     # --------------------------------------------------------------------------------------------------------- items
 
@@ -130,7 +132,7 @@ class PolledOutboxStream(HorizonStream[Page]):
         for number in freed:
             del self._held[number]
         events = read_events(connection, self._schema, page, without=self._held, also=freed, base=self._base)
-        self._refuse_purged(connection, self._place)
+        self._refuse_purged(connection)
         for batch in self._events.of(events, self._incarnation):
             try:
                 made = self._events.whole(batch)
