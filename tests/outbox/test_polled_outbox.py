@@ -343,6 +343,23 @@ def test_events_that_were_read_may_be_thrown_away(plain_database: Database) -> N
     assert found.attach(found.identify(), durable, print) == durable
 
 
+def test_status_shows_who_reads_and_how_much_waits(plain_database: Database) -> None:
+    plain_database.execute("create table t (id bigint primary key, a text, b text)")
+    assert source(plain_database).look(None).words == f"{EVENTS}: not there yet"
+    found, tables, place = prepared(plain_database)
+    with plain_database.connect() as connection:
+        for key in range(3):
+            publish(connection, key, a="waits")
+    seen = found.look(place)
+    assert (seen.facts["state"], seen.facts["waiting_events"], seen.behind) == ("idle", 3, None)
+    assert seen.words == f"{EVENTS}: idle, 3 events waiting"
+    assert seen.retained == seen.facts["kept_bytes"] > 0
+    with reading(found, tables, place) as reader:
+        until(reader, 3)
+        seen = found.look(reader.place)
+    assert (seen.facts["state"], seen.facts["waiting_events"]) == ("reading", 0)
+
+
 def test_no_place_is_told_that_a_crash_of_the_server_could_take_back(pg_server: EmbeddedPostgres) -> None:
     """Rolled back, a transaction's end need not reach the disk: its id may be drawn once more after a crash."""
     pg_server.create_database("own")

@@ -36,8 +36,7 @@ Connection = psycopg.Connection[Any]
 P = TypeVar("P", bound=Page)
 
 _MARKS = 1000
-# A page is the beginning of what may be a long backlog. The planner thinks little of such conditions, and would sort all
-# of it for every page.
+# A page is the beginning of what may be a long backlog, which the planner would sort whole for every page.
 _BY_INDEX = "set enable_sort = off; set enable_bitmapscan = off; set enable_seqscan = off"
 
 
