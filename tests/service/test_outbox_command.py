@@ -70,3 +70,22 @@ def test_a_role_that_is_not_there_is_named_and_nothing_is_made(
     with psycopg.connect(database.dsn) as connection:
         row = connection.execute("select to_regclass('syncline_outbox.sync_event_log')").fetchone()
     assert row == (None,)
+
+
+def test_an_outbox_that_is_polled_needs_no_logical_decoding(
+    command: Command, shell: Shell, plain_database: Database
+) -> None:
+    shell.write(CONFIG.replace("source:", "source:\n  type: outbox"))
+    shell.variables["DATABASE_URL"] = plain_database.dsn
+    plain_database.execute("create table concept (concept_id text primary key, title text)")
+    missing = command("doctor")
+    assert missing.returncode == 2
+    assert "syncline outbox install" in missing.stdout
+    assert command("outbox", "install").returncode == 0
+    assert command("migrate").returncode == 0
+    sound = command("doctor", "--json")
+    findings = {(f["code"], f["subject"]): f for f in json.loads(sound.stdout)["findings"]}
+    assert (sound.returncode, sound.stderr) == (0, "0 error(s), 0 warning(s).\n")
+    assert findings["SL-OUTBOX", "syncline_outbox.sync_event_log"]["message"] == "Events tell of 1 table(s)."
+    status = json.loads(command("status", "--json").stdout)
+    assert status["sources"]["main"]["events"]["state"] == "idle"

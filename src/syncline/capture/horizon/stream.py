@@ -60,7 +60,7 @@ def drawn(connection: Connection, schema: str, sequence: str) -> int:
 
 
 def harden(connection: Connection) -> None:
-    """Have the server's WAL durable up to now, so that no transaction id that was seen is drawn once more (Guarantee 1).
+    """Have the server's WAL durable up to now, so that no transaction id that was seen is drawn again (Guarantee 1).
 
     A crash takes back the ends of transactions that were not flushed: those that rolled back, or committed with
     ``synchronous_commit`` off. Their ids may be drawn again then, below a place that a log has for good.
