@@ -5,10 +5,13 @@ What events become does not depend on how they are read: the tests of that are t
 
 from __future__ import annotations
 
+import json
+import random
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,47 @@ def test_sixteen_writers_lose_nothing_to_a_poller_by_the_horizon_and_keep_the_or
     found = run(polled(plain_database, tmp_path, outbox), monkeypatch, 3)
     assert found["events"] > 50
     assert found["naive_lost"] > 0
+
+
+@pytest.mark.soak
+def test_sixteen_writers_lose_nothing_to_a_poller_by_the_horizon_in_twenty_seconds(
+    plain_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = writers_table(plain_database)
+    found = run(polled(plain_database, tmp_path, outbox), monkeypatch, 20)
+    print(json.dumps(found))
+    assert found["naive_lost"] > 0
+
+
+def test_patches_of_transactions_that_cross_leave_every_column_as_it_is_at_the_source(
+    plain_database: Database, tmp_path: Path
+) -> None:
+    """Eight writers whose transactions have their ids long before they publish, read in pages of a few events."""
+    database = plain_database
+    database.execute("create table item (id int primary key, a int, b int, c int)")
+    database.execute("insert into item select generate_series(0, 4)")
+    rig = polled(database, tmp_path, {"entities": {"item": {"table": "public.item"}}}, batch_rows=3)
+
+    def write(writer: int) -> None:
+        chance = random.Random(writer)
+        with database.connect(autocommit=False) as session:
+            for n in range(25):
+                session.execute("select pg_current_xact_id()")
+                time.sleep(chance.random() * 0.02)  # the crossing is what this is about
+                for key in sorted(chance.sample(range(5), 2)):
+                    column, value = chance.choice("abc"), writer * 1000 + n
+                    SyncPublisher().publish_content_updated(key, "item", {column: value}, session=session)
+                    session.execute(f"update item set {column} = %s where id = %s".encode(), [value, key])
+                session.rollback() if chance.random() < 0.1 else session.commit()
+
+    with rig.running() as engine:
+        with ThreadPoolExecutor(8) as pool:
+            for writer in [pool.submit(write, number) for number in range(1, 9)]:
+                writer.result()
+        crossed = f"""select count(*) from {EVENTS} e join {EVENTS} f
+          on f.entity_id = e.entity_id and f.id < e.id and f.txid > e.txid"""
+        assert database.value(crossed) > 0
+        engine.equal()
 
 
 POINTS = ("after polling", "after purging", "before append", "after append", "between parts", "after parking")

@@ -68,7 +68,8 @@ def check_server(look: Look) -> Iterator[Finding]:
             "error",
             where,
             f"wal_level is {server.wal_level}, so the WAL lacks what logical decoding needs.",
-            "ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL.",
+            "ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL. Where that is not allowed, set source.type"
+            " to triggers, or to outbox if the application publishes events.",
         )
 
 
