@@ -12,7 +12,6 @@ from pydantic.fields import FieldInfo
 from syncline.capture import SOURCES
 from syncline.capture.outbox.settings import EntityConfig, OutboxConfig
 from syncline.capture.redis.settings import MemberColumn
-from syncline.config.periodic import PeriodicConfig
 from syncline.config.tree import Config, TargetConfig, settings_of, source_settings, store_class, store_settings
 from syncline.mapping import FORMS
 from syncline.mapping.settings import (
@@ -47,14 +46,13 @@ def tables() -> str:
     parts = [_section(f"source, `type: {kind}`", settings_of(source_settings(kind))) for kind in SOURCES]
     parts += [_section("source.outbox", settings_of(OutboxConfig))]
     parts += [_section("source.outbox.entities.<type>", settings_of(EntityConfig))]
+    parts += [_section("`columns.<column>` of a source of `type: redis`", settings_of(MemberColumn))]
     parts += [_section(f"target, `type: {kind}`", own | settings_of(store_settings(kind))) for kind in STORES]
     parts += _mappings()
     for name, field in settings_of(Config).items():
         model = field.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
             parts.append(_section(name, settings_of(model)))
-    parts.append(_section("`periodic.<name>`", settings_of(PeriodicConfig)))
-    parts.append(_section("`columns.<column>` of a periodic synchronisation", settings_of(MemberColumn)))
     parts.append(_section("top level", {"environment": Config.model_fields["environment"]}))
     return "\n".join(parts)
 

@@ -297,7 +297,9 @@ class Marker:
     - ``load_started`` and ``loaded``, around the rows of a load, both with what the table is ``known`` as by it;
     - ``reshaped``: the table is ``known`` by another shape now, and its rows are as they were;
     - ``gap``: changes of the table behind it could not be captured, so it waits for a load;
-    - ``left``: nobody wants changes of the table behind it; should it come back, it is loaded.
+    - ``left``: nobody wants changes of the table behind it; should it come back, it is loaded;
+    - ``backup``: a target that can sets a copy of the table aside before what follows, labelled ``known.since``, and
+      keeps as many as ``known.shape`` says.
     """
 
     kind: str

@@ -25,7 +25,7 @@ from syncline.config import ApplyConfig
 from syncline.errors import SCHEMA_DRIFT, Gap, Misconfigured, Policy, Rejected, SynclineError, policy
 from syncline.log import Log
 from syncline.mapping import MappedTable
-from syncline.stores import Store, TableWork, Work
+from syncline.stores import BackingUp, Store, TableWork, Work
 
 __all__ = ["Host", "Surroundings", "Worker"]
 
@@ -197,6 +197,7 @@ class Worker:
             if marker.kind == "left":
                 self._parking.clear(marker.table)
         self._migrate(step)
+        self._back_up([m for m in step.markers if m.kind == "backup"])
         works = [work for items in step.tables.values() for work in fold(items)]
         works = [self._parking.follow(work, step.incarnation) for work in works]
         begun: set[str] = set()
@@ -207,6 +208,13 @@ class Worker:
             self._write(layer, amid, step.incarnation)
         self._write(layers[-1], self._cursor_behind(step), step.incarnation)
         return step
+
+    def _back_up(self, markers: Sequence[Marker]) -> None:
+        """Copies that changes ask for; made again after a crash, a copy of this label is the one that is there."""
+        for marker in markers:
+            schema = self._schemas.get(marker.table)
+            if schema is not None and marker.known is not None and isinstance(self._store, BackingUp):
+                self._store.back_up(schema, marker.known.since, int(marker.known.shape))
 
     def _write(self, works: list[TableWork], cursor: Cursor, incarnation: int) -> None:
         # Older letters before the write: killed in between, the same work comes again from the log and settles the same

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from syncline.capture.outbox.expand import EventParking
+    from syncline.capture.runs import RunRecords
     from syncline.capture.settings import SourceSettings
     from syncline.capture.tables import TableInfo
     from syncline.change import Batch, TableSchema
@@ -53,6 +54,7 @@ SOURCES: dict[str, str] = {
     "postgres": "syncline.capture.postgres:WalSource",
     "triggers": "syncline.capture.triggers.source:TriggerSource",
     "outbox": "syncline.capture.outbox.polled.source:PolledOutboxSource",
+    "redis": "syncline.capture.redis.source:RedisSource",
 }
 DEFAULT_SOURCE = "postgres"
 
@@ -167,11 +169,11 @@ class Stream(Capture, Protocol):
 class Source(Protocol):
     """One configured source, as loads, verification, ``doctor`` and ``status`` see it.
 
-    Made of its settings and the name of the control schema, which is never captured. Nothing is opened by that;
-    what a method opens, it closes (but :meth:`lag`). Methods may be called from any thread, :meth:`lag`,
-    :meth:`pressures` and :meth:`close` from one. All raise ``Unavailable`` while the source can't be reached, and
-    ``Misconfigured`` for what a person has to mend. What has no tables in a catalogue describes those of its
-    settings as :class:`TableInfo`.
+    Made of its settings, the name of the control schema, which is never captured, and a folder beside its log for what
+    it has to keep itself. Nothing is opened by that; what a method opens, it closes (but :meth:`lag`). Methods may be
+    called from any thread, :meth:`lag`, :meth:`pressures` and :meth:`close` from one. All raise ``Unavailable`` while
+    the source can't be reached, and ``Misconfigured`` for what a person has to mend. What has no tables in a catalogue
+    describes those of its settings as :class:`TableInfo`.
     """
 
     config_class: ClassVar[type[SourceSettings]]
@@ -238,6 +240,10 @@ class Source(Protocol):
     def park_events(self, parking: EventParking) -> None:
         """Where the streams put events that are no changes; told before the first :meth:`capture` where the settings
         have an outbox (:attr:`SourceSettings.events_from`)."""
+
+    def record_runs(self, records: RunRecords) -> None:
+        """Where runs are recorded and asked for; told before the first :meth:`attach` where the stream is made of them
+        (:attr:`SourceSettings.makes_runs`)."""
 
     def again(self, error: Again) -> None:
         """What the next :meth:`capture` does differently."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import psycopg
@@ -19,6 +20,7 @@ from syncline.capture.outbox.tables import as_captured, newly_captured, outbox_t
 from syncline.capture.patterns import candidates, matching
 from syncline.capture.preflight import preflight
 from syncline.capture.pressure import long_transactions, slot_budget
+from syncline.capture.runs import RunRecords
 from syncline.capture.settings import PostgresSettings, SourceSettings
 from syncline.capture.slot import (
     check_slot,
@@ -109,6 +111,9 @@ class PostgresTables:
     def park_events(self, parking: EventParking) -> None:
         self._parking = parking
 
+    def record_runs(self, records: RunRecords) -> None:
+        """Their streams are not made of runs."""
+
     def kept(self) -> psycopg.Connection[Any]:
         """A connection that stays open until :meth:`close`, for what is asked every second."""
         if self._kept is None or self._kept.closed:
@@ -131,7 +136,7 @@ class WalSource(PostgresTables):
     config_class: ClassVar[type[SourceSettings]] = SourceConfig
     seen_as: ClassVar[str] = "slot"
 
-    def __init__(self, settings: SourceConfig, control_schema: str) -> None:
+    def __init__(self, settings: SourceConfig, control_schema: str, _: Path | None = None) -> None:
         super().__init__(settings, settings.never(control_schema))
         self.settings = settings
         self._outbox: TableInfo | None = None

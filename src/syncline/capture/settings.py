@@ -87,6 +87,11 @@ class SourceSettings(BaseModel):
         """The outbox whose events tell of tables, None where there is none."""
         return None
 
+    @property
+    def makes_runs(self) -> bool:
+        """Whether its stream is made of runs, which are recorded (:mod:`syncline.capture.runs`)."""
+        return False
+
 
 class PostgresSettings(SourceSettings):
     """What a source is told whose rows are read from a PostgreSQL database, however their changes are captured."""

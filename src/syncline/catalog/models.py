@@ -11,6 +11,7 @@ versions and positions are the int64 of :mod:`syncline.change`. No table holds a
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -220,10 +221,10 @@ class SyncRequest(Base):
 
 
 class SyncPeriodic(Base):
-    """Who works on a periodic synchronisation. ``epoch`` rises with every run, and fences off the runs before.
+    """Who does the runs of a source. ``epoch`` rises each time the lock is taken, and fences off who had it before.
 
-    ``holder`` has the run lock until ``expires_at``; ``service`` starts runs by the clock, was seen at ``seen_at``, and
-    ends once ``stop_at`` is set.
+    ``holder`` has the run lock until ``expires_at`` and does the next run at ``next_at``; ``service`` is a process that
+    does nothing else, was seen at ``seen_at``, and ends once ``stop_at`` is set.
     """
 
     __tablename__ = "sync_periodic"
@@ -239,7 +240,8 @@ class SyncPeriodic(Base):
 
 
 class SyncPeriodicRun(Base):
-    """One run of a periodic synchronisation: what it found and did. ``reasons`` counts why members were set aside."""
+    """One run of a source: what it found. ``reasons`` counts why members were set aside, ``missing`` are keys that were
+    not there, ``number`` is that of the state behind it, and ``wish`` what somebody who waits for it asked."""
 
     __tablename__ = "sync_periodic_runs"
     __table_args__ = (Index(None, "name", "id"),)
@@ -260,6 +262,8 @@ class SyncPeriodicRun(Base):
     set_aside: Mapped[int] = mapped_column(server_default=text("0"))
     changed_up_to: Mapped[float | None]
     reasons: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
-    backup: Mapped[str] = mapped_column(server_default="")
+    missing: Mapped[list[str] | None] = mapped_column(JSONB(none_as_null=True))
+    number: Mapped[int] = mapped_column(server_default=text("0"))
+    wish: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     code: Mapped[str] = mapped_column(server_default="")
     message: Mapped[str] = mapped_column(server_default="")

@@ -14,7 +14,6 @@ from syncline.capture import DEFAULT_SOURCE
 from syncline.capture.redis.settings import MemberColumn
 from syncline.capture.settings import SourceSettings
 from syncline.config.document import Layer, Place, Problem, read_secret
-from syncline.config.periodic import PeriodicConfig
 from syncline.config.tree import (
     Config,
     TargetConfig,
@@ -167,11 +166,9 @@ def settings_at(values: Mapping[str, Any], place: Place) -> dict[str, FieldInfo]
             return _source_settings(_at(values, (*place, "type")))
         case ("targets", _):
             return _target_settings(_at(values, (*place, "type")))
-        case ("periodic", _):
-            return settings_of(PeriodicConfig)
-        case ("periodic", _, "columns", _):
+        case ("sources", _, "columns", _):
             return settings_of(MemberColumn)
-        case ("sources" | "targets" | "periodic",) | ("targets", _, "tables") | ("periodic", _, "columns"):
+        case ("sources" | "targets",) | ("targets", _, "tables") | ("sources", _, "columns"):
             return None
         case ("targets", _, "tables", _, *inner):
             return _mapping_settings(_at(values, (*place[:2], "type")), inner)

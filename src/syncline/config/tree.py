@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    SecretStr,
     SerializeAsAny,
     ValidationError,
 )
@@ -29,7 +30,6 @@ from pydantic_core.core_schema import ErrorType
 
 from syncline.capture import DEFAULT_SOURCE, SOURCES, Source
 from syncline.capture.settings import SourceSettings
-from syncline.config.periodic import PeriodicConfig
 from syncline.dsn import SecretDsn
 from syncline.errors import Misconfigured
 from syncline.log.embedded import EmbeddedLogConfig
@@ -118,9 +118,18 @@ def source_class(kind: str) -> Any:
 
     Raises:
         KeyError: there is no such way.
+        Misconfigured: its driver is not installed.
     """
     module, _, name = SOURCES[kind].partition(":")
-    return getattr(import_module(module), name)
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "syncline":
+            raise
+        raise Misconfigured(
+            f"What sources of type {kind} need is not installed: no module {error.name}.",
+            remedy=f"Run `pip install 'syncline[{kind}]'`.",
+        ) from error
 
 
 def source_settings(kind: object) -> type[SourceSettings]:
@@ -305,9 +314,6 @@ class Config(BaseModel):
     apply: ApplyConfig = Field(default_factory=ApplyConfig)
     control: ControlConfig = Field(default_factory=ControlConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
-    periodic: dict[Name, PeriodicConfig] = Field(
-        default_factory=dict, description="Tables that follow members of Redis keys, by `syncline periodic`."
-    )
     environment: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$",
@@ -336,7 +342,14 @@ class Config(BaseModel):
     def source(self, name: str) -> Source:
         """The source of this name, as the engine and the commands ask it; nothing is opened by that."""
         settings = self.sources[name]
-        return cast("Source", source_class(settings.type)(settings, self.control.schema_name))
+        made = source_class(settings.type)(settings, self.control.schema_name, self.log.folder(name))
+        return cast("Source", made)
+
+    def narrowed(self, sources: Collection[str]) -> Config:
+        """The same with these sources only, and the control schema where it is."""
+        chosen = {name: settings for name, settings in self.sources.items() if name in sources}
+        control = self.control.model_copy(update={"dsn": SecretStr(self.control_dsn)})
+        return self.model_copy(update={"sources": chosen, "control": control})
 
     def followed_by(self, target: str) -> tuple[str, ...]:
         """The names of the sources that a target follows."""
@@ -358,7 +371,6 @@ class Config(BaseModel):
     @validates(mode="after")
     def _is_consistent(self) -> Config:
         self._check_followed()
-        self._check_periodic()
         self._check_streams()
         self._check_control()
         self._check_claims()
@@ -376,15 +388,6 @@ class Config(BaseModel):
                         "targets.{target}.sources names {source}, which is not among the sources ({known})",
                         {"target": name, "source": source, "known": ", ".join(self.sources)},
                     )
-
-    def _check_periodic(self) -> None:
-        for name, one in self.periodic.items():
-            if one.target not in self.targets:
-                raise PydanticCustomError(
-                    "no_target",
-                    "periodic.{name}.target names {wanted}, which is not among the targets ({known})",
-                    {"name": name, "wanted": one.target, "known": ", ".join(self.targets) or "none"},
-                )
 
     def _check_streams(self) -> None:
         seen: dict[tuple[str, ...], str] = {}

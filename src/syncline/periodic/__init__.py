@@ -1,1 +1,1 @@
-"""Bringing members of keys into a table, again and again: one run, and the service that starts runs."""
+"""Sources whose stream is made of runs, as people use them: a run now, a service that does them, a trial."""

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 from syncline.capture.redis.connection import Connection
 from syncline.capture.redis.settings import Group, MemberColumn, groups_of
+from syncline.capture.runs import Wish
 from syncline.errors import Misconfigured
-from syncline.periodic.run import Result, Wish
 from syncline.periodic.service import PeriodicSync
 
 __all__ = ["Step", "trial"]
@@ -34,23 +34,23 @@ class Step:
 
 
 def trial(sync: PeriodicSync, talk: Callable[[str], None]) -> list[Step]:
-    """Write three members to the keys, look for them in the table, change one, remove one, and remove the rest.
+    """Write three members to the keys, look for them at each target, change one, remove one, and remove the rest.
 
-    Only these members are read, written and deleted; a companion set of changes is left alone.
+    Only these members are looked at; a companion set of changes is left alone.
 
     Raises:
         Misconfigured: the key column takes no names.
         Unavailable: a server is away. What was written is removed as far as can be.
     """
-    config = sync.config
-    if config.member_type != "text":
+    settings = sync.settings
+    if settings.member_type != "text":
         raise Misconfigured(
-            f"The key column {config.member} takes numbers, of which none can be marked as a test's.",
+            f"The key column {settings.member} takes numbers, of which none can be marked as a test's.",
             remedy="Try it on a table of your own whose key column is text.",
         )
     names = [f"syncline_test_{uuid4().hex[:8]}_{n}" for n in (1, 2, 3)]
-    with Connection(config) as connection:
-        keys = _Keys(connection, groups_of(config), config.columns)
+    with Connection(settings) as connection, sync.engine():
+        keys = _Keys(connection, groups_of(settings), settings.columns)
         try:
             return _steps(sync, keys, names, talk)
         finally:
@@ -60,31 +60,38 @@ def trial(sync: PeriodicSync, talk: Callable[[str], None]) -> list[Step]:
 
 def _steps(sync: PeriodicSync, keys: _Keys, names: Sequence[str], talk: Callable[[str], None]) -> list[Step]:
     steps: list[Step] = []
+    column = next(iter(sync.settings.columns))
 
-    def note(what: str, good: bool, result: Result) -> None:
-        figures = f"created {result.created}, updated {result.updated}, deleted {result.deleted}"
-        steps.append(Step(what, good, f"{figures}, set aside {result.set_aside}"))
-        talk(f"{'ok' if good else 'FAILED'}: {what} ({steps[-1].told})")
+    def look(what: str, good: Callable[[dict[str, Any]], bool]) -> None:
+        """Have a run done, and see whether each target has what it should."""
+        _run(sync, names)
+        found = {target: _held(sync, target, names, column) for target in sync.targets}
+        told = ", ".join(f"{target} has {len(rows)} of them" for target, rows in found.items())
+        steps.append(Step(what, bool(found) and all(map(good, found.values())), told or "no target can be read"))
+        talk(f"{'ok' if steps[-1].good else 'FAILED'}: {what} ({told})")
 
-    for name in names:
-        keys.put(name, 0)
-    made = _run(sync, names)
-    note("three members of Redis are created in the table", made.created == 3, made)
-    keys.put(names[0], 1)
-    changed = _run(sync, names)
-    note("a change of one of them arrives", changed.updated == 1, changed)
+    keys.put(names, 0)
+    look("three members of Redis are created in the table", lambda rows: set(rows) == set(names))
+    before = {target: _held(sync, target, names, column) for target in sync.targets}
+    keys.put(names[:1], 1)
+    former = {rows[names[0]] for rows in before.values() if names[0] in rows}
+    look("a change of one of them arrives", lambda rows: rows.get(names[0]) not in former)
     keys.remove(names[2:])
-    gone = _run(sync, names)
-    note("one that was removed is deleted", gone.deleted == 1, gone)
+    look("one that was removed is deleted", lambda rows: set(rows) == set(names[:2]))
     keys.remove(names)
-    rest = _run(sync, names)
-    note("the other two are removed again", rest.deleted == 2, rest)
+    look("the other two are removed again", lambda rows: not rows)
     return steps
 
 
-def _run(sync: PeriodicSync, names: Sequence[str]) -> Result:
+def _run(sync: PeriodicSync, names: Sequence[str]) -> None:
     """These members only, and whatever the configuration says of gone keys: they are ours."""
-    return sync.run(Wish(members=tuple(names), allow_deletes=True))
+    sync.run(Wish(members=tuple(names), allow_deletes=True))
+
+
+def _held(sync: PeriodicSync, target: str, names: Sequence[str], column: str) -> dict[str, Any]:
+    """Those of these members that the target has, with their value of a column."""
+    key = sync.settings.member
+    return {row[key]: row[column] for row in sync.held(target) if row[key] in names}
 
 
 class _Keys:
@@ -93,8 +100,8 @@ class _Keys:
     def __init__(self, connection: Connection, groups: Sequence[Group], columns: dict[str, MemberColumn]) -> None:
         self._connection, self._groups, self._columns = connection, groups, columns
 
-    def put(self, member: str, choice: int) -> None:
-        self._connection.calls([self._put(group, member, choice) for group in self._groups])
+    def put(self, members: Sequence[str], choice: int) -> None:
+        self._connection.calls([self._put(group, member, choice) for group in self._groups for member in members])
 
     def _put(self, group: Group, member: str, choice: int) -> tuple[Any, ...]:
         values = [_VALUES.get(self._columns[name].type, ("3", "5"))[choice] for name in group.columns]

@@ -16,6 +16,7 @@ from syncline.pipeline.catalogue import Catalogue
 from syncline.pipeline.context import Context
 from syncline.pipeline.loads import Loads
 from syncline.pipeline.outbox import ParkedEvents, Reached
+from syncline.pipeline.runs import RecordedRuns
 from syncline.pipeline.targets import Targets
 from syncline.stores import Store
 
@@ -53,6 +54,10 @@ class SourcePipeline:
         self._parked_events = None if outbox is None else ParkedEvents(context.control, self.name, outbox)
         if self._parked_events is not None:
             self._source.park_events(self._parked_events)
+        self._runs = None
+        if context.settings.makes_runs:
+            self._runs = RecordedRuns(context.config, self.name, context.reports)
+            self._source.record_runs(self._runs)
         self._capture: Stream | None = None
         self._thread = threading.Thread(target=self._run, name=f"capture-{self.name}", daemon=True)
 
@@ -106,6 +111,8 @@ class SourcePipeline:
         cursor is done again at the next start."""
         self._targets.close()
         self.log.close()
+        if self._runs is not None:
+            self._runs.close()
 
     def resync(self, tables: Sequence[str] | None, target: str | None = None) -> None:
         """Read these tables again (None: everything, from a new log on). Any thread.

@@ -1,4 +1,4 @@
-"""`syncline periodic`: bring members of Redis keys into a table by the clock, now, or for a trial."""
+"""`syncline periodic`: the runs of sources of `type: redis`, by the clock, now, or for a trial."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from syncline.errors import Misconfigured
 from syncline.service.session import DIFFERENT, print_json, session_of, stdout, talk
 
 if TYPE_CHECKING:
-    from syncline.periodic.run import Result
+    from syncline.periodic.result import Result
     from syncline.periodic.service import PeriodicSync
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Bring members of Redis keys into a table.", no_args_is_help=True)
+app = typer.Typer(help="Have runs of a source of `type: redis` done, and look at them.", no_args_is_help=True)
 
 Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Which one; needed where there are several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
@@ -28,23 +28,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
 @contextmanager
 def _sync(context: typer.Context, name: str | None, *, quiet: bool = False) -> Iterator[PeriodicSync]:
     config = session_of(context).config(quiet=quiet)
-    try:
-        from syncline.periodic.service import PeriodicSync
-    except ModuleNotFoundError as error:
-        if error.name != "redis":
-            raise
+    if not any(source.makes_runs for source in config.sources.values()):
         raise Misconfigured(
-            "The driver of Redis is not installed.", remedy="Run `pip install 'syncline[redis]'`."
-        ) from error
-    with closing(PeriodicSync(config, name)) as found:
+            "No source's stream is made of runs.", remedy="Add one of `type: redis`: see docs/captures/redis.md."
+        )
+    from syncline.periodic.service import PeriodicSync
+
+    with closing(PeriodicSync(config, name, talk=talk.print)) as found:
         yield found
 
 
 @app.command()
 def start(context: typer.Context, name: Name = None) -> None:
-    """Run again and again in the foreground, until a signal or `stop`."""
+    """Run an engine for the source in the foreground, which does its runs when they are due, until a signal or
+    `stop`."""
     with _sync(context, name) as sync, _signals(sync):
-        talk.print(f"Starting runs of {sync.name} every {sync.config.every_s:g} s.")
+        when = sync.settings.cron or f"every {sync.settings.every_s:g} s"
+        talk.print(f"Starting runs of {sync.name} ({when}).")
         sync.serve()
     talk.print("Stopped.")
 
@@ -64,21 +64,22 @@ def _signals(sync: PeriodicSync) -> Iterator[None]:
 
 @app.command()
 def stop(context: typer.Context, name: Name = None) -> None:
-    """End the service, in whatever process it is, after the run that is under way."""
+    """End what `start` began, in whatever process it is."""
     with _sync(context, name, quiet=True) as sync:
         talk.print("Stopped." if sync.ask_to_stop() else "No service was there.")
 
 
 @app.command()
 def status(context: typer.Context, name: Name = None, as_json: AsJson = False) -> None:
-    """Whether a service and a run are there, and what the latest runs did."""
+    """Whether something does the runs, when the next one is, and what the latest found."""
     with _sync(context, name, quiet=True) as sync:
         found = sync.status()
     if as_json:
         print_json(found)
         return
-    serving = f"service {found['service']}, next run {found['next_run'] or 'now'}" if found["serving"] else "no service"
-    stdout.print(f"{found['name']}: {serving}" + (f"; a run by {found['holder']}" if found["running"] else ""))
+    who = f"service {found['service']}" if found["serving"] else f"engine {found['holder']}"
+    doing = f"{who}, next run {found['next_run'] or 'now'}" if found["following"] else "nothing does the runs"
+    stdout.print(f"{found['name']}: {doing}" + ("; a run is under way" if found["running"] else ""))
     for run in found["runs"]:
         stdout.print("  " + _line(run))
 
@@ -109,9 +110,9 @@ def sync(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Do one run now."""
-    with _sync(context, name, quiet=as_json) as found:
-        from syncline.periodic.run import Wish
+    """Have one run done now, by the engine that is there or one of its own, and wait until the targets have it."""
+    with _sync(context, name, quiet=True) as found:
+        from syncline.capture.runs import Wish
 
         columns = tuple(period) if period else None
         wish = Wish("full" if full else "auto", columns, dry_run=dry_run, allow_deletes=allow_deletes)
@@ -138,8 +139,6 @@ def _tell(result: Result) -> None:
         stdout.print(f"    {who}: {reason}")
     if result.missing_keys:
         stdout.print(f"  Keys that are not there: {', '.join(result.missing_keys)}")
-    if result.backup:
-        stdout.print(f"  The table as it was: {result.backup}")
     if result.message:
         talk.print(f"{result.code} {result.message}".strip())
     if result.state == "asking":
@@ -155,4 +154,4 @@ def try_out(context: typer.Context, name: Name = None) -> None:
         steps = trial(sync, stdout.print)
     if not all(step.good for step in steps):
         raise typer.Exit(DIFFERENT)
-    stdout.print("The periodic synchronisation works, and nothing is left of the test.")
+    stdout.print("The source and its targets work, and nothing is left of the test.")

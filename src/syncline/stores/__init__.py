@@ -226,8 +226,8 @@ class BackingUp(Protocol):
 
     def back_up(self, schema: TableSchema, label: int, keep: int) -> str:
         """Copy the table's rows as they are, durable on return, and forget all but the latest ``keep`` such copies; the
-        name of this one. ``label`` rises from one to the next. After ``migrate``; raises as ``apply``, without
-        ``Rejected``."""
+        name of this one. ``label`` rises from one to the next; a copy that has it already stays as it is. After
+        ``migrate``; raises as ``apply``, without ``Rejected``."""
 
 
 def stored_columns(schema: TableSchema) -> Sequence[str]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from syncline.capture.runs import Wish
 from syncline.config import Config, load_config
-from syncline.periodic.run import Wish
 from syncline.periodic.service import PeriodicSync
 
 __all__ = ["PeriodicSyncService"]
 
 
 class PeriodicSyncService:
-    """Runs the synchronisation ``name`` of a configuration (of ``syncline.yaml`` without one).
+    """Has the runs of source ``name`` of a configuration done (of ``syncline.yaml`` without one).
 
     The methods that work are coroutines, and the work is done in a thread.
     """
@@ -23,11 +23,12 @@ class PeriodicSyncService:
 
     @property
     def sync_interval_hours(self) -> float:
-        """Hours between the beginnings of two runs: ``every_s`` of the configuration."""
-        return self._sync.config.every_s / 3600
+        """Hours between the beginnings of two runs: ``every_s`` of the source, where it has no ``cron``."""
+        return self._sync.settings.every_s / 3600
 
     async def start_periodic_sync(self) -> None:
-        """Run again and again; ends after :meth:`stop_periodic_sync`, or when the task is cancelled."""
+        """Run an engine for the source, which does its runs when they are due; ends after :meth:`stop_periodic_sync`,
+        or when the task is cancelled."""
         try:
             await asyncio.to_thread(self._sync.serve)
         finally:
@@ -45,13 +46,14 @@ class PeriodicSyncService:
         full: bool = False,
         allow_deletes: bool = False,
     ) -> dict[str, Any]:
-        """One run now: its figures. ``periods`` are columns, or keys of sorted sets."""
+        """One run now, done once the targets have what it found: its figures. ``periods`` are columns, or keys of
+        sorted sets."""
         columns = tuple(periods) if periods is not None else None
         wish = Wish("full" if full else "auto", columns, dry_run=dry_run, allow_deletes=allow_deletes)
         return (await asyncio.to_thread(self._sync.run, wish)).to_dict()
 
     async def get_sync_status(self) -> dict[str, Any]:
-        """Whether a service and a run are there, and the latest runs."""
+        """Whether a service or another engine does the runs, and the latest of them."""
         return await asyncio.to_thread(self._sync.status)
 
     def close(self) -> None:

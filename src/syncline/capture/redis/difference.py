@@ -1,4 +1,5 @@
-"""What differs between members and a table's rows: staged in a DuckDB of its own, joined there, and read as batches.
+"""What differs between members and what was last told of them: staged in a DuckDB of its own, joined there, and read
+as batches.
 
 Everything is columns; what does not fit into the memory it is given goes through a file in a temporary folder. No
 server is asked anything here.
@@ -15,12 +16,12 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from syncline.capture.redis.settings import Group, MembersConfig, groups_of, schema_of
+from syncline.capture.redis.told import NOTE, note_of, places_in
 from syncline.capture.redis.values import parsed
 from syncline.change import Batch, Op, TableSchema, arrow_type, make_batch
-from syncline.masks import packed_masks
 
 __all__ = ["Counts", "Difference"]
 
@@ -41,7 +42,7 @@ _ROWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Members that were found, rows of the table, and what has to be done to make them the same."""
+    """Members that were found, rows that were told, and what has to be told to make them the same."""
 
     members: int
     rows: int
@@ -52,13 +53,14 @@ class Counts:
 
 
 class Difference:
-    """Takes in members and rows, and says what differs. One thread; close it.
+    """Takes in members, and says what differs from the rows in the file ``told`` (None: from nothing). One thread;
+    close it.
 
-    ``add`` and ``hold`` come first, in any order, then :meth:`compare`. A member with a value that can't be read counts
-    as there, and is neither written nor deleted.
+    :meth:`add` comes first, then :meth:`compare`. A member with a value that can't be read counts as there, and is
+    neither told nor deleted.
     """
 
-    def __init__(self, config: MembersConfig) -> None:
+    def __init__(self, config: MembersConfig, told: Path | None) -> None:
         self._config = config
         self.schema: TableSchema = schema_of(config)
         self.groups = groups_of(config)
@@ -75,6 +77,7 @@ class Difference:
         self._seen = 0
         self._nameless = 0
         self._create()
+        self._hold(told)
 
     @property
     def _columns(self) -> list[str]:
@@ -92,7 +95,32 @@ class Difference:
         for n, group in enumerate(self.groups):
             mine = ", ".join(columns[name] for name in group.columns)
             self._db.execute(f"create table g{n} ({member}, seq bigint, bad varchar, {mine})")
-        self._db.execute(f"create table have ({', '.join([member, *columns.values()])})")
+
+    def _hold(self, told: Path | None) -> None:
+        """``have`` are the rows that were told; a column that came since is null."""
+        places: list[int | None] = [None] * len(self.schema.columns)
+        source = "(select 1) where false"
+        if told is not None:
+            note = pq.read_metadata(told).metadata[NOTE.encode()].decode()
+            places = places_in(note, self.schema)
+            source = f"read_parquet({_quoted(str(told))})"
+        kinds = [_kind(c.type) for c in self.schema.columns]
+        columns = [
+            f"{'null' if place is None else _in_file(place)}::{kind} as {ours}"
+            for place, kind, ours in zip(places, kinds, self._names.values(), strict=True)
+        ]
+        self._db.execute(f"create view told as select {', '.join(columns)} from {source}")
+        self._db.execute("create view have as from told")
+
+    def look_at(self, members: Sequence[bytes]) -> None:
+        """Compare these members only."""
+        key = self.schema.columns[0]
+        names, nameless = parsed(pa.array(members, pa.binary()), key.type, self._config.timezone)
+        chosen = pa.table([names.filter(pa.array(~nameless))], names=["member"])
+        self._db.register("chosen", chosen)
+        self._db.execute("create table looked_at as select distinct member from chosen")
+        self._db.unregister("chosen")
+        self._db.execute("create or replace view have as from told semi join looked_at using (member)")
 
     # ---------------------------------------------------------------------------------------------------- taking in
 
@@ -115,11 +143,6 @@ class Difference:
         names = ["member", "seq", "bad", *(self._names[name] for name in group.columns)]
         found = pa.table([members, seq, pa.array(reasons, pa.string()), *arrays], names=names)
         self._take(f"g{self.groups.index(group)}", found.filter(pa.array(~nameless)))
-
-    def hold(self, rows: pa.RecordBatch) -> None:
-        """Rows of the table: its columns, and more behind them."""
-        columns = rows.columns[: len(self.schema.columns)]
-        self._take("have", pa.table(columns, names=list(self._names.values())))
 
     def _take(self, table: str, rows: pa.Table) -> None:
         """Keep rows until there are enough of them: an insert costs as much as some thousand rows."""
@@ -150,7 +173,7 @@ class Difference:
         self._db.execute("drop table if exists diff; drop table if exists found")
         self._db.execute(f"create table found as {self._found()}")
         different = " or ".join(f"f.{name} is distinct from h.{name}" for name in known) or "false"
-        values = ", ".join(f"f.{name}" for name in self._columns)
+        values = ", ".join(f"f.{name}" if name in known else _kept(name) for name in self._columns)
         new, gone, other = int(Op.INSERT), int(Op.DELETE), int(Op.UPDATE)
         self._db.execute(
             f"""create table diff as select coalesce(f.member, h.member) as member,
@@ -185,7 +208,7 @@ class Difference:
         """What the differences are now."""
         by_op = dict(self._db.execute("select op, count(*) from diff group by op").fetchall())
         members, rows, bad = self._one(
-            "select (select count(*) from found), (select count(*) from have),"
+            "select (select count(*) from found), (select count(*) from told),"
             " (select count(*) from found where bad is not null)"
         )
         created, updated, deleted = (by_op.get(int(op), 0) for op in (Op.INSERT, Op.UPDATE, Op.DELETE))
@@ -212,37 +235,53 @@ class Difference:
 
     # ---------------------------------------------------------------------------------------------------- handing out
 
-    def batches(self, version: int, commit_time: int, unknown: Sequence[str] = ()) -> Iterator[Batch]:
-        """The differences as changes of the table, all of one version."""
+    def batches(self, version: int, commit_time: int, rows: int) -> Iterator[Batch]:
+        """The differences as changes of the table, all of one version, so many in a batch."""
         query = f"select op, member, {', '.join(self._columns)} from diff order by op = {int(Op.DELETE)}"
         first = 0
         with self._db.cursor() as cursor:
-            for rows in cursor.sql(query).to_arrow_reader(_ROWS):
-                if rows.num_rows:
-                    yield self._changes(rows, version, commit_time, first, set(unknown))
-                first += rows.num_rows
+            for found in cursor.sql(query).to_arrow_reader(rows):
+                if found.num_rows:
+                    yield self._changes(found, version, commit_time, first)
+                first += found.num_rows
 
-    def _changes(self, rows: pa.RecordBatch, version: int, commit_time: int, first: int, unknown: set[str]) -> Batch:
+    def _changes(self, rows: pa.RecordBatch, version: int, commit_time: int, first: int) -> Batch:
         n = rows.num_rows
-        op = rows.column(0).cast(pa.int8())
         columns = [a.cast(arrow_type(c.type)) for a, c in zip(rows.columns[1:], self.schema.columns, strict=True)]
         return make_batch(
             self.schema,
             columns,
-            op=op,
+            op=rows.column(0).cast(pa.int8()),
             version=pa.array(np.full(n, version)),
             ordinal=pa.array(np.arange(first, first + n)),
             commit_time=pa.array(np.full(n, commit_time)).cast(pa.timestamp("us", "UTC")),
             xid=pa.array(np.zeros(n, np.int64)),
-            unchanged=self._masks(op.to_numpy(), unknown) if unknown else None,
         )
 
-    def _masks(self, op: np.ndarray[Any, Any], unknown: set[str]) -> pa.Array:
-        mask = np.array([c.name in unknown for c in self.schema.columns])
-        unchanged = (op == Op.UPDATE)[:, None] & mask[None, :]
-        packed = packed_masks(unchanged, self.schema)
-        whole = pa.array(op != Op.UPDATE)
-        return pc.if_else(whole, pa.scalar(None, pa.binary()), packed)
+    def write(self, path: Path) -> None:
+        """Write the rows as they are once the differences are told."""
+        columns = f"member, {', '.join(self._columns)}"
+        files = [f"{name} as {_in_file(place)}" for place, name in enumerate(self._names.values())]
+        self._db.execute(
+            f"""copy (select {", ".join(files)} from (
+                select {columns} from told anti join diff using (member)
+                union all select {columns} from diff where op <> {int(Op.DELETE)}))
+              to {_quoted(str(path))} (format parquet, kv_metadata {{{NOTE}: {_quoted(note_of(self.schema))}}})"""
+        )
+
+
+def _in_file(place: int) -> str:
+    """What a column is called in a file: a user's column may have any name."""
+    return f"c{place}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _kept(name: str) -> str:
+    """A column that is not known now: what was told, of a member of whom something was."""
+    return f"case when f.member is null then null when h.member is null then f.{name} else h.{name} end as {name}"
 
 
 def _settings(config: MembersConfig, folder: Path) -> dict[str, Any]:

@@ -58,6 +58,15 @@ class KeyReader:
         found = self._connection.calls([("EXISTS", key) for key in keys]) if keys else []
         return frozenset(key for key, there in zip(keys, found, strict=True) if not there)
 
+    def try_out(self, group: Group) -> None:
+        """Ask for a little of a group, to see whether it may be read and is of its kind."""
+        if group.kind == "hashes":
+            self._connection.call("SCAN", 0, "MATCH", "syncline-no-such-key", "COUNT", 1, "TYPE", "hash")
+            self._look_hashes(group, [b"syncline-no-such-member"], known=False)
+        else:
+            self._connection.call(_SCANS[group.kind], group.key, 0, "COUNT", 1)
+            self.look(group, [b"syncline-no-such-member"])
+
     def scan(self, group: Group) -> Iterator[pa.RecordBatch]:
         """Every member of the group, some more than once."""
         if group.kind == "hashes":

@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 import pyarrow as pa
+from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from syncline.capture.redis.values import parsed
+from syncline.capture.settings import SourceSettings
 from syncline.change import Column, TableSchema
 
-__all__ = ["Group", "MemberColumn", "MembersConfig", "groups_of", "schema_of"]
+__all__ = ["Group", "MemberColumn", "MembersConfig", "RedisSettings", "groups_of", "schema_of"]
 
 MEMBER = "{member}"
 _TYPES = r"(bool|int2|int4|int8|float4|float8|numeric\(\d{1,2},\d{1,2}\)|text|date|timestamp|timestamptz)"
@@ -127,6 +131,68 @@ class MembersConfig(BaseModel):
     def zone(self) -> ZoneInfo:
         """The zone of times without one."""
         return ZoneInfo(self.timezone)
+
+
+class RedisSettings(SourceSettings, MembersConfig):
+    """Rows that are spread over keys of a Redis or Valkey server, compared again and again with what was last told."""
+
+    type: Literal["redis"] = Field("redis", description="How changes are captured: by comparing members of Redis keys.")
+    on_gap: str = Field(
+        "resync",
+        pattern="^(stop|resync)$",
+        description="When changes are known to be missing: stop with an alert, or read everything again.",
+    )
+    every_s: float = Field(3600.0, gt=0, description="Seconds from the beginning of one run to that of the next.")
+    cron: str | None = Field(
+        None, description="A cron expression of five fields in `timezone`, instead of `every_s`: when runs begin."
+    )
+    full_every: int = Field(24, ge=1, description="Of so many runs one is a full diff, where `changed` is given.")
+    delete_share: float = Field(
+        0.2, ge=0, le=1, description="A run that would delete more than this share of the table stops and asks."
+    )
+    backup_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Targets that can copy the table first where a run changes more than this share; 1: never.",
+    )
+    keep_backups: int = Field(3, ge=1, description="So many copies of the table are kept.")
+    hints: bool = Field(
+        True, description="Run sooner when the server's keyspace notifications, where enabled, tell of a change."
+    )
+    sooner_s: float = Field(60.0, ge=0, description="Least time between two runs that such a hint makes sooner.")
+    lease_s: float = Field(60.0, ge=5, description="An engine that is not heard of for so long loses the run lock.")
+    keep_runs: int = Field(1000, ge=10, description="So many runs are kept in sync_periodic_runs.")
+
+    @field_validator("cron")
+    @classmethod
+    def _is_a_cron_expression(cls, cron: str | None) -> str | None:
+        if cron is not None:
+            try:
+                next(CronSim(cron, datetime(2024, 1, 1, tzinfo=UTC)))
+            except (CronSimError, StopIteration) as error:
+                raise PydanticCustomError("cron", "must be a cron expression of five fields that comes") from error
+        return cron
+
+    @property
+    def summary(self) -> str:
+        parts = urlsplit(self.url.get_secret_value())
+        keys = ", ".join(group.key for group in groups_of(self))
+        return f"Redis {parts.hostname or parts.path}, table {self.table} of {keys}"
+
+    @property
+    def schemas(self) -> set[str]:
+        return {schema_of(self).namespace}
+
+    @property
+    def makes_runs(self) -> bool:
+        return True
+
+    def due_after(self, began: datetime) -> datetime:
+        """When the run is due that follows one that began then."""
+        if self.cron is None:
+            return began + timedelta(seconds=self.every_s)
+        return next(CronSim(self.cron, began.astimezone(self.zone)))
 
 
 @dataclass(frozen=True, slots=True)

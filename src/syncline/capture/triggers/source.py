@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import psycopg
@@ -48,7 +49,7 @@ class TriggerSource(HorizonSource):
     config_class: ClassVar[type[SourceSettings]] = TriggerSettings
     way: ClassVar[str] = "triggers"
 
-    def __init__(self, settings: TriggerSettings, control_schema: str) -> None:
+    def __init__(self, settings: TriggerSettings, control_schema: str, _: Path | None = None) -> None:
         super().__init__(settings, (control_schema, settings.events_schema))
         self.settings = settings
         self._schema = settings.events_schema

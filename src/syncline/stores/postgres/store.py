@@ -442,7 +442,7 @@ class PostgresStore:
             assert row is not None
             prefix = f"backup_{row[0]}_"
             name = f"{self._own}.{quote(f'{prefix}{label}')}"
-            connection.execute(f"create table {name} as table {Statements(state.target).table}")
+            connection.execute(f"create table if not exists {name} as table {Statements(state.target).table}")
             old = connection.execute(
                 "select tablename from pg_tables where schemaname = $1 and starts_with(tablename, $2)"
                 " order by substr(tablename, length($2) + 1)::bigint desc offset $3",

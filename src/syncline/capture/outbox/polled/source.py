@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import psycopg
@@ -37,7 +38,7 @@ class PolledOutboxSource(HorizonSource):
     config_class: ClassVar[type[SourceSettings]] = PolledOutboxSettings
     way: ClassVar[str] = "outbox"
 
-    def __init__(self, settings: PolledOutboxSettings, control_schema: str) -> None:
+    def __init__(self, settings: PolledOutboxSettings, control_schema: str, _: Path | None = None) -> None:
         super().__init__(settings, (control_schema, settings.outbox.schema_name))
         self.settings = settings
         self._schema = settings.outbox.schema_name

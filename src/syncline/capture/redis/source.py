@@ -1,0 +1,340 @@
+"""Members of Redis keys as a source: one table that its settings describe, whose state is what was last told of it.
+
+Redis has no snapshot and says nothing of what changed, so its rows are taken as a run found them: that is what targets
+are loaded from and compared with. A comparison has a run done first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from syncline.capture import Again, Identity, LoadProgress, Point, Pressure, Seen, Stream
+from syncline.capture.outbox.expand import EventParking
+from syncline.capture.redis.connection import Connection, describe
+from syncline.capture.redis.reading import KeyReader
+from syncline.capture.redis.run import Found, Run
+from syncline.capture.redis.settings import RedisSettings, groups_of, schema_of
+from syncline.capture.redis.stream import RedisStream, Runs
+from syncline.capture.redis.told import LOST, State, Told
+from syncline.capture.runs import RunRecords, Wish
+from syncline.capture.schema import table_schema
+from syncline.capture.settings import SourceSettings
+from syncline.capture.tables import CatalogColumn, TableInfo
+from syncline.change import Batch, Column, Entry, Op, TableSchema, make_batch
+from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
+from syncline.finding import Finding
+from syncline.mapping import Facts
+
+__all__ = ["RedisSource"]
+
+Talk = Callable[[str], None]
+
+# PostgreSQL's own numbers of the types, by which all tables are described.
+_OIDS = {
+    "bool": 16,
+    "int8": 20,
+    "int2": 21,
+    "int4": 23,
+    "text": 25,
+    "float4": 700,
+    "float8": 701,
+    "date": 1082,
+    "timestamp": 1114,
+    "timestamptz": 1184,
+}
+_NUMERIC = 1700
+_ROWS = 20_000
+
+
+class RedisSource:
+    """A :class:`~syncline.capture.Source` over keys of a Redis or Valkey server. ``folder`` is where it keeps what was
+    told, beside its log."""
+
+    config_class: ClassVar[type[SourceSettings]] = RedisSettings
+    seen_as: ClassVar[str] = "runs"
+
+    def __init__(self, settings: RedisSettings, control_schema: str, folder: Path) -> None:
+        self.settings = settings
+        self._schema = schema_of(settings)
+        self.told = Told(folder / "told", f"table {self._schema.qualified}")
+        self._records: RunRecords | None = None
+        self._held: dict[str, State] = {}
+
+    def record_runs(self, records: RunRecords) -> None:
+        self._records = records
+
+    # ------------------------------------------------------------------------------------------------------------- who
+
+    def identify(self) -> Identity:
+        """Whatever server it is: a run compares it with what was told, so a replica, or a restored one, serves."""
+        return Identity("redis", 1, "members", "redis")
+
+    def number(self) -> int:
+        return self.told.latest()
+
+    def preflight(self) -> list[Finding]:
+        where = f"Redis {describe(self.settings.url)}"
+        try:
+            with Connection(self.settings) as connection:
+                reader = KeyReader(self.settings, connection, threading.Event())
+                for group in groups_of(self.settings):
+                    reader.try_out(group)
+                missing = sorted(reader.missing(groups_of(self.settings)))
+        except Misconfigured as error:
+            return [Finding(error.code, "error", self._schema.qualified, error.message, error.remedy)]
+        found = [Finding("SL-REDIS-KEYS", "ok", where, "the keys can be read")]
+        if missing:
+            said = f"keys that are not there now, which deletes nobody: {', '.join(missing)}"
+            found.append(Finding("SL-REDIS-KEYS", "info", where, said))
+        return found
+
+    # ---------------------------------------------------------------------------------------------------------- tables
+
+    def names(self) -> list[str]:
+        return [self._schema.qualified]
+
+    def tables(self) -> list[TableInfo]:
+        return [_described(self._schema)]
+
+    def described(self, tables: Sequence[TableInfo]) -> list[TableInfo]:
+        return list(tables)
+
+    def prepare(self, tables: Sequence[TableInfo], talk: Talk) -> list[str]:
+        """There is nothing to prepare: what was told is made by :meth:`attach`."""
+        return []
+
+    def facts(self, tables: Sequence[TableInfo]) -> dict[str, Facts]:
+        return {info.qualified: Facts(table_schema(info)) for info in tables}
+
+    def passed_over(self) -> set[str]:
+        return {self._schema.qualified}
+
+    def mark(self) -> tuple[Any, ...]:
+        return ("settings",)
+
+    # ---------------------------------------------------------------------------------------------------------- stream
+
+    def attach(self, identity: Identity, durable: int, talk: Talk) -> int:
+        """See :class:`~syncline.capture.Source`. With 0 everything is read, which makes the first state. A gap: what
+        was told is lost.
+
+        Raises:
+            Misconfigured: it is lost, and keys are gone too, so that nobody knows which rows stay.
+        """
+        if self.told.is_locked:
+            raise self.told.in_use()
+        if durable:
+            self._refuse_lost(durable)
+            return durable
+        self._read_first(talk)
+        return self.told.latest()
+
+    def _refuse_lost(self, durable: int) -> None:
+        try:
+            self.told.refuse_lost(durable)
+        except Gap:
+            with Connection(self.settings) as connection:
+                missing = KeyReader(self.settings, connection, threading.Event()).missing(groups_of(self.settings))
+            if missing and self.settings.deletes != "gone":
+                raise Misconfigured(
+                    f"What was told of table {self._schema.qualified} is lost, and keys are not there now "
+                    f"({', '.join(sorted(missing))}): read again, rows would go, or columns become their defaults.",
+                    remedy="If that is right, run `syncline resync`; else put the folder of the log back.",
+                    code=LOST,
+                ) from None
+            raise
+
+    def _read_first(self, talk: Talk) -> None:
+        records = self._recorded()
+        talk(f"reading members of {self._schema.qualified} from Redis {describe(self.settings.url)}")
+        stop = threading.Event()
+        with self.told.lock():
+            records.take()
+            try:
+                self.told.clear()
+                asked = records.asked()
+                runs = Runs(self.settings, self.told, records, stop)
+                for _ in runs.run(asked[0] if asked else None, Wish("full"), 0, self._first):
+                    raise AssertionError("the first state is not told by the stream, but loaded")
+            finally:
+                with suppress(Unavailable):
+                    records.release()
+
+    def _first(self, run: Run, found: Found, number: int) -> Iterator[Entry]:
+        """The first state is there even where there are no members."""
+        if not found.differs:
+            run.write(self.told.next_path(1))
+            self.told.keep(1)
+        self.told.settle(1)
+        return iter(())
+
+    def try_run(self, wish: Wish, stop: threading.Event) -> tuple[Found, bool]:
+        """What a run would find, whoever does runs meanwhile; and whether anything was told before."""
+        kind = ("full" if wish.members is None else "members", None)
+        with self.told.pinned() as told, Run(self.settings, told, wish, kind, stop, lambda: None) as run:
+            return run.look(), told is not None
+
+    def retire(self, identity: Identity) -> None:
+        if self.told.is_locked:
+            raise self.told.in_use()
+        self.told.clear()
+
+    def capture(
+        self, tables: list[TableInfo], base: int, incarnation: int, lost: Callable[[str, SynclineError], None]
+    ) -> Stream:
+        return RedisStream(self.settings, self.told, self._recorded(), base=base, incarnation=incarnation)
+
+    def _recorded(self) -> RunRecords:
+        assert self._records is not None  # Source.record_runs
+        return self._records
+
+    def park_events(self, parking: EventParking) -> None:
+        """It has no outbox."""
+
+    def again(self, error: Again) -> None:
+        """Its stream never asks for this."""
+
+    # ----------------------------------------------------------------------------------------------------------- rows
+
+    @contextmanager
+    def point(self, purpose: str, talk: Talk) -> Iterator[Point]:
+        """See :class:`~syncline.capture.Source`: the newest state. To verify, a run is done first, so that it is what
+        Redis has."""
+        if purpose == "verify":
+            self.told.have_run()
+        with self.told.state() as state:
+            name = uuid4().hex
+            self._held[name] = state
+            try:
+                yield Point(state.number + 1, state.number + 1, name)
+            finally:
+                del self._held[name]
+
+    def rows(
+        self,
+        info: TableInfo,
+        point: Point,
+        version: int,
+        stop: threading.Event,
+        progress: Callable[[LoadProgress], None],
+    ) -> Iterator[Batch]:
+        state, schema, first = self._held[point.snapshot], table_schema(info), 0
+        total = state.rows
+        for columns in state.batches(schema, _ROWS):
+            if stop.is_set():
+                raise Unavailable("The load was asked to stop.")
+            yield _inserted(schema, columns, version, first)
+            first += len(columns[0])
+            progress(LoadProgress(info.qualified, first, first, total))
+
+    def heal(
+        self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event
+    ) -> pa.RecordBatch:
+        """The rows with these keys. Every change carries its whole row, so that nobody asks."""
+        names = [c.name for c in schema.columns]
+        wanted = pa.Table.from_batches([keys])
+        with self.told.state() as state:
+            rows = pa.Table.from_batches(
+                [pa.record_batch(columns, names=names) for columns in state.batches(schema, _ROWS)],
+            )
+        found = rows.join(wanted, keys=keys.schema.names, join_type="left semi").combine_chunks()
+        return pa.record_batch([found.column(n).combine_chunks() for n in names], names=names)
+
+    def advance(self) -> None:
+        """Nothing has to be done for it: each run yields something, and one was done for the :class:`Point`."""
+
+    # -------------------------------------------------------------------------------------------------------- looking
+
+    def reader(self) -> int | None:
+        return self.told.latest() if self.told.is_locked else None
+
+    def refuse_in_use(self) -> None:
+        if self.told.is_locked:
+            raise self.told.in_use()
+
+    def look(self, place: int | None) -> Seen:
+        number, reading = self.told.latest(), self.told.is_locked
+        state = "comparing" if reading else "idle"
+        return Seen({"state": state, "number": number}, f"{state}, state {number} was told")
+
+    def unseen(self) -> dict[str, Any]:
+        return {}
+
+    def shown(self, number: int) -> str:
+        return f"state {number}"
+
+    def lag(self, place: int) -> int | None:
+        return None
+
+    def pressures(self) -> list[Pressure]:
+        return []
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def _inserted(schema: TableSchema, columns: Sequence[pa.Array], version: int, first: int) -> Batch:
+    n = len(columns[0])
+    return make_batch(
+        schema,
+        columns,
+        op=pa.array(np.full(n, int(Op.INSERT), np.int8)),
+        version=pa.array(np.full(n, version)),
+        ordinal=pa.array(np.arange(first, first + n)),
+        commit_time=pa.array(np.zeros(n, np.int64)).cast(pa.timestamp("us", "UTC")),
+        xid=pa.array(np.zeros(n, np.int64)),
+    )
+
+
+def _described(schema: TableSchema) -> TableInfo:
+    """The table as a catalogue would have it."""
+    quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (schema.namespace, schema.name))
+    key = (schema.columns[0].name,)
+    return TableInfo(
+        oid=xxhash.xxh32_intdigest(schema.qualified.encode()),
+        namespace=schema.namespace,
+        name=schema.name,
+        sql_name=quoted,
+        relkind="r",
+        persistence="p",
+        replica_identity="d",
+        primary_key=key,
+        identity_columns=key,
+        usable_index=None,
+        columns=tuple(_column(column, place) for place, column in enumerate(schema.columns, 1)),
+        partition_leaves=(),
+        has_children=False,
+        row_security=False,
+        estimated_rows=0,
+        heap_bytes=0,
+        size_bytes=0,
+    )
+
+
+def _column(column: Column, place: int) -> CatalogColumn:
+    oid, typmod = _OIDS.get(column.type, _NUMERIC), -1
+    if oid == _NUMERIC:
+        precision, scale = column.type.removeprefix("numeric(").rstrip(")").split(",")
+        typmod = ((int(precision) << 16) | int(scale)) + 4
+    return CatalogColumn(
+        name=column.name,
+        attnum=place,
+        type_oid=oid,
+        typmod=typmod,
+        type_name=column.source_type,
+        base_type_oid=oid,
+        base_typmod=typmod,
+        not_null=column.key,
+        generated="",
+        has_missing_value=False,
+        storage="p",
+    )

@@ -1,0 +1,111 @@
+"""What a source whose stream is made of runs needs beside it: the run lock, the records, and their alerts."""
+
+from __future__ import annotations
+
+import socket
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from syncline.capture import IN_USE
+from syncline.capture.runs import DELETES, RunRow, Wish
+from syncline.catalog.periodic import PeriodicRecords
+from syncline.config import Config
+from syncline.errors import SynclineError, Unavailable
+from syncline.logs import logger
+from syncline.pipeline.reports import Reports
+
+__all__ = ["FAILED", "RecordedRuns"]
+
+_log = logger()
+FAILED = "SL-PERIODIC-FAILED"
+
+
+class RecordedRuns:
+    """A :class:`~syncline.capture.runs.RunRecords` in the control schema. The holder of the lock is the folder of the
+    log, which one process at a time has open: who was killed and starts again need not wait for the lease to end."""
+
+    def __init__(self, config: Config, source: str, reports: Reports) -> None:
+        settings: Any = config.sources[source]
+        self._name = source
+        self._lease_s: float = settings.lease_s
+        self._keep: int = settings.keep_runs
+        self._holder = f"{socket.gethostname()}:{Path(config.log.folder(source)).absolute()}"
+        self._records = PeriodicRecords(config.control_dsn, config.control.schema_name, source)
+        self._reports = reports
+        self._epoch = 0
+        self._held = 0.0
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._records.close()
+
+    # ------------------------------------------------------------------------------------------------------ the lock
+
+    def take(self) -> None:
+        epoch = self._records.take(self._holder, self._lease_s)
+        if epoch is None:
+            raise self._in_use()
+        self._epoch, self._held = epoch, time.monotonic()
+        self._records.abandon(epoch)
+
+    def hold(self, *, surely: bool = False) -> None:
+        since = time.monotonic() - self._held
+        if not surely and since < self._lease_s / 4:
+            return
+        try:
+            ours = self._records.renew(self._epoch, self._lease_s)
+        except Unavailable:
+            if surely or since > self._lease_s / 2:
+                raise
+            return  # nobody else can have it before its end
+        if not ours:
+            raise self._in_use()
+        self._held = time.monotonic()
+
+    def release(self) -> None:
+        self._records.release(self._epoch)
+
+    def _in_use(self) -> Unavailable:
+        state = self._records.state() or {}
+        return Unavailable(
+            f"Another engine does the runs of source {self._name}: {state.get('holder') or 'gone just now'}.",
+            remedy="Stop it; one that was killed elsewhere gives way after lease_s.",
+            code=IN_USE,
+        )
+
+    # ------------------------------------------------------------------------------------------------------ the runs
+
+    def asked(self) -> tuple[int, Wish] | None:
+        return self._records.take_asked(self._epoch)
+
+    def begin(self, kind: str) -> int:
+        _log.info("periodic sync started", source=self._name, kind=kind)
+        return self._records.begin(self._epoch, kind, dry_run=False)
+
+    def end(self, run: int, row: RunRow) -> None:
+        self._tell(row)
+        self._records.end(run, row)
+        self._records.prune(self._keep)
+        _log.info("periodic sync completed", source=self._name, state=row.state, **row.figures)
+
+    def _tell(self, row: RunRow) -> None:
+        """Alerts, before somebody who waits for the run hears that it is over."""
+        if row.state == "failed":
+            error = SynclineError(row.message, remedy="It is tried again at its next time.", code=row.code)
+            self._reports.alert(FAILED, "error", self._name, error)
+        elif row.state == "asking":
+            remedy = f"If that is right: syncline periodic sync --name {self._name} --allow-deletes"
+            self._reports.alert(DELETES, "error", self._name, SynclineError(row.message, remedy=remedy, code=DELETES))
+        elif row.state == "done":
+            self._reports.resolve(FAILED, self._name)
+            if row.kind != "members":
+                self._reports.resolve(DELETES, self._name)
+        self._reports.flush()
+
+    def runs(self, many: int) -> list[dict[str, Any]]:
+        return self._records.runs(many)
+
+    def next_at(self, when: datetime | None) -> None:
+        self._records.next_at(self._epoch, when)
