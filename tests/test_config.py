@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -289,6 +290,19 @@ def test_the_parts_of_a_connection_fill_in_for_a_missing_dsn_only(load: Load) ->
     assert config.sources["main"].dsn.get_secret_value() == r"host=db port=5433 dbname=shop password=it\'s"
     assert config.provenance["sources.main.dsn"].startswith("env POSTGRES_HOST, ")
     assert load(env=env).sources["main"].dsn.get_secret_value() == DSN
+
+
+def test_the_parts_of_two_connections_are_of_a_redis_source_and_of_what_is_in_postgresql(load: Load) -> None:
+    env = {"REDIS_HOST": "cache", "REDIS_PASSWORD": "a@b", "POSTGRES_HOST": "db", "POSTGRES_DB": "shop"}
+    file = (
+        "source: {type: redis, table: t, columns: {c: {sorted_set: s}}}\n"
+        "target: {type: postgres}\nlog: {path: /tmp/log}\n"
+    )
+    config = load(file, env=env)
+    source: Any = config.sources["main"]
+    assert source.url.get_secret_value() == "redis://:a%40b@cache:6379/0"
+    target: Any = config.targets["main"].store
+    assert config.control_dsn == target.dsn.get_secret_value() == "host=db dbname=shop"
 
 
 def test_contradicting_variables_are_refused(refused: Callable[..., str]) -> None:

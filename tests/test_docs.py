@@ -18,9 +18,10 @@ import settings_page
 import syncline
 from servers import eventually
 from syncline.bench.cli import app as bench
+from syncline.capture import SOURCES
 from syncline.config import load_config
 from syncline.config.environment import DOCUMENTED
-from syncline.config.tree import store_settings
+from syncline.config.tree import source_settings, store_settings
 from syncline.embedded import EmbeddedPostgres
 from syncline.pipeline import SyncService
 from syncline.service.cli import app
@@ -126,7 +127,8 @@ def test_every_accepted_variable_is_listed_with_its_setting() -> None:
     for kind in STORES:
         for variable, setting in getattr(store_settings(kind), "environment_names", {}).items():
             assert f"`{setting}`" in listed.pop(variable)
-    assert all(variable.startswith("POSTGRES_") for variable in listed)
+    parts = {part for kind in SOURCES for part in source_settings(kind).address_parts}
+    assert set(listed) == parts
 
 
 # --------------------------------------------------------------------------------------------------------- snippets

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
+from psycopg import conninfo
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
@@ -13,7 +15,15 @@ from syncline.dsn import SecretDsn, describe
 from syncline.errors import Misconfigured
 from syncline.patterns import parse_pattern
 
-__all__ = ["Dsn", "PostgresSettings", "SourceSettings"]
+__all__ = ["POSTGRES_PARTS", "Dsn", "PostgresSettings", "SourceSettings"]
+
+POSTGRES_PARTS = {
+    "POSTGRES_HOST": "host",
+    "POSTGRES_PORT": "port",
+    "POSTGRES_DB": "dbname",
+    "POSTGRES_USER": "user",
+    "POSTGRES_PASSWORD": "password",
+}
 
 
 class Dsn(str):
@@ -46,6 +56,11 @@ class SourceSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     type: str
+
+    # Variables of other systems that give its address in parts, and the setting that they make where the file has none.
+    address_parts: ClassVar[Mapping[str, str]] = {}
+    address: ClassVar[str] = ""
+
     initial_load: bool = Field(True, description="Read existing rows before streaming.")
     on_gap: str = Field(
         "stop",
@@ -57,6 +72,11 @@ class SourceSettings(BaseModel):
     heartbeat_s: float = Field(10.0, gt=0, description="How often an idle source is moved on.")
 
     _section: str = PrivateAttr("source")
+
+    @classmethod
+    def address_of(cls, parts: Mapping[str, str]) -> str:
+        """The address that these parts make, by the names that :attr:`address_parts` gives them."""
+        raise NotImplementedError
 
     def called(self, section: str) -> None:
         """Say where in the configuration this is: ``source``, or ``sources.<name>``."""
@@ -96,6 +116,9 @@ class SourceSettings(BaseModel):
 class PostgresSettings(SourceSettings):
     """What a source is told whose rows are read from a PostgreSQL database, however their changes are captured."""
 
+    address_parts: ClassVar[Mapping[str, str]] = POSTGRES_PARTS
+    address: ClassVar[str] = "dsn"
+
     dsn: SecretDsn = Field(description="Connection to the source: a URL or a libpq keyword string.")
     monitored_tables: tuple[Pattern, ...] = Field(
         ("public.*",), min_length=1, description="Tables to keep in step: schema.table, or patterns with * and ?."
@@ -106,6 +129,10 @@ class PostgresSettings(SourceSettings):
     )
     load_chunk_bytes: int = Field(16 * 1024 * 1024, ge=8192, description="Table bytes read by one COPY of a load.")
     connect_timeout_s: int = Field(10, ge=1, description="How long one attempt to connect may take.")
+
+    @classmethod
+    def address_of(cls, parts: Mapping[str, str]) -> str:
+        return conninfo.make_conninfo("", **parts)
 
     @property
     def plain(self) -> Dsn:

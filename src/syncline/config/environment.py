@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from psycopg import conninfo
-
+from syncline.capture import DEFAULT_SOURCE
+from syncline.capture.settings import POSTGRES_PARTS, PostgresSettings, SourceSettings
 from syncline.config.document import Layer, Place, Problem
 from syncline.config.layers import SHORTHANDS
-from syncline.config.tree import store_settings
+from syncline.config.tree import source_settings, store_settings
 from syncline.errors import Misconfigured
 from syncline.stores import STORES
 
@@ -31,7 +31,6 @@ DOCUMENTED: dict[str, Place] = {
     "POSTGRES_SCHEMA": ("control", "schema"),
     "SYNC_BATCH_SIZE": ("apply", "max_rows"),
 }
-_PARTS = {"HOST": "host", "PORT": "port", "DB": "dbname", "USER": "user", "PASSWORD": "password"}
 
 # SYNCLINE_CONFIG names the file; Kubernetes sets the second and third kind for a service called "syncline"; the others
 # are for the embedded servers and the test suite.
@@ -117,13 +116,47 @@ def _declared(kind: str) -> Mapping[str, str]:
 
 
 def connection_parts(environment: Mapping[str, str], base: Layer) -> Layer:
-    """POSTGRES_HOST, _PORT, _DB, _USER and _PASSWORD as the DSN of the only source, if it has none: the variables of a
-    PostgreSQL container must not override a file."""
-    names = {f"POSTGRES_{part}": key for part, key in _PARTS.items() if environment.get(f"POSTGRES_{part}")}
+    """Addresses of which the environment holds the parts, where the file gives none: that of the only source. Where it
+    is no PostgreSQL, POSTGRES_HOST, _PORT, _DB, _USER and _PASSWORD are the control schema's database, and the dsn of
+    the only target that has one. The variables of a container must not override a file."""
     sources: Any = base.values.get(SHORTHANDS["source"]) or {}
-    if not {"POSTGRES_HOST", "POSTGRES_DB"} & set(names) or not isinstance(sources, dict) or len(sources) > 1:
+    if not isinstance(sources, dict) or len(sources) > 1 or not all(isinstance(s, dict) for s in sources.values()):
         return Layer()
-    if any(not isinstance(source, dict) or "dsn" in source for source in sources.values()):
-        return Layer()
-    dsn = conninfo.make_conninfo("", **{key: environment[name] for name, key in names.items()})
-    return Layer({"source": {"dsn": dsn}}, {("source", "dsn"): f"env {', '.join(names)}"})
+    name, source = next(iter(sources.items())) if sources else ("main", dict[str, Any]())
+    settings = source_settings(source.get("type", DEFAULT_SOURCE))
+    layer = Layer()
+    if settings.address and settings.address not in source:
+        _put_address(layer, environment, settings, ("sources", name, settings.address))
+    if settings.address_parts and settings.address_parts != POSTGRES_PARTS:
+        for place in _other_addresses(base):
+            _put_address(layer, environment, PostgresSettings, place)
+    return layer
+
+
+def _put_address(layer: Layer, environment: Mapping[str, str], kind: type[SourceSettings], place: Place) -> None:
+    """Unless what says where it is (a host, or a database) is missing among the parts."""
+    names = {name: part for name, part in kind.address_parts.items() if environment.get(name)}
+    if {"host", "dbname"} & set(names.values()):
+        address = kind.address_of({part: environment[name] for name, part in names.items()})
+        _put(layer, place, ", ".join(names), address)
+
+
+def _other_addresses(base: Layer) -> list[Place]:
+    """Of the control schema and of the only target with a ``dsn``, where the file gives none."""
+    control, targets = base.values.get("control") or {}, base.values.get("targets") or {}
+    found: list[Place] = [] if not isinstance(control, dict) or "dsn" in control else [("control", "dsn")]
+    takers = [
+        name
+        for name, target in (targets.items() if isinstance(targets, dict) else ())
+        if isinstance(target, dict) and "dsn" in _settings_of_target(target)
+    ]
+    if len(takers) == 1 and "dsn" not in targets[takers[0]]:
+        found.append(("targets", takers[0], "dsn"))
+    return found
+
+
+def _settings_of_target(target: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return store_settings(target["type"]).model_fields
+    except (KeyError, Misconfigured):  # which validation reports
+        return {}

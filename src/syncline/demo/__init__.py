@@ -14,7 +14,7 @@ from syncline.errors import Misconfigured
 
 __all__ = ["DEMOS", "Scenario", "scenario"]
 
-DEMOS = ("shop", "chunks", "academy", "analytics", "cmdb")
+DEMOS = ("shop", "chunks", "academy", "analytics", "cmdb", "leaderboard")
 
 
 def scenario(name: str) -> Scenario:

@@ -12,6 +12,7 @@ from syncline.config import Config
 
 if TYPE_CHECKING:
     import neo4j
+    import psycopg
     import redis
 
     from syncline.stores.duckdb.door import Reader as Tables
@@ -30,6 +31,10 @@ class Copies:
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """What DuckDB answers."""
         return cast(list[dict[str, Any]], self._duckdb.query(sql).to_pylist())
+
+    def table(self, statement: LiteralString) -> list[dict[str, Any]]:
+        """What PostgreSQL answers."""
+        return self._postgres.execute(statement).fetchall()
 
     def exported(self, table: str) -> Path:
         """The Parquet files of a table: the folder of the newest export, which may not be there yet."""
@@ -54,6 +59,14 @@ class Copies:
         from syncline.stores.duckdb import open_reader
 
         return self._open.enter_context(open_reader(self._store("duckdb").path))
+
+    @cached_property
+    def _postgres(self) -> psycopg.Connection[dict[str, Any]]:
+        import psycopg
+        from psycopg.rows import dict_row
+
+        dsn = self._store("postgres").dsn.get_secret_value()
+        return self._open.enter_context(psycopg.connect(dsn, autocommit=True, row_factory=dict_row))
 
     @cached_property
     def _neo4j(self) -> neo4j.Driver:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ from syncline.capture import Source
 from syncline.capture.outbox.install import install
 from syncline.config import Config, load_config
 from syncline.demo.copies import Copies
-from syncline.demo.scenario import Scenario, Workload
+from syncline.demo.scenario import Doing, Scenario, Workload, client_of, members, transactions
 from syncline.demo.view import View, view_for
 from syncline.embedded import EmbeddedBolt, EmbeddedPostgres, EmbeddedValkey
 from syncline.errors import SynclineError
@@ -96,12 +96,11 @@ class _Demo:
     def run(self) -> dict[str, Any]:
         """All of it; the figures."""
         began = time.monotonic()
-        values = self._servers()
-        dsn = values["DATABASE_URL"]
-        connection = self.stack.enter_context(psycopg.connect(dsn, autocommit=True))
-        file = self._configure(values)
+        given = self._servers()
+        connection = self.stack.enter_context(psycopg.connect(given["DATABASE_URL"], autocommit=True))
+        file = self._configure(given)
         config = load_config(file, variables_from={})
-        workload = self._prepared(connection, config)
+        workload = self._prepared(connection, config, given)
         service = SyncService(config, talk=lambda line: self.view.say(f"  {line}"))
         self.stack.callback(service.stop)
         source = config.source("main")
@@ -112,7 +111,7 @@ class _Demo:
                 which = f" --target {name}" if len(config.targets) > 1 else ""
                 self.view.say(f'Ask the copy while it runs: syncline query -c {file}{which} "show tables"')
         copies = self.stack.enter_context(Copies(config))
-        applied = self._follow(service, workload, dsn, copies, source)
+        applied = self._follow(service, workload, self._changing(given), copies, source)
         report = self._compare(config)
         for question, answer in self.scenario.ask(copies):
             self.view.say(f"{question}\n  {answer}")
@@ -135,18 +134,29 @@ class _Demo:
         if "keys" in self.scenario.servers:
             self.view.say("Starting Valkey, which speaks the protocol of Redis ...")
             keys = self.stack.enter_context(EmbeddedValkey.start(self.folder / "keys", settings={"appendonly": "yes"}))
-            values["REDIS_URL"] = keys.url()
+            values |= {"REDIS_URL": keys.url(), "EVERY_S": "1"}
         return values
 
-    def _prepared(self, connection: psycopg.Connection[Any], config: Config) -> Workload:
+    def _changing(self, given: Mapping[str, str]) -> Callable[[], AbstractContextManager[Doing]]:
+        """How the workload changes something."""
+        if self.scenario.of_members:
+            return lambda: members(given["REDIS_URL"])
+        return lambda: transactions(given["DATABASE_URL"])
+
+    def _prepared(self, connection: psycopg.Connection[Any], config: Config, given: Mapping[str, str]) -> Workload:
         """The tables, filled, with the outbox of an application that has one, and what will happen to them."""
         self.view.say("Making tables and their first rows ...")
         connection.execute((self.scenario.files / "schema.sql").read_text())
         for source in config.sources.values():
             if source.events_from is not None:
                 install(connection, source.events_from)
-        with connection.transaction():
-            steps = self.scenario.fill(connection, min(self.rows // 2, self.scenario.existing))
+        existing = min(self.rows // 2, self.scenario.existing)
+        if self.scenario.of_members:
+            with client_of(given["REDIS_URL"]) as client:
+                steps = self.scenario.fill(client, existing)
+        else:
+            with connection.transaction():
+                steps = self.scenario.fill(connection, existing)
         return Workload(steps, self.scenario.largest)
 
     def _configure(self, servers: Mapping[str, str]) -> Path:
@@ -177,17 +187,25 @@ class _Demo:
         return {"initial_rows": rows, "initial_load_s": round(seconds, 2)}
 
     def _follow(
-        self, service: SyncService, workload: Workload, dsn: str, copies: Copies, source: Source
+        self,
+        service: SyncService,
+        workload: Workload,
+        changing: Callable[[], AbstractContextManager[Doing]],
+        copies: Copies,
+        source: Source,
     ) -> dict[str, Any]:
         """Run the workload to its end, looking at engine and copies meanwhile, and wait until all of it is applied."""
+        what, how = ("members", "steps") if self.scenario.of_members else ("rows", "transactions")
         self.view.say(
-            f"Changing {amount(self.rows)} rows: inserts, updates, deletes, in transactions of 1 to "
+            f"Changing {amount(self.rows)} {what}: inserts, updates, deletes, in {how} of 1 to "
             f"{amount(self.scenario.largest)} ..."
         )
         before = _targets(service)
         stop = threading.Event()
         failures: list[BaseException] = []
-        thread = threading.Thread(target=_kept(workload.run, failures), args=(dsn, self.rows, stop), name="workload")
+        thread = threading.Thread(
+            target=_kept(workload.run, failures), args=(changing, self.rows, stop), name="workload"
+        )
         began = time.monotonic()
         thread.start()
         try:
@@ -302,8 +320,11 @@ def _until(
 
 
 def _arrive(service: SyncService, source: Source, look: Callable[[], None] | None = None) -> None:
-    """Wait until everything committed by now is in the copies."""
+    """Wait until everything that was changed by now is in the copies."""
     number = source.number()
+    if source.settings.makes_runs:
+        with source.point("verify", lambda _: None) as point:  # behind a run that began now
+            number = point.number - 1
     source.advance()
 
     def passed(target: Mapping[str, Any]) -> bool:

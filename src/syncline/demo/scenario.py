@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, LiteralString
@@ -13,10 +14,26 @@ import psycopg
 
 from syncline.demo.copies import Copies
 
-__all__ = ["Answer", "Filled", "Scenario", "Server", "Step", "Workload", "done"]
+__all__ = [
+    "Answer",
+    "Doing",
+    "Filled",
+    "Scenario",
+    "Server",
+    "Step",
+    "Workload",
+    "client_of",
+    "done",
+    "members",
+    "transactions",
+]
 
-Step = Callable[[psycopg.Cursor[Any], int], int]
-"""Changes about so many rows in the transaction of the cursor; says how many it did change."""
+Step = Callable[[Any, int], int]
+"""Changes about so many rows in the transaction of the cursor, or members by the client, that is given; says how many
+it did change."""
+
+Doing = Callable[[Step, int], int]
+"""Does a step."""
 
 Server = Literal["graph", "keys"]
 """A graph that speaks Bolt; a server that speaks the protocol of Redis."""
@@ -35,7 +52,8 @@ class Scenario:
 
     ``rows`` are changed unless the user says another number, and half as many are there before, ``existing`` at most.
     ``servers`` are those it needs beside PostgreSQL. ``fill`` writes about so many and says what happens to them.
-    ``ask`` asks the copies what their users would.
+    ``ask`` asks the copies what their users would. ``of_members``: what changes are members of the keys of a Valkey
+    server, by a client of it, and not rows of PostgreSQL.
     """
 
     name: str
@@ -44,9 +62,10 @@ class Scenario:
     existing: int
     largest: int
     servers: frozenset[Server]
-    fill: Callable[[psycopg.Connection[Any], int], Filled]
+    fill: Callable[[Any, int], Filled]
     look: Callable[[Copies], dict[str, int]]
     ask: Callable[[Copies], Iterator[Answer]]
+    of_members: bool = False
 
     @property
     def files(self) -> Path:
@@ -68,20 +87,46 @@ class Workload:
     transactions: int = 0
     _random: random.Random = field(default_factory=lambda: random.Random(20))
 
-    def run(self, dsn: str, rows: int, stop: threading.Event) -> None:
+    def run(self, begin: Callable[[], AbstractContextManager[Doing]], rows: int, stop: threading.Event) -> None:
         """Change about ``rows`` rows, as fast as the server takes them, or until stopped."""
         weights, steps = zip(*self.steps, strict=True)
         sizes = [size for size in _SIZES if size <= self.largest]
         fruitless = 0
-        with psycopg.connect(dsn, autocommit=True, application_name="syncline-demo") as connection:
+        with begin() as do:
             while self.rows < rows and not stop.is_set() and fruitless < _FRUITLESS:
                 (step,) = self._random.choices(steps, weights)
-                wanted = min(self._random.choice(sizes), rows - self.rows)
-                with connection.transaction():
-                    changed = step(connection.cursor(), wanted)
+                changed = do(step, min(self._random.choice(sizes), rows - self.rows))
                 self.rows += changed
                 self.transactions += changed > 0
                 fruitless = 0 if changed else fruitless + 1
+
+
+@contextmanager
+def transactions(dsn: str) -> Iterator[Doing]:
+    """Steps as transactions of PostgreSQL."""
+    with psycopg.connect(dsn, autocommit=True, application_name="syncline-demo") as connection:
+
+        def do(step: Step, wanted: int) -> int:
+            with connection.transaction():
+                return step(connection.cursor(), wanted)
+
+        yield do
+
+
+@contextmanager
+def client_of(url: str) -> Iterator[Any]:
+    """A client of Valkey."""
+    import redis
+
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        yield client
+
+
+@contextmanager
+def members(url: str) -> Iterator[Doing]:
+    """Steps by a client of Valkey."""
+    with client_of(url) as client:
+        yield lambda step, wanted: step(client, wanted)
 
 
 def done(cursor: psycopg.Cursor[Any], statement: LiteralString, **values: Any) -> int:

@@ -17,18 +17,20 @@ PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": T
 
 def demo(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Which one: shop, chunks, academy, analytics or cmdb.")] = "shop",
+    name: Annotated[
+        str, typer.Argument(help="Which one: shop, chunks, academy, analytics, cmdb or leaderboard.")
+    ] = "shop",
     rows: Annotated[
         int | None, typer.Option(min=1, help="Row changes that the workload makes. [default: by the demo]")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="No live view; one JSON object at the end.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the databases afterwards, and say where.")] = False,
 ) -> None:
-    """Sync a real PostgreSQL live into its copies, from nothing, and compare them at the end.
+    """Sync a real server live into its copies, from nothing, and compare them at the end.
 
     shop: into DuckDB. chunks: documents with embeddings into a graph, vectors and DuckDB at once. academy: concepts,
     learning paths, users and progress into a graph. analytics: pages of websites into DuckDB and Parquet files. cmdb:
-    configuration items by triggers into a graph and a cache.
+    configuration items by triggers into a graph and a cache. leaderboard: members of Redis keys into PostgreSQL.
     """
     from syncline.demo import scenario
     from syncline.demo.run import run_demo

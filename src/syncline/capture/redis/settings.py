@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, Literal
+from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 import pyarrow as pa
@@ -136,6 +136,13 @@ class MembersConfig(BaseModel):
 class RedisSettings(SourceSettings, MembersConfig):
     """Rows that are spread over keys of a Redis or Valkey server, compared again and again with what was last told."""
 
+    address_parts: ClassVar[Mapping[str, str]] = {
+        "REDIS_HOST": "host",
+        "REDIS_PORT": "port",
+        "REDIS_PASSWORD": "password",
+    }
+    address: ClassVar[str] = "url"
+
     type: Literal["redis"] = Field("redis", description="How changes are captured: by comparing members of Redis keys.")
     on_gap: str = Field(
         "resync",
@@ -173,6 +180,11 @@ class RedisSettings(SourceSettings, MembersConfig):
             except (CronSimError, StopIteration) as error:
                 raise PydanticCustomError("cron", "must be a cron expression of five fields that comes") from error
         return cron
+
+    @classmethod
+    def address_of(cls, parts: Mapping[str, str]) -> str:
+        login = f":{quote(parts['password'], safe='')}@" if "password" in parts else ""
+        return f"redis://{login}{parts.get('host', 'localhost')}:{parts.get('port', '6379')}/0"
 
     @property
     def summary(self) -> str:
