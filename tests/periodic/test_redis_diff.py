@@ -135,6 +135,13 @@ def test_a_bad_member_is_set_aside_with_its_reason_and_the_rest_is_told(board: B
     }
     assert [row[:2] for row in board.rows()] == [("u1", 1), ("u2", 3)]
     assert board.runs()[0]["reasons"] == result.reasons
+    alerts = "select message from syncline.sync_alerts where code = 'SL-PERIODIC-ASIDE' and resolved_at is null"
+    assert "1: column name holds no text" in board.database.value(alerts)
+    for member in ("u1", "u3", b"\xff"):
+        board.client.zrem("leaderboard:daily", member)
+    board.client.delete("user:u3")
+    assert figures(board.run()) == (0, 1, 0, 0)
+    assert board.database.execute(alerts) == []
 
 
 def test_times_are_the_same_moment_however_they_are_written(board: Board) -> None:

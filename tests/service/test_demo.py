@@ -51,6 +51,7 @@ def test_json_is_one_object_with_all_figures_and_no_difference(tmp_path: Path) -
         ("academy", {"main": 6}),
         ("analytics", {"main": 5}),
         ("cmdb", {"graph": 5, "cache": 1}),
+        ("leaderboard", {"main": 1}),
     ],
 )
 def test_each_demo_ends_without_a_difference_in_any_of_its_copies(

@@ -16,10 +16,10 @@ from syncline.errors import SynclineError, Unavailable
 from syncline.logs import logger
 from syncline.pipeline.reports import Reports
 
-__all__ = ["FAILED", "RecordedRuns"]
+__all__ = ["RecordedRuns"]
 
 _log = logger()
-FAILED = "SL-PERIODIC-FAILED"
+FAILED, ASIDE = "SL-PERIODIC-FAILED", "SL-PERIODIC-ASIDE"
 
 
 class RecordedRuns:
@@ -102,7 +102,22 @@ class RecordedRuns:
             self._reports.resolve(FAILED, self._name)
             if row.kind != "members":
                 self._reports.resolve(DELETES, self._name)
+            if row.kind == "full":
+                self._tell_aside(row)
         self._reports.flush()
+
+    def _tell_aside(self, row: RunRow) -> None:
+        if not row.figures.get("set_aside"):
+            self._reports.resolve(ASIDE, self._name)
+            return
+        why = "; ".join(f"{count:,}: {reason}" for reason, count in sorted((row.reasons or {}).items()))
+        error = SynclineError(
+            f"{row.figures['set_aside']:,} members of source {self._name} are set aside, and their rows stay as they "
+            f"were. {why}.",
+            remedy=f"Correct them in Redis; `syncline periodic sync --name {self._name} --dry-run` names some.",
+            code=ASIDE,
+        )
+        self._reports.alert(ASIDE, "warning", self._name, error)
 
     def runs(self, many: int) -> list[dict[str, Any]]:
         return self._records.runs(many)
