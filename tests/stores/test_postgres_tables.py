@@ -199,6 +199,22 @@ def test_an_existing_table_is_adopted_and_its_rows_are_the_oldest(database: Data
     assert database.execute("select id, mine from item order by id") == [(1, "a"), (2, "b"), (4, "x")]
 
 
+def test_a_load_that_ends_with_its_rows_keeps_what_is_not_ours_in_them_and_what_refers_to_them(
+    database: Database,
+) -> None:
+    database.execute(
+        "create table item (id bigint primary key, name text, mine text default 'x');"
+        "insert into item values (1, 'before', 'a'), (2, 'stale', 'b');"
+        "create table reference (item bigint references item); insert into reference values (1)"
+    )
+    with opened(database) as store:
+        store.migrate(ITEM)
+        for version in (5, 7):
+            store.apply(work(Rows().upsert(version, 1, f"now {version}", None), truncated=version - 1))
+            assert contents(store) == {1: (f"now {version}", None, version)}
+    assert database.execute("select id, mine from item") == [(1, "a")]
+
+
 def test_wider_types_are_adopted_and_read_back_in_their_own(database: Database) -> None:
     database.execute(
         "create domain price as numeric(20,4);"

@@ -309,12 +309,16 @@ class Statements:
         kept = f"coalesce(case when t.{self._version} = i.v then t.{self.soft} end, now())"
         return f"update {self.table} as t set {self.soft} = {kept}, {self._version} = i.v from i where {where}"
 
-    def sweep(self, version: int, span: str = "") -> str:
-        """Remove what is at or below the version; a row without one is older than everything."""
-        older = f"(t.{self._version} <= {version} or t.{self._version} is null){span}"
+    def sweep(self, version: int, span: str = "", spared: Incoming | None = None) -> str:
+        """Remove what is at or below the version, but for the keys ``spared``; a row without a version is older than
+        everything."""
+        older, before = f"(t.{self._version} <= {version} or t.{self._version} is null){span}", ""
+        if spared is not None:
+            before = f"with i as materialized (select * from {spared.relation}) "
+            older += f" and not exists (select 1 from i where {self.match(self.lone_keys(spared))})"
         if self.soft:
-            return f"update {self.table} as t set {self.soft} = now() where t.{self.soft} is null and {older}"
-        return f"delete from {self.table} as t where {older}"
+            return f"{before}update {self.table} as t set {self.soft} = now() where t.{self.soft} is null and {older}"
+        return f"{before}delete from {self.table} as t where {older}"
 
 
 def shown(schema: TableSchema) -> list[str]:

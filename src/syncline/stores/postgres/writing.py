@@ -117,9 +117,21 @@ class TableWriter:
         self._waiting.append((relation, wires))
 
     def sweep(self) -> None:
-        """Truncate."""
-        if self.work.truncated is not None:
-            self.connection.execute(self._statements.sweep(self.work.truncated))
+        """Truncate. Rows that this very work writes stay, to be written in place: a load must not take along what is
+        not ours in the rows that it finds again, or what refers to them."""
+        if self.work.truncated is None:
+            return
+        keys = self._written_behind(self.work.truncated)
+        spared, wires = incoming_keys(self.state, keys) if keys is not None else (None, [])
+        self.connection.execute(self._statements.sweep(self.work.truncated, spared=spared), wires or None)
+
+    def _written_behind(self, version: int) -> pa.RecordBatch | None:
+        """Keys of whole rows that are newer."""
+        rows, schema = self.work.rows.upserts, self.state.target.schema
+        if rows is None or not rows.num_rows:
+            return None
+        newer = rows.filter(pc.greater(rows.column(len(schema.columns)), version))
+        return newer.select(list(schema.key_positions)) if newer.num_rows else None
 
     def delete(self) -> None:
         """Remove keys, and leave tombstones."""
