@@ -242,6 +242,25 @@ def test_while_one_engine_does_the_runs_another_is_told_so(board: Board, tmp_pat
         assert source.reader() is None
 
 
+def test_who_waits_for_a_run_of_everything_does_not_hear_of_one_of_some(board: Board) -> None:
+    board.put("u1", 1)
+    board.run()
+    waiting = board.folder / "board.log" / "told" / "ask-somebody"
+    waiting.touch()
+    records = board.records
+    records.ask(Wish(members=("u1",)))
+    with board.source() as source:
+        stream = source.capture(source.tables(), 0, 1, lambda *_: None)
+        entries = stream.entries(1)
+        assert [next(entries).place for _ in range(3)] == [1, 1, 1]  # where it begins, behind some, behind all
+        assert waiting.exists()
+        stream.close()
+        list(entries)
+    records.close()
+    assert not waiting.exists()
+    assert [run["kind"] for run in board.runs()[:2]] == ["full", "members"]
+
+
 def test_a_run_that_lost_its_lock_tells_nothing(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     board.put("u1", 1)
     board.run()

@@ -26,6 +26,11 @@ class Wish:
     dry_run: bool = False
     allow_deletes: bool = False
 
+    @property
+    def is_of_all(self) -> bool:
+        """Whether it leaves no column and no member out by itself."""
+        return self.columns is None and self.members is None
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)

@@ -125,7 +125,9 @@ class RedisStream:
         runs, began = Runs(self._settings, self._told, self._records, self._stop), None
         while not self._stop.is_set():
             asked, wish = self._await_next(hints, began)
-            waiting, began = self._told.asking(), datetime.now(UTC)
+            # Who compares wants to know of every member, which a run of some does not say.
+            waiting = self._told.asking() if wish.kind == "full" and wish.is_of_all else []
+            began = datetime.now(UTC)
             try:
                 yield from runs.run(asked, wish, self._number, self._entries)
                 self._told.answer(waiting, done=True)
@@ -145,7 +147,9 @@ class RedisStream:
             if asked is not None:
                 return asked
             now = datetime.now(UTC)
-            if now >= due or self._told.asking():
+            if self._told.asking():
+                return None, Wish("full")
+            if now >= due:
                 return None, Wish()
             wait_s = min(_POLL_S, (due - now).total_seconds())
             if hints is None or told or began is None:
