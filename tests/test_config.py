@@ -727,3 +727,16 @@ def test_a_source_that_monitors_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "syncline.yaml").write_text("source:\n  dsn: host=db\n  monitored_tables: []\n")
     with pytest.raises(Misconfigured, match=r"syncline\.yaml:3: source\.monitored_tables"):
         load_config(tmp_path / "syncline.yaml")
+
+
+def test_narrowed_to_some_sources_the_control_schema_stays_where_it_is(load: Load) -> None:
+    config = load(
+        "sources:\n"
+        "  main: {dsn: host=a}\n"
+        "  board: {type: redis, url: redis://h, table: t, columns: {c: {sorted_set: s}}}\n"
+        "targets:\n"
+        "  all: {type: memory}\n"
+        "  other: {type: memory, sources: [main]}\n"
+    )
+    narrow = config.narrowed(["board"])
+    assert (list(narrow.sources), list(narrow.targets), narrow.control_dsn) == (["board"], ["all"], "host=a")

@@ -346,10 +346,11 @@ class Config(BaseModel):
         return cast("Source", made)
 
     def narrowed(self, sources: Collection[str]) -> Config:
-        """The same with these sources only, and the control schema where it is."""
+        """The same with these sources and what follows them only, and the control schema where it is."""
         chosen = {name: settings for name, settings in self.sources.items() if name in sources}
+        targets = {name: target for name, target in self.targets.items() if set(self.followed_by(name)) & set(chosen)}
         control = self.control.model_copy(update={"dsn": SecretStr(self.control_dsn)})
-        return self.model_copy(update={"sources": chosen, "control": control})
+        return self.model_copy(update={"sources": chosen, "targets": targets, "control": control})
 
     def followed_by(self, target: str) -> tuple[str, ...]:
         """The names of the sources that a target follows."""
