@@ -23,6 +23,7 @@ from syncline.capture.redis.source import RedisSource
 from syncline.capture.runs import RunRow, Wish
 from syncline.catalog import ControlSchema
 from syncline.catalog.periodic import PeriodicRecords
+from syncline.change import Cursor
 from syncline.config import Config, TargetConfig, hint, store_class
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.logs import logger
@@ -107,7 +108,7 @@ class PeriodicSync:
                 result = Result.of_record(self._awaited(ident, check))
                 _refuse_failed(result)
                 for name in self.targets if result.state == "done" else ():
-                    self._reached(name, result.number, check)[1].close()
+                    self._arrived(name, result.number, check)
         finally:
             self._records.withdraw(ident)
         return result
@@ -154,7 +155,24 @@ class PeriodicSync:
                 )
             self._stop.wait(_POLL_S)
 
-    def _reached(self, target: str, number: int, check: Callable[[], None]) -> tuple[object, CopyReader]:
+    def _arrived(self, target: str, number: int, check: Callable[[], None]) -> None:
+        """Wait until a target has what the run found, and the table's rows where they are read again for it."""
+        (table,) = self.source.names()
+        taken = self._config.targets[target].mapping({}).takes(table)
+        since = time.monotonic()
+        while True:
+            cursor, reader = self._reached(target, number, check)
+            reader.close()
+            if not taken or table in cursor.loaded:
+                return
+            if time.monotonic() - since > _PATIENCE_S:
+                raise Unavailable(
+                    f"Target {target} does not get the rows of {table} that are read again for it.",
+                    remedy="`syncline status` says why: it may be paused, in a gap, or away.",
+                )
+            self._stop.wait(_POLL_S)
+
+    def _reached(self, target: str, number: int, check: Callable[[], None]) -> tuple[Cursor, CopyReader]:
         return reach(self.source, self.name, (target, self._config.targets[target]), number + 1, check)
 
     def held(self, target: str) -> Iterator[dict[str, Any]]:
