@@ -1,4 +1,4 @@
-"""What an engine left as its cursor at a server, held against what is there before each write.
+"""What an engine left as its cursor at a server, held against what is there before each write (Guarantee 3).
 
 A server can go back under a running engine: a fail-over to a replica that was behind, a copy put back, a database that
 was emptied. Writing on from the engine's own idea of where it stands would lose what is missing there for good.

@@ -154,7 +154,7 @@ def copied(database: Database, sql_type: str, values: list[str | None], *, binar
                 for block in copy:
                     stream.write(block)
     logical = logical_type(oid, typmod)
-    schema = TableSchema("public", "t", (Column("v", logical, sql_type, True),))
+    schema = TableSchema("public", "t", (Column("v", logical, sql_type),))
     payloads = copy_rows(stream.getvalue())
     assert len(payloads) == len(values)
     batch = decode_copy(schema, [(oid, typmod)], payloads, [binary], version=1, commit_time=0, first_ordinal=0)
