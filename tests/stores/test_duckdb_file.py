@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -117,6 +118,24 @@ def test_a_file_that_is_not_a_database_is_left_alone(path: Path) -> None:
     with pytest.raises(Misconfigured, match="not a database"):
         DuckDBStore(DuckDBConfig(path=path), "file").open("orders")
     assert path.exists()
+
+
+def test_a_reader_that_is_gone_in_a_moment_is_waited_for(path: Path) -> None:
+    _open(path).close()
+    script = (
+        "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=True); print('open', flush=True);"
+        " sys.stdin.readline(); c.close()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdin is not None
+        reader.stdout.readline()
+        leaving = threading.Timer(0.2, lambda: (reader.stdin.write(b"\n"), reader.stdin.flush()))
+        leaving.start()
+        _open(path).close()
+        leaving.join()
 
 
 def test_a_file_that_another_process_has_is_named_with_its_process(path: Path) -> None:

@@ -144,9 +144,12 @@ class Targets:
                 anew = name in self._renewing
                 if name in again:
                     self._let_go(name)
-                    self._receded.discard(name)
+                back = name in self._receded
+                self._receded.discard(name)
                 self._open(name)
                 self._start(name, incarnation, self._identity)
+                if back and self.by_name[name].running:
+                    self._context.reports.recovered([f"{self._context.name}/{name}"])
                 if anew and name not in self._renewing:
                     self._owner.read_again([t.qualified for t in self._owner.tables], name)
 
@@ -174,7 +177,6 @@ class Targets:
         parking = Parking(self._context.control, self._context.name, name)
         target.start(self._owner.log, cursor, self._context.config.apply, parking, self._heal)
         self._renewing.discard(name)
-        self._context.reports.resolve(Receded.code, f"{self._context.name}/{name}")
 
     def _introduced(self, target: Target, identity: Identity) -> bool:
         """Whether the target knows its source, if its store asks for that: it must never copy a table onto itself."""

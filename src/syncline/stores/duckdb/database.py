@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field
@@ -262,7 +262,7 @@ def _connect(config: DuckDBConfig, path: Path) -> duckdb.DuckDBPyConnection:
     existed = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = duckdb.connect(str(path), config=settings)
+        connection = _connected(path, settings)
         try:
             connection.execute("set global TimeZone = 'UTC'")
             probe(connection)
@@ -290,6 +290,18 @@ def _in_the_way(path: Path) -> Misconfigured | None:
     )
 
 
+def _connected(path: Path, settings: dict[str, Any]) -> duckdb.DuckDBPyConnection:
+    """Readers hold the file for a moment while no engine runs: wait a little for one."""
+    deadline = time.monotonic() + _READERS_S
+    while True:
+        try:
+            return duckdb.connect(str(path), config=settings)
+        except duckdb.IOException as error:
+            if "lock on file" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
 def probe(connection: duckdb.DuckDBPyConnection) -> None:
     """Read the bookkeeping: a file whose catalog or first blocks are damaged fails here, not in the middle of work."""
     for (table,) in connection.execute(
@@ -298,6 +310,7 @@ def probe(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(f"select * from syncline.{table}").fetchall()
 
 
+_READERS_S = 3.0
 _DAMAGE = re.compile(r"replaying WAL|corrupt|checksum|deserialize|metadata|not read enough bytes", re.IGNORECASE)
 _NOT_DAMAGE = re.compile(r"No space left|lock on file|out of memory", re.IGNORECASE)
 
