@@ -135,6 +135,19 @@ def test_tables_come_change_go_and_come_again_by_plans(setup: Setup) -> None:
     assert setup.changes() == []
 
 
+@pytest.mark.parametrize("setup", ["duckdb"], indirect=True)
+def test_a_plan_that_was_seen_is_not_that_of_another_mapping(setup: Setup) -> None:
+    setup.write({"public.*": {}})
+    setup.apply()
+    setup.write({"public.kept": {"where": "id = 1"}, "public.dropped": {}})
+    seen = setup.plan
+    setup.write({"public.kept": {"where": "false"}, "public.dropped": {}})
+    assert [(c.kind, c.table) for c in setup.plan.changes] == [(c.kind, c.table) for c in seen.changes]
+    refused = setup.shell("apply", "--plan-hash", seen.hash)
+    assert refused.returncode == 2
+    assert setup.rows("kept") == {(1, "one"), (2, "two")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("setup", ["duckdb"], indirect=True)
 def test_rows_are_removed_only_by_who_said_yes_to_that_very_plan(setup: Setup) -> None:
