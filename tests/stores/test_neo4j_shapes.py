@@ -372,6 +372,13 @@ def test_a_reference_that_is_no_longer_mapped_loses_its_relationships(store: Neo
     assert managers(graph) == [[3, 1]]
 
 
+@pytest.mark.parametrize("shape", [Node(("Guest", "Person")), Node(("Guest",), (), "role", ("Person",))])
+def test_the_label_that_one_table_is_known_by_can_not_be_another_ones_too(store: Neo4jStore, shape: Node) -> None:
+    columns = (Column("id", "int8", "bigint", key=True), Column("role", "text", "text"))
+    with pytest.raises(Misconfigured, match="may carry the label Person"):
+        store.migrate(TableSchema("public", "guest", columns, shape))
+
+
 def test_two_tables_cannot_be_nodes_of_one_label(store: Neo4jStore) -> None:
     other = msgspec.structs.replace(ADDRESS, name="place", shape=Node(("Person",)))
     with pytest.raises(Misconfigured, match="label Person"):
