@@ -99,13 +99,15 @@ soak: $(READY) ## kill and compare, SOAK_CYCLES times (1000)
 bench: $(READY) ## measure against pg_recvlogical, ROWS rows (500000)
 	@$(BIN)/syncline bench wal-duckdb --rows $(ROWS)
 
-peers: $(READY) ## optional: the programs that bench compares with, in .venv-peers
+peers: $(READY) ## optional: the programs that bench compares with, in .venv-peers and -diff
 	@echo "optional: only 'syncline bench' looks for these"; \
 	$(call one_line,$(find_python)); \
 	"$$python" -m venv --clear $(PEERS); \
 	$(call one_line,$(uv_settings)); \
 	$(BIN)/uv pip install --python $(PEERS)/bin/python "ingestr==1.0.78" "duckdb>=1.5,<1.6" \
-	  "duckdb-extension-postgres-scanner>=1.5,<1.6"
+	  "duckdb-extension-postgres-scanner>=1.5,<1.6"; \
+	"$$python" -m venv --clear $(PEERS)-diff; \
+	$(BIN)/uv pip install --python $(PEERS)-diff/bin/python "reladiff[postgresql,duckdb]==0.6.0" "duckdb>=2,<3"
 
 lock: $(READY) ## resolve the newest versions into requirements.lock
 	@$(call one_line,$(uv_settings)); \

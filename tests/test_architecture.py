@@ -20,6 +20,7 @@ LAYERS = (
         "bars",
         "change",
         "cursors",
+        "digests",
         "dsn",
         "errors",
         "events",

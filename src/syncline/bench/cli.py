@@ -202,6 +202,23 @@ def outbox(
     show(measure(Events(events, rate, per_transaction, seconds), repeat, Talk(), folder), as_json=as_json)
 
 
+@app.command("verify")
+def verify(
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 1_000_000,
+    differences: Annotated[int, typer.Option(min=1, help="Rows that are changed in the copy, evenly spread.")] = 1_000,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; medians are reported.")] = 3,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """Verification of a DuckDB copy, equal and with differences, beside reladiff on the same tables."""
+    from syncline.bench.peers import Peers
+    from syncline.bench.verification import verification
+
+    if differences > rows:
+        raise typer.BadParameter("There are not so many rows.", param_hint="--differences")
+    show(verification(rows, differences, repeat, Peers(), Talk(), folder), as_json=as_json)
+
+
 @app.command("duckdb-writes", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def writes(context: typer.Context) -> None:
     """Ways of writing into DuckDB, by table and batch size; options as `python -m syncline.bench.duckdb_writes`."""

@@ -1,11 +1,13 @@
-"""Other programs that do the same: DuckDB's own postgres extension, and ingestr. Measured when they are installed.
+"""Other programs that do the same: DuckDB's own postgres extension, ingestr and reladiff. Measured when installed.
 
-``make peers`` installs them into ``.venv-peers``: they need another DuckDB than ours.
+``make peers`` installs them into ``.venv-peers``, where they have another DuckDB than ours, and reladiff,
+which reads our files, into ``.venv-peers-diff``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -17,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from syncline.bench.accounting import Sampler
-from syncline.bench.workload import PUBLICATION, Source
+from syncline.bench.workload import COLUMNS, PUBLICATION, Source
 from syncline.errors import Unavailable
 
-__all__ = ["DuckDBExtension", "Ingestr", "Peers"]
+__all__ = ["DuckDBExtension", "Ingestr", "Peers", "Reladiff"]
 
 # Runs in the peers' environment, with its DuckDB; prints how long it took and the peak memory in kB.
 _EXTENSION = """
@@ -58,6 +60,51 @@ class Peers:
         own = self._folder / "bin" / "ingestr"
         found = str(own.resolve()) if own.exists() else shutil.which("ingestr")
         return Ingestr(found) if found else None
+
+    def reladiff(self) -> Reladiff | None:
+        """The reladiff of its environment, None if it is not installed."""
+        program = self._folder.with_name(f"{self._folder.name}-diff") / "bin" / "reladiff"
+        return Reladiff(program.absolute()) if program.exists() else None
+
+
+class Reladiff:
+    """``reladiff``: digests of segments of the key in both databases, halved down to where they differ."""
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+
+    def version(self) -> str:
+        """What it says of itself."""
+        return subprocess.run(
+            [str(self._program), "--version"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    def compare(self, source: Source) -> dict[str, Any]:
+        """Seconds, rows that differ, and peak memory of comparing the table with the DuckDB copy.
+
+        All columns but the floats: it rounds those to six digits, each database in its own way, and then reports rows
+        that are equal.
+
+        Raises:
+            Unavailable: it failed.
+        """
+        columns = [part for name in COLUMNS[1:] if name != "score" for part in ("-c", name)]
+        began = time.perf_counter()
+        copy = f"duckdb://{source.folder / 'copy.duckdb'}"
+        process = subprocess.Popen(
+            [str(self._program), source.dsn, "chunks", copy, "chunks", "-k", "id", *columns, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "COLUMNS": "1000000"},  # it breaks its lines
+            text=True,
+        )
+        with Sampler(source.dsn, reladiff=process.pid) as sampler:
+            out, err = process.communicate()
+            seconds = time.perf_counter() - began
+        if process.returncode:
+            raise Unavailable(f"reladiff ended with code {process.returncode}: {_essence(err)}")
+        keys = {json.loads(line)[1][0] for line in out.splitlines() if line.startswith("[")}
+        return {"seconds": seconds, "differences": len(keys), "peak_rss": sampler.rss.get("reladiff", 0)}
 
 
 class DuckDBExtension:

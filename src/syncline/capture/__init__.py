@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from syncline.change import Entry
 from syncline.errors import Unavailable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from syncline.capture.settings import SourceSettings
     from syncline.capture.tables import TableInfo
     from syncline.change import Batch, TableSchema
+    from syncline.digests import Buckets, Chosen
     from syncline.errors import SynclineError
     from syncline.finding import Finding
     from syncline.mapping import Facts
@@ -40,6 +41,7 @@ __all__ = [
     "SOURCE_OLDER",
     "Again",
     "Capture",
+    "Digesting",
     "Identity",
     "LoadProgress",
     "Point",
@@ -303,3 +305,23 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of what :meth:`lag` keeps."""
+
+
+@runtime_checkable
+class Digesting(Protocol):
+    """A source that computes digests where its rows are: an optional capability of a :class:`Source`. Raises as
+    :meth:`Source.rows`."""
+
+    def digested(self, info: TableInfo, point: Point, buckets: Buckets) -> tuple[TableSchema, pa.Table] | None:
+        """The columns as they are captured, and the digests of the table's rows at the point, as
+        :func:`syncline.digests.digests` gives them; None if a column can't be hashed."""
+
+    def chosen(
+        self,
+        info: TableInfo,
+        point: Point,
+        chosen: Chosen,
+        stop: threading.Event,
+        progress: Callable[[LoadProgress], None],
+    ) -> Iterator[Batch]:
+        """As :meth:`Source.rows`, of some buckets, and of any version."""

@@ -12,6 +12,7 @@ import psycopg
 import pyarrow as pa
 
 from syncline.capture import SOURCE_OLDER, Again, Identity, LoadProgress, Point, Pressure, Seen, Stream
+from syncline.capture.digests import chosen_in, digested
 from syncline.capture.facts import table_facts
 from syncline.capture.heal import read_rows
 from syncline.capture.outbox.expand import EventParking
@@ -40,6 +41,7 @@ from syncline.capture.source import SourceConfig, connect, translated
 from syncline.capture.tables import TableInfo, catalogue_mark, matching_tables
 from syncline.capture.wal import WalCapture, emit_progress
 from syncline.change import Batch, TableSchema
+from syncline.digests import Buckets, Chosen
 from syncline.errors import Gap, SynclineError
 from syncline.finding import Finding
 from syncline.mapping import Facts
@@ -102,6 +104,19 @@ class PostgresTables:
         progress: Callable[[LoadProgress], None],
     ) -> Iterator[Batch]:
         return read_table(self._settings, info, point.snapshot, version, stop, progress)
+
+    def digested(self, info: TableInfo, point: Point, buckets: Buckets) -> tuple[TableSchema, pa.Table] | None:
+        return digested(self._settings, info, point.snapshot, buckets)
+
+    def chosen(
+        self,
+        info: TableInfo,
+        point: Point,
+        chosen: Chosen,
+        stop: threading.Event,
+        progress: Callable[[LoadProgress], None],
+    ) -> Iterator[Batch]:
+        return chosen_in(self._settings, info, point.snapshot, chosen, stop, progress)
 
     def heal(
         self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event

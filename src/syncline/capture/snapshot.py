@@ -32,7 +32,7 @@ from syncline.change import Batch, Entry, Item, Loaded, Marker, Truncate
 from syncline.errors import Damaged, Gap, Misconfigured, Unavailable
 from syncline.pgvalues.pgtypes import binary_exact
 
-__all__ = ["Load", "Rewritten", "consistent_point", "load", "read_table", "unframed"]
+__all__ = ["Load", "Rewritten", "TableReader", "consistent_point", "load", "read_table", "unframed"]
 
 _COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 _COPY_HEADER = 19
@@ -178,12 +178,10 @@ def read_table(
     progress: Callable[[LoadProgress], None],
 ) -> Iterator[Batch]:
     """All rows of one table, leaf by leaf, chunk by chunk of its heap (Guarantee 10), one chunk read ahead."""
-    leaves = [(leaf.oid, leaf.sql_name, leaf.heap_bytes) for leaf in info.partition_leaves]
-    if info.relkind == "r":
-        leaves = [(info.oid, info.sql_name, info.heap_bytes)]
+    leaves = TableReader.leaves(info)
     total = sum(size for _, _, size in leaves)
     rows = done = 0
-    reader = _Reader(config, info, snapshot)
+    reader = TableReader(config, info, snapshot)
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
             spans, gathered = deque(reader.spans(leaves)), _Gathered()
@@ -245,7 +243,7 @@ def unframed(rows: list[bytes], where: str) -> list[bytes]:
     return rows
 
 
-class _Reader:
+class TableReader:
     """Reads one table under a snapshot with COPY, in the binary format."""
 
     def __init__(self, config: PostgresSettings, info: TableInfo, snapshot: str) -> None:
@@ -255,13 +253,20 @@ class _Reader:
         self._connection = connect_plain(config.replication, timeout_s=config.connect_timeout_s)
         with self._cursor() as cursor:
             cursor.execute(_PATIENT)
-        names, self._filter = self._published()
+        names, self.filter = self._published()
         self.schema = table_schema(info, names)
-        self._columns = [c for s in self.schema.columns if (c := info.column(s.name)) is not None]
-        self._binary = [binary_exact(c.type_oid, c.typmod) for c in self._columns]
+        self.columns = [c for s in self.schema.columns if (c := info.column(s.name)) is not None]
+        self._binary = [binary_exact(c.type_oid, c.typmod) for c in self.columns]
 
     def close(self) -> None:
         self._connection.close()
+
+    @staticmethod
+    def leaves(info: TableInfo) -> list[tuple[int, str, int]]:
+        """Oid, name as SQL, and bytes of the heap of each table that holds rows of this one."""
+        if info.relkind == "r":
+            return [(info.oid, info.sql_name, info.heap_bytes)]
+        return [(leaf.oid, leaf.sql_name, leaf.heap_bytes) for leaf in info.partition_leaves]
 
     def spans(self, leaves: Sequence[tuple[int, str, int]]) -> Iterator[_Span]:
         """Pieces of about ``load_chunk_bytes`` with what TOAST holds for them."""
@@ -278,19 +283,26 @@ class _Reader:
                 yield _Span(oid, name, start, end, min(step, max(0, blocks - start)) * block)
 
     def copy(self, span: _Span) -> list[bytes]:
-        """The raw rows of one span, in a transaction of its own, so that no table lock outlives it."""
+        """The raw rows of one span."""
+        return self.copied(span.oid, self._statement(span))
+
+    def copied(self, oid: int, statement: str, settings: Sequence[str] = ()) -> list[bytes]:
+        """The raw rows that a COPY of the leaf ``oid`` gives, in a transaction of its own, so that no table lock
+        outlives it."""
         sink = _Rows()
         with self._cursor() as cursor:
             cursor.execute("begin isolation level repeatable read, read only")
             try:
                 cursor.execute(f"set transaction snapshot '{self._snapshot}'; set local row_security = off")
+                for setting in settings:
+                    cursor.execute(setting)
             except _SNAPSHOT_GONE as error:
                 raise _snapshot_gone(self._config) from error
             try:
-                cursor.copy_expert(self._statement(span), sink)
+                cursor.copy_expert(statement, sink)
             except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
                 raise Unavailable(f"Table {self._info.qualified} changed its shape while it was read.") from error
-            cursor.execute("select relfilenode = pg_relation_filenode(oid) from pg_class where oid = %s", [span.oid])
+            cursor.execute("select relfilenode = pg_relation_filenode(oid) from pg_class where oid = %s", [oid])
             same = cursor.fetchone()
             cursor.execute("commit")
         if same is None or not same[0]:
@@ -299,22 +311,30 @@ class _Reader:
 
     def decoded(self, rows: list[bytes], version: int, first_ordinal: int) -> Batch:
         """The batch of raw COPY rows."""
-        oids = [(c.base_type_oid, c.base_typmod) for c in self._columns]
+        oids = [(c.base_type_oid, c.base_typmod) for c in self.columns]
         return decode_copy(
             self.schema, oids, rows, self._binary, version=version, commit_time=0, first_ordinal=first_ordinal
         )
+
+    def selected(self, *alias: str) -> str:
+        """The columns as they are copied."""
+        columns = sql.SQL(", ").join(
+            sql.Identifier(*alias, c.name) if exact else printed(sql.Identifier(*alias, c.name))
+            for c, exact in zip(self.columns, self._binary, strict=True)
+        )
+        return columns.as_string(None)
+
+    def cancel(self) -> None:
+        """End what runs, from another thread."""
+        self._connection.cancel()
 
     def _cursor(self) -> Any:
         return _cursor(self._connection, self._config.replication)
 
     def _statement(self, span: _Span) -> str:
-        columns = sql.SQL(", ").join(
-            sql.Identifier(c.name) if exact else printed(sql.Identifier(c.name))
-            for c, exact in zip(self._columns, self._binary, strict=True)
-        )
         upper = f" and ctid < '({span.end},0)'" if span.end is not None else ""
-        where = f"ctid >= '({span.start},0)'{upper}{self._filter}"
-        return f"copy (select {columns.as_string(None)} from only {span.name} where {where}) to stdout (format binary)"
+        where = f"ctid >= '({span.start},0)'{upper}{self.filter}"
+        return f"copy (select {self.selected()} from only {span.name} where {where}) to stdout (format binary)"
 
     def _published(self) -> tuple[list[str] | None, str]:
         """Column list and row filter of the publication: what they leave out must not come in by the load (rule 22)."""

@@ -28,6 +28,9 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
     show_keys: Annotated[bool, typer.Option("--show-keys", help="Name the keys of some rows that differ.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read every row, also where digests say that rows are equal.")
+    ] = False,
 ) -> None:
     """Compare sources and targets by content; rows in flight are no differences.
 
@@ -40,7 +43,7 @@ def verify(
     chosen("target", target, config.targets)
     names = [name if "." in name else f"public.{name}" for name in tables or ()]
     with RowBars(talk) as bars:
-        report = compare(config, names, target, bars.show, engine=SyncService, talk=talk.print)
+        report = compare(config, names, target, bars.show, engine=SyncService, talk=talk.print, full=full)
     if as_json:
         print_json(report.to_dict(show_keys=show_keys))
     else:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # a store's own process may have no use for them
     import pyarrow as pa
 
     from syncline.change import Cursor, TableSchema
+    from syncline.digests import Chosen
 
 __all__ = [
     "FROM_KEY",
@@ -23,6 +24,7 @@ __all__ = [
     "UNCHANGED",
     "VERSION",
     "BackingUp",
+    "Choosing",
     "CopyReader",
     "Exporting",
     "Folded",
@@ -198,6 +200,18 @@ class CopyReader(Protocol):
 
     def close(self) -> None:
         """Release everything. Idempotent."""
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A reader that finds some rows of a table without reading all of it: an optional capability of a
+    :class:`CopyReader`."""
+
+    def spread(self, schema: TableSchema) -> tuple[int, int | None, int | None]:
+        """About how many rows the table has, and the least and the greatest key if that is one integer (else None)."""
+
+    def chosen(self, schema: TableSchema, chosen: Chosen) -> Iterator[pa.RecordBatch]:
+        """As :meth:`CopyReader.scan`, of some buckets that are ranges of the key."""
 
 
 @runtime_checkable

@@ -25,14 +25,14 @@ from syncline.logs import logger
 from syncline.mapping import TargetMapping
 from syncline.verify.point import Engine, engine_running, reach
 from syncline.verify.report import KINDS, Report, TableReport
-from syncline.verify.table import Copy, Outcome, Point, Progress, Suspects, compare_table
+from syncline.verify.table import Copy, Outcome, Point, Progress, compare_table
 
 __all__ = ["verify"]
 
 _log = logger()
 _ATTEMPTS = 5
 # Before the second look: what was differing in flight has arrived by then.
-_AGAIN_S = 2.0
+_AGAIN_S = 1.0
 _SETTLE_S = 30.0
 
 
@@ -44,12 +44,13 @@ def verify(
     *,
     engine: type[Engine] | None = None,
     talk: Callable[[str], None] | None = None,
+    full: bool = False,
 ) -> Report:
     """Compare the monitored tables (or those named, ``namespace.table``) with their copies (or the one named).
 
     ``progress`` hears a table, the rows read of it, and about how many there are. ``engine`` is run until the targets
-    are up to date when no engine runs; None then raises. Tables that can't be captured are in the report as left out,
-    with the reason.
+    are up to date when no engine runs; None then raises. ``full`` reads every row, whatever digests say. Tables that
+    can't be captured are in the report as left out, with the reason.
 
     Raises:
         Misconfigured: a name is unknown, or a target can't be read from here.
@@ -57,13 +58,13 @@ def verify(
         Gap: a table is rewritten again and again while it is read, or our own engine met a gap.
     """
     began = time.monotonic()
-    run = _Run(config, tuple(tables), target, progress or _silent, talk or _log.info)
+    run = _Run(config, tuple(tables), target, progress or _silent, talk or _log.info, full)
     run.refuse_unknown()
     with engine_running(config, engine, run.talk, target) as check:
         found = run.look(check, None)
         deadline = time.monotonic() + _SETTLE_S
         run.settle(check, found, {}, deadline)
-        suspects = {key: one.suspects for key, one in found.items() if one.report.differences}
+        suspects = {key: one for key, one in found.items() if one.report.differences}
         if suspects:
             time.sleep(_AGAIN_S)
             found |= run.look(check, suspects)
@@ -82,13 +83,13 @@ def _not_compared(key: _Key, state: str) -> tuple[_Key, Outcome]:
     return key, Outcome(TableReport(*key, state=state), {})
 
 
-def _outcome(info: TableInfo, point: Point, copy: Copy, suspects: Suspects | None) -> Outcome | None:
+def _outcome(info: TableInfo, point: Point, copy: Copy, before: Outcome | None) -> Outcome | None:
     """What a comparison finds; None if the table was rewritten while it was read."""
     loading = _not_compared((copy.source, copy.target, info.qualified), "loading")[1]
     if _loading(copy, info.qualified):
         return loading
     try:
-        outcome = compare_table(info, point, copy, suspects)
+        outcome = compare_table(info, point, copy, before)
     except Rewritten:
         return None
     differs = outcome.report.differences
@@ -109,6 +110,11 @@ def _altered(copy: Copy, info: TableInfo) -> bool:
     return known is not None and reshaped(known.shape, info.shape)
 
 
+def _everything(outcome: Outcome) -> Outcome:
+    """For a look at which every row counts."""
+    return Outcome(outcome.report, dict.fromkeys(KINDS))
+
+
 @dataclass(frozen=True, slots=True)
 class _Pair:
     """A source, a target that follows it, and what that makes of its tables."""
@@ -127,6 +133,7 @@ class _Run:
     target: str | None
     progress: Progress
     talk: Callable[[str], None]
+    full: bool
 
     def refuse_unknown(self) -> None:
         """Raise ``Misconfigured`` if there is no target, or if one or a table is named that there is not."""
@@ -144,7 +151,7 @@ class _Run:
                 f"No table that is captured is called {', '.join(unknown)}.", remedy=hint(unknown[0], sorted(known))
             )
 
-    def look(self, check: Callable[[], None], suspects: dict[_Key, Suspects] | None) -> dict[_Key, Outcome]:
+    def look(self, check: Callable[[], None], suspects: dict[_Key, Outcome] | None) -> dict[_Key, Outcome]:
         """Compare everything; on a second look only the tables with suspects."""
         found: dict[_Key, Outcome] = {}
         for source in self.config.sources:
@@ -164,23 +171,22 @@ class _Run:
         self,
         check: Callable[[], None],
         found: dict[_Key, Outcome],
-        suspects: dict[_Key, Suspects],
+        suspects: dict[_Key, Outcome],
         deadline: float,
     ) -> None:
         """Look again at tables that are being loaded, or whose columns differ: both pass when an ALTER was made."""
-        everything: Suspects = dict.fromkeys(KINDS)
         while time.monotonic() < deadline:
             unsettled = [k for k, one in found.items() if one.report.state == "loading" or one.report.columns]
             if not unsettled:
                 return
             time.sleep(1.0)
-            found |= self.look(check, {key: suspects.get(key, everything) for key in unsettled})
+            found |= self.look(check, {key: suspects.get(key, _everything(found[key])) for key in unsettled})
 
     def _targets(self, source: str) -> list[str]:
         followers = [t for t in self.config.targets if source in self.config.followed_by(t)]
         return [t for t in followers if self.target in (None, t)]
 
-    def _chosen(self, key: _Key, suspects: dict[_Key, Suspects] | None) -> bool:
+    def _chosen(self, key: _Key, suspects: dict[_Key, Outcome] | None) -> bool:
         return key in suspects if suspects is not None else not self.wanted or key[2] in self.wanted
 
     def _captured(self, source: str) -> Captured:
@@ -191,7 +197,7 @@ class _Run:
         pair: _Pair,
         infos: Sequence[TableInfo],
         check: Callable[[], None],
-        suspects: dict[_Key, Suspects],
+        suspects: dict[_Key, Outcome],
     ) -> Iterator[tuple[_Key, Outcome]]:
         """Tables of one source at one target, all at one point; those rewritten meanwhile once more, at another."""
         source, target = pair.source, pair.target
@@ -220,7 +226,7 @@ class _Run:
         pair: _Pair,
         infos: Sequence[TableInfo],
         check: Callable[[], None],
-        suspects: dict[_Key, Suspects],
+        suspects: dict[_Key, Outcome],
     ) -> Iterator[tuple[TableInfo, Outcome | None]]:
         source, target = pair.source, pair.target
         looked = self.config.source(source)
@@ -228,7 +234,7 @@ class _Run:
             cursor, reader = reach(looked, source, (target, self.config.targets[target]), at.reached, check)
             with closing(reader):
                 parked, gaps = self._set_aside(source, target)
-                copy = Copy(source, target, reader, pair.mapping, self.config.log, parked, gaps)
+                copy = Copy(source, target, reader, pair.mapping, self.config.log, parked, gaps, self.full)
                 point = Point(looked, at, cursor.base + at.number, self.progress)
                 paused = self._paused(source, target)
                 for info in infos:

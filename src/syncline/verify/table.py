@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,18 @@ import numpy as np
 import pyarrow as pa
 
 from syncline.apply.keys import key_bytes, key_hashes
-from syncline.capture import LoadProgress, Source
+from syncline.capture import Digesting, LoadProgress, Source
 from syncline.capture import Point as Place
 from syncline.capture.schema import table_schema
 from syncline.capture.tables import TableInfo
-from syncline.change import TableSchema
+from syncline.change import Batch, TableSchema
 from syncline.config import LogConfig
+from syncline.digests import Chosen
 from syncline.errors import Rejected
 from syncline.log.embedded import EmbeddedLog
 from syncline.mapping import MappedTable, TargetMapping
 from syncline.stores import CopyReader
+from syncline.verify.digest import equal_buckets, stored_in
 from syncline.verify.exact import INEXACT, comparable, comparable_fields, exact_rows
 from syncline.verify.pairing import VERSION, Bounds, Side, pair
 from syncline.verify.report import EXAMPLES, KINDS, TableReport
@@ -51,7 +53,7 @@ class Point:
 @dataclass(frozen=True, slots=True)
 class Copy:
     """The target behind the point, and what it makes of tables. ``parked`` are hashes of keys by table, ``gaps`` names
-    of tables ('': all)."""
+    of tables ('': all). ``full``: every row is read, whatever digests say."""
 
     source: str
     target: str
@@ -60,18 +62,23 @@ class Copy:
     log: LogConfig
     parked: Mapping[str, frozenset[bytes]]
     gaps: frozenset[str]
+    full: bool = False
 
 
 @dataclass(slots=True)
 class Outcome:
-    """The report of one table, and what a second look at it should confirm."""
+    """The report of one table, and what a second look at it should confirm; ``chosen`` are the buckets in which that
+    is, None if they are not known."""
 
     report: TableReport
     suspects: Suspects
+    chosen: Chosen | None = None
 
 
-def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects | None) -> Outcome:
-    """Compare one table; on a second look (``suspects``) only rows that differed before count.
+def compare_table(info: TableInfo, point: Point, copy: Copy, before: Outcome | None) -> Outcome:
+    """Compare one table; on a second look only rows that differed ``before`` count.
+
+    Where both sides compute digests, rows are read only of the buckets whose digests differ.
 
     Raises:
         Rewritten: the table was truncated or rewritten while it was read.
@@ -80,21 +87,45 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
     report = TableReport(copy.source, copy.target, info.qualified)
     report.state = "gap" if copy.gaps & {"", info.qualified} else "compared"
     outcome = Outcome(report, {kind: frozenset() for kind in KINDS})
+    if before is not None and before.chosen is not None:
+        outcome.chosen = before.chosen
+        report.rows = before.report.rows
+    else:
+
+        def told(rows: int) -> None:
+            point.progress(info.qualified, rows, max(info.estimated_rows, rows))
+
+        equal = None if copy.full else equal_buckets(point.source, info, point.place, copy.reader, copy.mapping, told)
+        if equal is not None and equal.newest <= _greatest(copy):
+            outcome.chosen = equal.chosen
+            report.rows = equal.rows
+    if outcome.chosen is None or len(outcome.chosen.numbers):
+        _compare_rows(info, point, copy, outcome, before.suspects if before is not None else None)
+    return outcome
+
+
+def _compare_rows(info: TableInfo, point: Point, copy: Copy, outcome: Outcome, suspects: Suspects | None) -> None:
+    """Read both sides, or what the chosen buckets hold of them, and count what differs."""
+    report = outcome.report
     buckets = min(_MAX_BUCKETS, 1 + info.size_bytes // _BUCKET_BYTES)
     recorded = copy.reader.recorded(info.qualified)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="syncline-verify-")))
-        reading = _Source(folder, info, point, buckets, recorded, copy.mapping)
+        reading = _Source(folder, info, point, buckets, recorded, copy.mapping, outcome.chosen)
         left = stack.enter_context(closing(reading.side()))
-        report.rows, schema = left.rows + reading.refused_rows, reading.schema
+        schema = reading.schema
+        if outcome.chosen is None:
+            report.rows = left.rows + reading.refused_rows
         columns, report.columns = _shared(schema, recorded or schema)
         names = [c.name for c in schema.key]
         if not set(names) <= set(columns):
-            return outcome
+            return
         right = _side(folder / "target", recorded or schema, reading.made, names, buckets, (VERSION, pa.int64()))
         stack.enter_context(closing(right))
         if recorded is not None:
-            for batch in copy.reader.scan(recorded):
+            chosen = outcome.chosen
+            stored = copy.reader.scan(recorded) if chosen is None else stored_in(copy.reader, recorded, chosen)
+            for batch in stored:
                 right.add(comparable(exact_rows(_versioned(batch), recorded), recorded, reading.made, source=False))
         right.finish()
         bounds = _bounds(copy, schema, recorded, point.version)
@@ -105,7 +136,12 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, suspects: Suspects 
             _count(outcome, (in_flight, found), suspects, parked)
         for keys in reading.refused:  # what can't be mapped has to be parked; else it is missing
             _count(outcome, (0, {"missing": pa.Table.from_batches([keys])}), suspects, parked)
-    return outcome
+
+
+def _greatest(copy: Copy) -> int:
+    """The greatest version that a row can have, read behind the rows (correctness rule 4)."""
+    cursor, log = copy.reader.cursor(copy.source), EmbeddedLog.peek(copy.log, copy.source)
+    return max(cursor.version if cursor else 0, log.max_version if log else 0)
 
 
 class _Source:
@@ -121,12 +157,14 @@ class _Source:
         buckets: int,
         recorded: TableSchema | None,
         mapping: TargetMapping,
+        chosen: Chosen | None,
     ) -> None:
         self._folder = folder / "source"
         self._info = info
         self._point = point
         self._buckets = buckets
         self._mapping = mapping
+        self._chosen = chosen
         # What an empty table publishes can't be told apart from what it has: trust what the copy was told.
         mapped = mapping.table(table_schema(info))
         self.schema, self.made = recorded or mapped.schema, _made(mapped)
@@ -142,7 +180,7 @@ class _Source:
 
     def side(self) -> Side:
         side: Side | None = None
-        for batch in self._point.source.rows(self._info, self._point.place, 0, threading.Event(), self._tell):
+        for batch in self._batches():
             mapped = self._mapping.table(batch.schema)
             if side is None:
                 self.schema, self.made = mapped.schema, _made(mapped)
@@ -152,6 +190,13 @@ class _Source:
         side = side or self._open()
         side.finish()
         return side
+
+    def _batches(self) -> Iterator[Batch]:
+        source, place, stop = self._point.source, self._point.place, threading.Event()
+        if self._chosen is None:
+            return source.rows(self._info, place, 0, stop, self._tell)
+        assert isinstance(source, Digesting)
+        return source.chosen(self._info, place, self._chosen, stop, _silent)
 
     def _mapped(self, rows: pa.RecordBatch, mapped: MappedTable) -> pa.RecordBatch:
         """What the target should hold of the rows."""
@@ -173,6 +218,10 @@ class _Source:
 
     def _tell(self, loaded: LoadProgress) -> None:
         self._point.progress(loaded.table, loaded.rows, max(self._info.estimated_rows, loaded.rows))
+
+
+def _silent(loaded: LoadProgress) -> None:
+    """Reading a few buckets: the table's progress was told with their digests."""
 
 
 def _made(mapped: MappedTable) -> dict[str, str]:
@@ -224,9 +273,7 @@ def _bounds(copy: Copy, schema: TableSchema, recorded: TableSchema | None, versi
     columns = [buried.column(c.name) for c in schema.key]
     keys = key_bytes([c.chunk(0) for c in columns]) if buried.num_rows else nothing
     truncated, horizon = copy.reader.swept(recorded.qualified)
-    cursor, log = copy.reader.cursor(copy.source), EmbeddedLog.peek(copy.log, copy.source)
-    greatest = max(cursor.version if cursor else 0, log.max_version if log else 0)
-    return Bounds(version, greatest, keys, emptied=max(truncated, horizon) >= version)
+    return Bounds(version, _greatest(copy), keys, emptied=max(truncated, horizon) >= version)
 
 
 def _count(

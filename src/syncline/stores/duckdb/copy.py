@@ -9,6 +9,7 @@ import msgspec
 import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
+from syncline.digests import Chosen, whole_key
 from syncline.stores.duckdb.database import DuckDBConfig
 from syncline.stores.duckdb.door import open_reader
 from syncline.stores.duckdb.sql import VERSION_COLUMN, Statements, literal, quote
@@ -57,6 +58,19 @@ class DuckDBCopy:
     def swept(self, table: str) -> tuple[int, int]:
         found = self._reader.query(f"select truncated, horizon from syncline.tables where name = {literal(table)}")
         return (found["truncated"][0].as_py(), found["horizon"][0].as_py()) if found.num_rows else (0, 0)
+
+    def spread(self, schema: TableSchema) -> tuple[int, int | None, int | None]:
+        position = whole_key(schema)
+        key = "null" if position is None else quote(schema.columns[position].name)
+        found = self._reader.query(
+            f"select count(*) as n, min({key})::BIGINT as l, max({key})::BIGINT as g from {Statements(schema).target}"
+        )
+        rows, least, greatest = (found.column(name)[0].as_py() for name in ("n", "l", "g"))
+        return rows, least, greatest
+
+    def chosen(self, schema: TableSchema, chosen: Chosen) -> Iterator[pa.RecordBatch]:
+        for batch in self._reader.batches(Statements(schema).chosen(chosen)):
+            yield as_contract(schema, batch)
 
     def close(self) -> None:
         self._reader.close()

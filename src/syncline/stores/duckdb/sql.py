@@ -14,6 +14,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from syncline.change import Column, TableSchema, arrow_type
+from syncline.digests import Chosen
 from syncline.errors import Misconfigured
 from syncline.shape import Rows
 
@@ -325,3 +326,9 @@ class Statements:
         if keys is not None:
             conditions.append(f"exists (select 1 from {keys} as i where {self._match('t', self.key_values())})")
         return f"{source}{' where ' if conditions else ''}{' and '.join(conditions)}"
+
+    def chosen(self, chosen: Chosen) -> str:
+        """As :meth:`select`, of the rows in some ranges of the key."""
+        key = f"t.{quote(self.schema.key[0].name)}::BIGINT >> {chosen.buckets.shift}"
+        numbers = ", ".join(map(str, chosen.numbers.to_pylist())) or "null"
+        return f"{self.select()} {'and' if self.mark else 'where'} ({key}) in ({numbers})"
