@@ -329,6 +329,8 @@ class Entry:
     - ``incarnation``: the source incarnation (correctness rule 1), part of every event id.
     - ``commit_time``: of the last transaction, microseconds since 1970; 0 for markers.
     - ``targets``: names of the targets it is for; None means all.
+    - ``origin``: who wrote it where it was captured, '' for the applications there: a PostgreSQL replication origin by
+      its name, or the source of an application's event (correctness rule 28). One entry has one origin.
     """
 
     items: tuple[Item, ...]
@@ -338,6 +340,7 @@ class Entry:
     commit_time: int = 0
     targets: tuple[str, ...] | None = None
     part: Part | None = None
+    origin: str = ""
 
     @cached_property
     def rows(self) -> int:

@@ -37,6 +37,7 @@ class _Head(msgspec.Struct, omit_defaults=True):
     commit_time: int = 0
     targets: tuple[str, ...] | None = None
     part: tuple[int, bool] | None = None
+    origin: str = ""
 
 
 # Compressing on Arrow's thread pool costs half as much processor time again, and many times as much for a few rows.
@@ -116,9 +117,9 @@ def encode_entry(entry: Entry) -> tuple[bytes, bytes]:
             case Marker():
                 heads.append(_ItemHead("marker", note=_marker_note(item)))
     part = (entry.part.index, entry.part.last) if entry.part else None
-    encoded = _head_encoder.encode(
-        _Head(WIRE_FORMAT, heads, entry.place, entry.through, entry.incarnation, entry.commit_time, entry.targets, part)
-    )
+    head = _Head(WIRE_FORMAT, heads, entry.place, entry.through, entry.incarnation, entry.commit_time, entry.targets)
+    head.part, head.origin = part, entry.origin
+    encoded = _head_encoder.encode(head)
     return encoded, bodies[0].to_pybytes() if len(bodies) == 1 else b"".join(bodies)
 
 
@@ -175,4 +176,5 @@ def decode_entry(head: bytes, body: bytes) -> Entry:
         parsed.commit_time,
         parsed.targets,
         Part(*parsed.part) if parsed.part else None,
+        parsed.origin,
     )

@@ -32,6 +32,10 @@ def insert(oid: int, value: int) -> bytes:
     return b"I" + struct.pack(">I", oid) + b"N" + struct.pack(">H", 1) + b"t" + struct.pack(">I", 8) + b"%08d" % value
 
 
+def origin(name: str) -> bytes:
+    return b"O" + struct.pack(">Q", 7) + name.encode() + b"\0"
+
+
 def truncate(*oids: int) -> bytes:
     return b"T" + struct.pack(">IB", len(oids), 0) + b"".join(struct.pack(">I", oid) for oid in oids)
 
@@ -52,7 +56,8 @@ def fed(messages: list[bytes], limit: int = 1 << 20, *, take_every: int = 0) -> 
                 append = None
             continue
         append = None
-        assembler.control(message)
+        if before := assembler.control(message):
+            chunks.append(before)
         if message[:1] == b"C":
             commits += 1
             if assembler.chunk.part is not None or (take_every and commits % take_every == 0):
@@ -84,6 +89,8 @@ def streams(draw: st.DrawFn) -> tuple[list[bytes], list[tuple[int, int, int]]]:
     for number in range(draw(st.integers(1, 6))):
         lsn = 100 * (number + 1)
         messages.append(begin(lsn))
+        if name := draw(st.sampled_from(["", "one", "other"])):
+            messages.append(origin(name))
         for oid in draw(st.lists(st.sampled_from(TABLES), max_size=12)):
             value += 1
             messages.append(insert(oid, value))
@@ -116,6 +123,22 @@ def test_parts_of_a_transaction_are_consecutive_and_only_the_last_moves_the_plac
         assert bool(chunk.place) == chunk.last
         due = 0 if chunk.last else due + 1
     assert due == 0
+
+
+@given(streams(), st.sampled_from([40, 100, 1 << 20]), st.integers(0, 3))
+def test_what_one_chunk_holds_is_of_one_origin_and_says_which(
+    stream: tuple[list[bytes], list[tuple[int, int, int]]], limit: int, take_every: int
+) -> None:
+    origins: dict[int, str] = {}
+    for message in stream[0]:
+        if message[:1] == b"B":
+            (lsn,) = struct.unpack(">Q", message[1:9])
+            origins[lsn] = ""
+        elif message[:1] == b"O":
+            origins[lsn] = message[9:-1].decode()
+    for chunk in fed(stream[0], limit, take_every=take_every):
+        lsns = {run.version for item in chunk.items if isinstance(item, Group) for run in item.runs}
+        assert {origins[lsn] for lsn in lsns} <= {chunk.origin}
 
 
 def test_ordinals_count_the_changes_of_a_transaction_over_tables_and_parts() -> None:

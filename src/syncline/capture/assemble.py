@@ -57,7 +57,7 @@ class Chunk:
     """Whole transactions as grouped raw messages, or one part of a large transaction.
 
     ``place`` is the end of the last commit in it, 0 for a part that is not the last. ``part`` is None for whole
-    transactions.
+    transactions. ``origin`` is the name of the replication origin of all of them, '' without one.
     """
 
     items: list[Group | Truncation] = field(default_factory=list)
@@ -66,6 +66,7 @@ class Chunk:
     nbytes: int = 0
     part: int | None = None
     last: bool = True
+    origin: str = ""
 
     @property
     def rows(self) -> int:
@@ -114,15 +115,17 @@ class Assembler:
         self._active, self._active_start = group, len(group.payloads)
         return group.payloads.append
 
-    def control(self, payload: bytes) -> None:
-        """Take a message that is not a row.
+    def control(self, payload: bytes) -> Chunk | None:
+        """Take a message that is not a row. Returns the whole transactions before the one that has just begun, where
+        they are of another origin: an entry has one.
 
         Raises:
             Damaged: it is malformed, unknown, or out of order.
         """
         self._close_run()
-        kind = payload[0]
+        kind, before = payload[0], None
         if kind == _BEGIN:
+            before = self.take() if self.chunk.origin else None
             self._begin, self._ordinal, self._part, self.in_transaction = parse_begin(payload), 0, 0, True
         elif kind == _COMMIT:
             self._commit(payload)
@@ -133,11 +136,13 @@ class Assembler:
         elif kind == _MESSAGE:
             parse_message(payload)  # ours only move the place, at their commit
         elif kind == _ORIGIN:
-            parse_origin(payload)
+            before = self.take() if self.chunk.place else None  # it stands right behind BEGIN
+            self.chunk.origin = parse_origin(payload).name
         elif kind == _TYPE:
             parse_type(payload)
         else:
             raise Damaged(f"Message kind {chr(kind)!r} is not part of the protocol that was asked for.")
+        return before
 
     def cut(self) -> list[Chunk]:
         """The chunk is full inside a transaction: whole transactions before it (if any), then a part of it."""
@@ -150,9 +155,10 @@ class Assembler:
             done.append(self.chunk)
         else:
             part.items = self.chunk.items
-        part.nbytes = self._limit - self.room
+        part.nbytes, part.origin = self._limit - self.room, self.chunk.origin
         self._part += 1
         self._fresh()
+        self.chunk.origin = part.origin
         return [*done, part]
 
     def take(self) -> Chunk:

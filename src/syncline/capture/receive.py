@@ -35,6 +35,10 @@ _NAP_S = 0.002
 _LOCAL_WINDOW_BYTES = 64 * 1024
 
 
+def _go_together(one: Chunk, other: Chunk) -> bool:
+    return one.part is None and other.part is None and one.origin == other.origin
+
+
 class Mailbox:
     """Chunks on their way from the receiver to the decoder, bounded in bytes (Guarantee 10)."""
 
@@ -60,7 +64,8 @@ class Mailbox:
         return self._closed or not self._bytes or self._bytes + chunk.nbytes <= self._max_bytes
 
     def take(self, max_bytes: int) -> list[Chunk]:
-        """Wait for chunks, then all that are there up to ``max_bytes`` (a part comes alone). Empty after close.
+        """Wait for chunks, then all of one origin that are there up to ``max_bytes`` (a part comes alone). Empty after
+        close.
 
         Raises:
             SynclineError: the receiver failed; everything it had received before has been taken.
@@ -73,7 +78,7 @@ class Mailbox:
                 raise self._error
             taken = [self._chunks.popleft()]
             size = taken[0].nbytes
-            while self._chunks and taken[-1].part is None and self._chunks[0].part is None:
+            while self._chunks and _go_together(taken[-1], self._chunks[0]):
                 size += self._chunks[0].nbytes
                 if size > max_bytes:
                     size -= self._chunks[0].nbytes
@@ -201,7 +206,8 @@ class Receiver:
             else:
                 assembler.room = room
                 self._last_start = message.data_start
-                assembler.control(payload)
+                if before := assembler.control(payload):
+                    self._post(before)
                 if assembler.complete:
                     self._boundary()
             head, room = b"", assembler.room

@@ -148,6 +148,7 @@ class WalCapture:
                 incarnation=self._incarnation,
                 commit_time=last.commit_time if final else 0,
                 part=Part(self._parts - 1, last.last and final) if in_parts else None,
+                origin=last.origin,
             )
             if last.last and final:
                 self._parts = 0

@@ -92,6 +92,7 @@ def example_entry(
     commit_time: int = _EPOCH_US,
     targets: tuple[str, ...] | None = None,
     part: Part | None = None,
+    origin: str = "",
 ) -> Entry:
     """An entry of ``items``, or of one :func:`example_batch` (``rows``, ``first``, ``version``) when there are none.
 
@@ -106,6 +107,7 @@ def example_entry(
         commit_time,
         targets,
         part,
+        origin,
     )
 
 

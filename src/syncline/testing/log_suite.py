@@ -104,10 +104,11 @@ class LogConformance:
             example_entry(example_batch(2, op=Op.DELETE, version=110), Truncate(schema, 105), version=110),
             example_entry(example_batch(2, op=Op.UPDATE, version=120, unchanged=["note"]), targets=("a", "b")),
             example_entry(example_batch(1, op=Op.REKEY, version=130, old_keys=[77]), incarnation=3, commit_time=5),
+            example_entry(version=135, origin="somebody"),
             example_entry(example_batch(5000, version=140, width=100), version=140),
             Entry((Marker("progress"), Marker("loaded", schema.qualified)), place=150, through=150),
         ]
-        for some in (entries[:1], entries[1:4], entries[4:]):
+        for some in (entries[:1], entries[1:5], entries[5:]):
             log.append(some)
         assert read_all(log) == entries
         assert read_all(log, after=4) == entries[4:]
