@@ -117,9 +117,9 @@ def encode_entry(entry: Entry) -> tuple[bytes, bytes]:
             case Marker():
                 heads.append(_ItemHead("marker", note=_marker_note(item)))
     part = (entry.part.index, entry.part.last) if entry.part else None
-    head = _Head(WIRE_FORMAT, heads, entry.place, entry.through, entry.incarnation, entry.commit_time, entry.targets)
-    head.part, head.origin = part, entry.origin
-    encoded = _head_encoder.encode(head)
+    whole = _Head(WIRE_FORMAT, heads, entry.place, entry.through, entry.incarnation, entry.commit_time, entry.targets)
+    whole.part, whole.origin = part, entry.origin
+    encoded = _head_encoder.encode(whole)
     return encoded, bodies[0].to_pybytes() if len(bodies) == 1 else b"".join(bodies)
 
 
