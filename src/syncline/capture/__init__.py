@@ -57,6 +57,7 @@ SOURCES: dict[str, str] = {
     "triggers": "syncline.capture.triggers.source:TriggerSource",
     "outbox": "syncline.capture.outbox.polled.source:PolledOutboxSource",
     "redis": "syncline.capture.redis.source:RedisSource",
+    "stream": "syncline.capture.stream.source:StreamSource",
 }
 DEFAULT_SOURCE = "postgres"
 
@@ -96,11 +97,14 @@ class Point:
     ``number``: what is read contains every change with a native number (a version less its base) below it, and rows
     read there carry ``number - 1`` (correctness rule 3). ``reached``: a target has everything that can be read there
     once its cursor's ``through`` is at ``base + reached``. ``snapshot`` names the state to :meth:`Source.rows`.
+    ``target`` is the name of the one that it is read for, where changes name their targets
+    (:attr:`SourceSettings.routes`): its rows are those that it was told.
     """
 
     number: int
     reached: int
     snapshot: str
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +244,8 @@ class Source(Protocol):
         ``lost`` hears of a table whose changes can't be captured any more; the stream goes on (Guarantee 8)."""
 
     def park_events(self, parking: EventParking) -> None:
-        """Where the streams put events that are no changes; told before the first :meth:`capture` where the settings
-        have an outbox (:attr:`SourceSettings.events_from`)."""
+        """Where the streams put events that are no changes; told before the first :meth:`capture` where there are
+        events (:attr:`SourceSettings.parks_events`)."""
 
     def record_runs(self, records: RunRecords) -> None:
         """Where runs are recorded and asked for; told before the first :meth:`attach` where the stream is made of them

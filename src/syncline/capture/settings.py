@@ -72,6 +72,7 @@ class SourceSettings(BaseModel):
     heartbeat_s: float = Field(10.0, gt=0, description="How often an idle source is moved on.")
 
     _section: str = PrivateAttr("source")
+    _followers: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def address_of(cls, parts: Mapping[str, str]) -> str:
@@ -81,6 +82,15 @@ class SourceSettings(BaseModel):
     def called(self, section: str) -> None:
         """Say where in the configuration this is: ``source``, or ``sources.<name>``."""
         self._section = section
+
+    def followed_by(self, targets: Mapping[str, str]) -> None:
+        """Say which targets follow it: the type of each, by name."""
+        self._followers.update(targets)
+
+    @property
+    def followers(self) -> Mapping[str, str]:
+        """The targets that follow it, and the type of each."""
+        return self._followers
 
     @property
     def database(self) -> SecretDsn | None:
@@ -106,6 +116,20 @@ class SourceSettings(BaseModel):
     def events_from(self) -> OutboxConfig | None:
         """The outbox whose events tell of tables, None where there is none."""
         return None
+
+    @property
+    def parks_events(self) -> tuple[str, Mapping[str, str]] | None:
+        """Where events that are no changes are parked: as of which table, and the tables by kind of entity whose load
+        settles what is parked of them. None where there are no events."""
+        outbox = self.events_from
+        if outbox is None:
+            return None
+        return outbox.table, {kind: entity.table for kind, entity in outbox.entities.items() if entity is not None}
+
+    @property
+    def routes(self) -> bool:
+        """Whether its changes name their targets, so that each target has rows of its own (:attr:`Point.target`)."""
+        return False
 
     @property
     def makes_runs(self) -> bool:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -64,12 +64,14 @@ _RESTARTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to load, as which versions, for which targets (None: all)."""
+    """What to load, as which versions, for which targets (None: all); ``rows_of`` is the one whose rows they are, where
+    each has its own."""
 
     tables: Sequence[TableInfo]
     base: int
     incarnation: int
     targets: tuple[str, ...] | None = None
+    rows_of: str = ""
 
 
 def load(
@@ -112,7 +114,8 @@ def _load_once(
 
     # Before the point: from here on no partial change may rest on what the table held.
     yield entry(*(Marker("reading", info.qualified) for info in what.tables))
-    with source.point("load", talk) as point:
+    with source.point("load", talk) as found:
+        point = replace(found, target=what.rows_of)
         version = what.base + point.number - 1
         for info in what.tables:
             schema = table_schema(info)

@@ -378,6 +378,7 @@ class Config(BaseModel):
         self._check_places()
         for name, source in self.sources.items():
             source.called("source" if list(self.sources) == ["main"] else f"sources.{name}")
+            source.followed_by({t: c.type for t, c in self.targets.items() if name in self.followed_by(t)})
         return self
 
     def _check_followed(self) -> None:

@@ -322,8 +322,8 @@ def _until(
 def _arrive(service: SyncService, source: Source, look: Callable[[], None] | None = None) -> None:
     """Wait until everything that was changed by now is in the copies."""
     number = source.number()
-    if source.settings.makes_runs:
-        with source.point("verify", lambda _: None) as point:  # behind a run that began now
+    if source.settings.database is None:
+        with source.point("verify", lambda _: None) as point:  # behind a run, or all that is in the stream now
             number = point.number - 1
     source.advance()
 

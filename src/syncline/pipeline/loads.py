@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from syncline.capture import LoadProgress
 from syncline.capture.schema import table_schema
@@ -80,13 +80,20 @@ class Loads:
             old = info.qualified in stale
             takers = {n: loaded for n, loaded in running.items() if self._targets[n].mapping.takes(info.qualified)}
             names = tuple(n for n, loaded in takers.items() if old or self._is_missing(n, info, loaded))
-            if names:
-                wanted.setdefault(names, []).append(info)
+            for some in self._apart(names):
+                wanted.setdefault(some, []).append(info)
         try:
             for names, infos in wanted.items():
                 self._load(infos, names, incarnation)
         finally:
             self.progress.clear()  # a table that was dropped meanwhile is being read no more
+
+    def _apart(self, names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        """The targets that are loaded at once: all of them, but each alone where each has rows of its own."""
+        if self._context.settings.routes:
+            yield from ((name,) for name in names)
+        elif names:
+            yield names
 
     def _is_missing(self, target: str, info: TableInfo, loaded: dict[str, Loaded]) -> bool:
         """Whether a target needs the table read: it never was, or its rows may have changed without a row event."""
@@ -104,8 +111,8 @@ class Loads:
             for info in tables:
                 due = self._due.get(info.qualified, ())
                 names = tuple(n for n, t in self._targets.items() if n in due and t.mapping.takes(info.qualified))
-                if names:
-                    wanted.setdefault(names, []).append(info)
+                for some in self._apart(names):
+                    wanted.setdefault(some, []).append(info)
             if wanted:  # before nothing is due any more: what was requested is at all times due or running
                 self._thread = threading.Thread(
                     target=self._reload, args=(wanted, incarnation), name=f"load-{self._context.name}", daemon=True
@@ -147,7 +154,8 @@ class Loads:
             )
             self._append([Entry(markers, incarnation=incarnation.number, targets=only)])
             return
-        what = Load(tables, incarnation.base, incarnation.number, only)
+        rows_of = names[0] if context.settings.routes else ""
+        what = Load(tables, incarnation.base, incarnation.number, only, rows_of)
         for entry in load(context.source, what, self._stop, context.talk, self._note):
             self._append([entry])
             for item in entry.items:

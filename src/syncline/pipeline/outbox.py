@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,16 +32,16 @@ _LOOK_AGAIN_S = 1.0
 
 
 class ParkedEvents:
-    """The events of one source that are no changes, as dead letters of the outbox; see
-    :class:`~syncline.capture.outbox.expand.EventParking`. Any thread."""
+    """The events of one source that are no changes, as dead letters of the outbox (or stream) ``table``; see
+    :class:`~syncline.capture.outbox.expand.EventParking`. ``kinds`` are the tables of entities. Any thread."""
 
-    def __init__(self, control: ControlSchema, source: str, settings: OutboxConfig) -> None:
+    def __init__(self, control: ControlSchema, source: str, table: str, kinds: Mapping[str, str]) -> None:
         self.lock = threading.RLock()
         self._control = control
         self._source = source
-        self._settings = settings
+        self._kinds = kinds
         self._target = parked_as(source)
-        self._table = settings.table
+        self._table = table
         self._blocked: set[bytes] = set()
         self._look_at = 0.0
 
@@ -66,7 +66,7 @@ class ParkedEvents:
     def settle_table(self, table: str) -> None:
         """A table will be read again, for every target: what is parked of it is of no account, since whatever comes
         behind this rests on the rows that are read."""
-        kinds = {name for name, entity in self._settings.entities.items() if entity and entity.table == table}
+        kinds = {name for name, entity_table in self._kinds.items() if entity_table == table}
         with self.lock:
             for letter in self._control.letters_of(self._source, [self._table], self._table) if kinds else ():
                 if _event(letter)[1] in kinds:

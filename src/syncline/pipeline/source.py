@@ -50,8 +50,8 @@ class SourcePipeline:
         self.targets = self._targets.by_name
         self.loads = Loads(context, self.targets, self._append_beside, self.stopping)
         self._catalogue = Catalogue(context, self.targets, self.loads, self._append_beside)
-        outbox = context.settings.events_from
-        self._parked_events = None if outbox is None else ParkedEvents(context.control, self.name, outbox)
+        parks = context.settings.parks_events
+        self._parked_events = None if parks is None else ParkedEvents(context.control, self.name, *parks)
         if self._parked_events is not None:
             self._source.park_events(self._parked_events)
         self._runs = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from syncline.capture.captured import Captured, captured
 from syncline.capture.snapshot import Rewritten
@@ -235,7 +235,7 @@ class _Run:
             with closing(reader):
                 parked, gaps = self._set_aside(source, target)
                 copy = Copy(source, target, reader, pair.mapping, self.config.log, parked, gaps, self.full)
-                point = Point(looked, at, cursor.base + at.number, self.progress)
+                point = Point(looked, replace(at, target=target), cursor.base + at.number, self.progress)
                 paused = self._paused(source, target)
                 for info in infos:
                     key = (source, target, info.qualified)

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import redis
 from pydantic import SecretStr
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.retry import Retry
 
-from syncline.capture.redis.settings import MembersConfig
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 
-__all__ = ["Connection", "describe", "pool_of"]
+__all__ = ["Connection", "Server", "describe", "pool_of"]
 
 _RIGHTS = ("NOAUTH", "WRONGPASS", "NOPERM")
 _PASSING = ("LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN")
+
+
+class Server(Protocol):
+    """What is known of a server: where it is, and how long its answers may take."""
+
+    @property
+    def url(self) -> SecretStr: ...
+    @property
+    def connect_timeout_s(self) -> float: ...
+    @property
+    def timeout_s(self) -> float: ...
 
 
 def describe(url: SecretStr) -> str:
@@ -30,7 +40,7 @@ def describe(url: SecretStr) -> str:
     return f"{parts.hostname or 'localhost'}:{parts.port or 6379}{parts.path}"
 
 
-def pool_of(config: MembersConfig) -> redis.ConnectionPool:
+def pool_of(config: Server) -> redis.ConnectionPool:
     """Connections as this module needs them: bytes for bytes, and no second try behind our back."""
     pool = redis.ConnectionPool.from_url(
         config.url.get_secret_value(),
@@ -46,7 +56,7 @@ def pool_of(config: MembersConfig) -> redis.ConnectionPool:
 class Connection:
     """Answers as the server gives them: the driver's own conversions cost more than the reading."""
 
-    def __init__(self, config: MembersConfig) -> None:
+    def __init__(self, config: Server) -> None:
         """Connect. Raises ``Unavailable``, ``Misconfigured``."""
         self._config = config
         with self._translated():
@@ -64,6 +74,16 @@ class Connection:
         with self._translated():
             self._connection.send_command(*command)
             return self._connection.read_response()
+
+    def answer(self, *command: Any) -> Any:
+        """The answer to a command that may be refused: then the refusal, but one for want of rights, or that passes."""
+        with self._translated():
+            self._connection.send_command(*command)
+            found = self._answer()
+            refused = isinstance(found, ResponseError)
+            if refused and (isinstance(found, NoPermissionError) or _word(found) in (*_RIGHTS, *_PASSING)):
+                raise found
+            return found
 
     def calls(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one go and return their answers; the first error among them is raised once all are read."""
@@ -110,10 +130,10 @@ class Connection:
             raise translate(error, self._config) from error
 
 
-def translate(error: Exception, config: MembersConfig) -> SynclineError:
+def translate(error: Exception, config: Server) -> SynclineError:
     """The driver's error as one of ours, without the server's words: they can quote keys and values (Guarantee 11)."""
-    server, word = describe(config.url), str(error).partition(" ")[0]
-    if isinstance(error, AuthenticationError) or word in _RIGHTS:
+    server, word = describe(config.url), _word(error)
+    if isinstance(error, (AuthenticationError, NoPermissionError)) or word in _RIGHTS:
         return Misconfigured(
             f"Redis at {server} refuses this user or what it may read.",
             remedy="Correct user and password in url, and give it the commands of docs/captures/redis.md.",
@@ -132,3 +152,8 @@ def translate(error: Exception, config: MembersConfig) -> SynclineError:
             code="SL-REDIS-KIND",
         )
     return Misconfigured(f"Redis at {server} refused a command ({type(error).__name__}).", code="SL-REDIS-REFUSED")
+
+
+def _word(error: Exception) -> str:
+    """The server's code of an error."""
+    return str(error).partition(" ")[0]

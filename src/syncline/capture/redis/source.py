@@ -15,9 +15,9 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from syncline.capture import Again, Identity, LoadProgress, Point, Pressure, Seen, Stream
+from syncline.capture.described import described
 from syncline.capture.outbox.expand import EventParking
 from syncline.capture.redis.connection import Connection, describe
 from syncline.capture.redis.reading import KeyReader
@@ -28,8 +28,8 @@ from syncline.capture.redis.told import LOST, State, Told
 from syncline.capture.runs import RunRecords, Wish
 from syncline.capture.schema import table_schema
 from syncline.capture.settings import SourceSettings
-from syncline.capture.tables import CatalogColumn, TableInfo
-from syncline.change import Batch, Column, Entry, Op, TableSchema, make_batch
+from syncline.capture.tables import TableInfo
+from syncline.change import Batch, Entry, Op, TableSchema, make_batch
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.finding import Finding
 from syncline.mapping import Facts
@@ -38,20 +38,6 @@ __all__ = ["RedisSource"]
 
 Talk = Callable[[str], None]
 
-# PostgreSQL's own numbers of the types, by which all tables are described.
-_OIDS = {
-    "bool": 16,
-    "int8": 20,
-    "int2": 21,
-    "int4": 23,
-    "text": 25,
-    "float4": 700,
-    "float8": 701,
-    "date": 1082,
-    "timestamp": 1114,
-    "timestamptz": 1184,
-}
-_NUMERIC = 1700
 _ROWS = 20_000
 
 
@@ -297,44 +283,5 @@ def _inserted(schema: TableSchema, columns: Sequence[pa.Array], version: int, fi
 
 def _described(schema: TableSchema) -> TableInfo:
     """The table as a catalogue would have it."""
-    quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (schema.namespace, schema.name))
-    key = (schema.columns[0].name,)
-    return TableInfo(
-        oid=xxhash.xxh32_intdigest(schema.qualified.encode()),
-        namespace=schema.namespace,
-        name=schema.name,
-        sql_name=quoted,
-        relkind="r",
-        persistence="p",
-        replica_identity="d",
-        primary_key=key,
-        identity_columns=key,
-        usable_index=None,
-        columns=tuple(_column(column, place) for place, column in enumerate(schema.columns, 1)),
-        partition_leaves=(),
-        has_children=False,
-        row_security=False,
-        estimated_rows=0,
-        heap_bytes=0,
-        size_bytes=0,
-    )
-
-
-def _column(column: Column, place: int) -> CatalogColumn:
-    oid, typmod = _OIDS.get(column.type, _NUMERIC), -1
-    if oid == _NUMERIC:
-        precision, scale = column.type.removeprefix("numeric(").rstrip(")").split(",")
-        typmod = ((int(precision) << 16) | int(scale)) + 4
-    return CatalogColumn(
-        name=column.name,
-        attnum=place,
-        type_oid=oid,
-        typmod=typmod,
-        type_name=column.source_type,
-        base_type_oid=oid,
-        base_typmod=typmod,
-        not_null=column.key,
-        generated="",
-        has_missing_value=False,
-        storage="p",
-    )
+    columns = [(column.name, column.source_type) for column in schema.columns]
+    return described(schema.namespace, schema.name, schema.columns[0].name, columns)
