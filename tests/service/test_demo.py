@@ -48,6 +48,7 @@ def test_json_is_one_object_with_all_figures_and_no_difference(tmp_path: Path) -
     ("name", "tables"),
     [
         ("chunks", {"graph": 4, "vectors": 1, "tables": 4}),
+        ("chunks --source stream", {"postgres": 1, "neo4j": 1, "qdrant": 1}),
         ("academy", {"main": 6}),
         ("analytics", {"main": 5}),
         ("cmdb", {"graph": 5, "cache": 1}),
@@ -57,7 +58,7 @@ def test_json_is_one_object_with_all_figures_and_no_difference(tmp_path: Path) -
 def test_each_demo_ends_without_a_difference_in_any_of_its_copies(
     tmp_path: Path, name: str, tables: dict[str, int]
 ) -> None:
-    process = demo(tmp_path, name, "--rows", "600", "--json")
+    process = demo(tmp_path, *name.split(), "--rows", "600", "--json")
     out, err = process.communicate(timeout=280)
     assert (process.returncode, err) == (0, "")
     found = json.loads(out)
@@ -114,6 +115,15 @@ def test_an_unknown_demo_is_refused_with_the_nearest_one(tmp_path: Path) -> None
     assert (process.returncode, out) == (2, "")
     assert "There is no demo chunk." in err
     assert "Did you mean chunks?" in err
+
+
+def test_a_source_that_a_demo_does_not_have_is_refused_with_the_one_that_has(tmp_path: Path) -> None:
+    process = demo(tmp_path, "shop", "--source", "stream")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert "There is no demo shop from source stream." in err
+    assert "syncline demo chunks --source stream" in err
+    assert (scenario("chunks", "stream").files / "stream.yaml").samefile(EXAMPLES / "chunks" / "stream.yaml")
 
 
 @pytest.mark.parametrize("name", DEMOS)

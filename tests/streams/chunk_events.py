@@ -36,7 +36,7 @@ _COLUMNS = {
 
 @dataclass
 class Chunks:
-    """Publishes, and looks at what became of it. ``rows`` are read of the DuckDB files one and two, and of PostgreSQL."""
+    """Publishes, and looks at what became of it at the targets: the DuckDB files one and two, and PostgreSQL."""
 
     client: Any
     database: Database
@@ -66,7 +66,9 @@ class Chunks:
             "log": {"path": str(self.folder / "log")},
         }
         file = self.folder / "syncline.yaml"
-        file.write_text(yaml.safe_dump(tree))
+        text = yaml.safe_dump(tree)
+        if not file.exists() or file.read_text() != text:  # an engine may be reading it
+            file.write_text(text)
         return load_config(file, variables_from={})
 
     @contextmanager
@@ -83,7 +85,8 @@ class Chunks:
     def process(self) -> subprocess.Popen[bytes]:
         """The same as a process of its own."""
         command = [sys.executable, "-m", "syncline", "run"]
-        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with (self.folder / "engine.txt").open("ab") as said:
+            return subprocess.Popen(command, cwd=self.folder, stdout=said, stderr=said)
 
     @property
     def source(self) -> StreamSource:

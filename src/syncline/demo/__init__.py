@@ -15,15 +15,21 @@ from syncline.errors import Misconfigured
 __all__ = ["DEMOS", "Scenario", "scenario"]
 
 DEMOS = ("shop", "chunks", "academy", "analytics", "cmdb", "leaderboard")
+# The module of a demo whose changes come from another source.
+_FROM = {("chunks", "stream"): "published"}
 
 
-def scenario(name: str) -> Scenario:
-    """The demo of this name.
+def scenario(name: str, source: str | None = None) -> Scenario:
+    """The demo of this name; with ``source`` the one whose changes come from there.
 
     Raises:
         Misconfigured: there is none.
     """
     if name not in DEMOS:
         raise Misconfigured(f"There is no demo {name}.", remedy=hint(name, DEMOS))
-    found: Scenario = import_module(f"syncline.demo.{name}").SCENARIO
+    if source is not None and (name, source) not in _FROM:
+        known = ", ".join(f"`syncline demo {one} --source {way}`" for one, way in _FROM)
+        raise Misconfigured(f"There is no demo {name} from source {source}.", remedy=f"There is {known}.")
+    module = name if source is None else _FROM[name, source]
+    found: Scenario = import_module(f"syncline.demo.{module}").SCENARIO
     return found

@@ -116,4 +116,5 @@ SCENARIO = Scenario(
     look=_look,
     ask=_ask,
     of_members=True,
+    words=("members", "steps"),
 )

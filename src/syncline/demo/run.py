@@ -146,7 +146,8 @@ class _Demo:
     def _prepared(self, connection: psycopg.Connection[Any], config: Config, given: Mapping[str, str]) -> Workload:
         """The tables, filled, with the outbox of an application that has one, and what will happen to them."""
         self.view.say("Making tables and their first rows ...")
-        connection.execute((self.scenario.files / "schema.sql").read_text())
+        if self.scenario.schema:
+            connection.execute((self.scenario.files / self.scenario.schema).read_text())
         for source in config.sources.values():
             if source.events_from is not None:
                 install(connection, source.events_from)
@@ -162,7 +163,7 @@ class _Demo:
     def _configure(self, servers: Mapping[str, str]) -> Path:
         """Write the example's configuration with its variables filled in; where."""
         values = {**servers, "DATA": str(self.folder / "data")}
-        text = (self.scenario.files / "syncline.yaml").read_text()
+        text = (self.scenario.files / self.scenario.config).read_text()
         (self.folder / "data").mkdir()
         file = self.folder / "syncline.yaml"
         file.touch(mode=0o600)  # it holds the graph's password
@@ -195,7 +196,7 @@ class _Demo:
         source: Source,
     ) -> dict[str, Any]:
         """Run the workload to its end, looking at engine and copies meanwhile, and wait until all of it is applied."""
-        what, how = ("members", "steps") if self.scenario.of_members else ("rows", "transactions")
+        what, how = self.scenario.words
         self.view.say(
             f"Changing {amount(self.rows)} {what}: inserts, updates, deletes, in {how} of 1 to "
             f"{amount(self.scenario.largest)} ..."

@@ -48,12 +48,13 @@ _FRUITLESS = 1000
 
 @dataclass(frozen=True)
 class Scenario:
-    """One demo. ``files`` is the folder of its `syncline.yaml` and `schema.sql`.
+    """One demo. ``files`` is the folder of its configuration and tables.
 
     ``rows`` are changed unless the user says another number, and half as many are there before, ``existing`` at most.
     ``servers`` are those it needs beside PostgreSQL. ``fill`` writes about so many and says what happens to them.
     ``ask`` asks the copies what their users would. ``of_members``: what changes are members of the keys of a Valkey
-    server, by a client of it, and not rows of PostgreSQL.
+    server, by a client of it, and not rows of PostgreSQL. ``config`` and ``schema`` are its files ('' for tables that
+    Syncline makes), ``words`` what is changed, and in what.
     """
 
     name: str
@@ -66,6 +67,9 @@ class Scenario:
     look: Callable[[Copies], dict[str, int]]
     ask: Callable[[Copies], Iterator[Answer]]
     of_members: bool = False
+    config: str = "syncline.yaml"
+    schema: str = "schema.sql"
+    words: tuple[str, str] = ("rows", "transactions")
 
     @property
     def files(self) -> Path:

@@ -24,6 +24,9 @@ def demo(
         int | None, typer.Option(min=1, help="Row changes that the workload makes. [default: by the demo]")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="No live view; one JSON object at the end.")] = False,
+    source: Annotated[
+        str | None, typer.Option(help="stream: the chunks of chunks, as events that applications publish into Redis.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the databases afterwards, and say where.")] = False,
 ) -> None:
     """Sync a real server live into its copies, from nothing, and compare them at the end.
@@ -37,7 +40,7 @@ def demo(
 
     debug = session_of(context).debug
     configure_logging(LoggingConfig(level="warning"), debug=debug)
-    raise typer.Exit(run_demo(scenario(name), rows, as_json, keep, talk))
+    raise typer.Exit(run_demo(scenario(name, source), rows, as_json, keep, talk))
 
 
 def bench(context: typer.Context) -> None:

@@ -17,9 +17,10 @@ import msgspec
 import pyarrow as pa
 
 from syncline.capture.outbox.expand import BAD_EVENT, PARKED_KEY, ParkedEvent, entity_hash
-from syncline.capture.outbox.fields import Unfit, field_text
+from syncline.capture.outbox.fields import Unfit
 from syncline.capture.schema import table_schema
 from syncline.capture.stream.settings import ENTITY, StreamSettings
+from syncline.capture.stream.texts import printed
 from syncline.capture.stream.told import ALL, BLOCKED, Row, is_blocked, is_new, latest, put, reaches
 from syncline.change import Column, Op
 from syncline.events import SyncEvent
@@ -163,9 +164,7 @@ class Events:
             put(connection, key, BLOCKED, number, None)
             into.superseded[entity_hash(ENTITY, key)] = number
 
-    def _completed(
-        self, connection: sqlite3.Connection, key: str, audience: str, patch: Row
-    ) -> list[_Part]:
+    def _completed(self, connection: sqlite3.Connection, key: str, audience: str, patch: Row) -> list[_Part]:
         """The row behind an update of some fields, for each part of its audience that had the same before."""
         states = latest(connection, key)
         members = sorted(self._followers) if audience == ALL else audience.split(",")
@@ -248,7 +247,7 @@ def _leaves(found: Mapping[str, Any], above: tuple[str, ...], fields: Mapping[tu
 def _text(raw: bytes, column: Column) -> str | None:
     """The value's text, if the column can hold it."""
     try:
-        text = field_text(raw, column)
+        text = printed(raw, column)
         if text is not None and column.type not in _SURE:
             cast_text(pa.array([text], pa.string()), column.type)
         if text is not None and "\0" in text:

@@ -181,7 +181,8 @@ class Told:
         with self._translated():
             connection = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False, timeout=30)
             try:
-                yield connection
+                made = connection.execute("select 1 from sqlite_master where name = 'settled'").fetchone()
+                yield connection if made else None  # its last table: before that, it is only being made
             finally:
                 connection.close()
 
