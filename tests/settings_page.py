@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from syncline.capture import SOURCES
 from syncline.capture.outbox.settings import EntityConfig, OutboxConfig
 from syncline.capture.redis.settings import MemberColumn
+from syncline.capture.stream.settings import StreamColumn
 from syncline.config.tree import Config, TargetConfig, settings_of, source_settings, store_class, store_settings
 from syncline.mapping import FORMS
 from syncline.mapping.settings import (
@@ -47,6 +48,7 @@ def tables() -> str:
     parts += [_section("source.outbox", settings_of(OutboxConfig))]
     parts += [_section("source.outbox.entities.<type>", settings_of(EntityConfig))]
     parts += [_section("`columns.<column>` of a source of `type: redis`", settings_of(MemberColumn))]
+    parts += [_section("`columns.<column>` of a source of `type: stream`", settings_of(StreamColumn))]
     parts += [_section(f"target, `type: {kind}`", own | settings_of(store_settings(kind))) for kind in STORES]
     parts += _mappings()
     for name, field in settings_of(Config).items():
