@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +84,29 @@ class Chunks:
         finally:
             service.stop()
 
-    def process(self) -> subprocess.Popen[bytes]:
-        """The same as a process of its own."""
-        command = [sys.executable, "-m", "syncline", "run"]
-        with (self.folder / "engine.txt").open("ab") as said:
-            return subprocess.Popen(command, cwd=self.folder, stdout=said, stderr=said)
+    @contextmanager
+    def killed_engines(self) -> Iterator[Callable[[Callable[[], Any]], None]]:
+        """What runs an engine in a process of its own until something is done, and then kills it."""
+        command = [sys.executable, str(Path(__file__).with_name("forked_engines.py"))]
+        with subprocess.Popen(
+            command, cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        ) as parent:
+            assert parent.stdin is not None
+            assert parent.stdout is not None
+            told, says = parent.stdin, parent.stdout
+
+            def run(until: Callable[[], Any]) -> None:
+                told.write("start\n")
+                pid = int(says.readline())
+                try:
+                    until()
+                finally:
+                    os.kill(pid, signal.SIGKILL)
+                    told.write("killed\n")
+                    assert says.readline() == "gone\n"
+
+            yield run
+            told.close()
 
     @property
     def source(self) -> StreamSource:

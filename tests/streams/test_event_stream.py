@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 from typing import Any
 
 import pytest
@@ -149,13 +148,14 @@ def test_entries_that_went_before_they_were_read_are_a_gap_with_an_alert(chunks:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_engine_that_is_killed_again_and_again_loses_nothing_and_doubles_nothing(chunks: Chunks) -> None:
     chunks.configure()
     some = random.Random(5)
     expected: dict[str, dict[str, tuple[str, int]]] = {"one": {}, "two": {}, "copy": {}}
-    began = 0
-    for _ in range(20):
-        child = chunks.process()
+
+    def publish() -> None:
+        began = chunks.source.number()
         for _ in range(60):
             ident, position = f"c{some.randrange(40)}", some.randrange(1000)
             targets = some.choice([(), ("one",), ("two", "copy"), ("duckdb",)])
@@ -167,10 +167,11 @@ def test_an_engine_that_is_killed_again_and_again_loses_nothing_and_doubles_noth
             once = chunks.publish("delete" if deleted else "create", ident, position=position, targets=targets)
             if some.random() < 0.1 and not deleted:
                 chunks.publish("create", ident, position=position, targets=targets, event_id=once)
-        eventually(lambda at=began: chunks.source.number() > at, 60)
-        began = chunks.source.number()
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        eventually(lambda: chunks.source.number() > began, 60)
+
+    with chunks.killed_engines() as run_until:
+        for _ in range(20):
+            run_until(publish)
     with chunks.engine():
         assert chunks.compare().differences == 0
         assert chunks.source.number() - 1 == chunks.client.xlen(STREAM)
