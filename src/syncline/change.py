@@ -26,6 +26,7 @@ import xxhash
 from syncline.shape import Shape
 
 __all__ = [
+    "BASES",
     "MAX_VERSION",
     "Batch",
     "Column",
@@ -153,6 +154,7 @@ def arrow_type(logical: str) -> pa.DataType:
 
 # The system columns, behind the table's own. ``unchanged`` and ``old_key`` are null-typed in batches that need none.
 SYSTEM = ("op", "version", "ordinal", "commit_time", "xid", "unchanged", "old_key")
+BASES = "bases"  # behind them, where a source says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,17 @@ class Batch:
         if not len(self) or int(self.ints("version").min()) >= version:
             return self
         return Batch(self.schema, self.rows.filter(pa.array(self.ints("version") >= version)))
+
+    @property
+    def bases(self) -> pa.Array | None:
+        """What each change rests on, where its source says so (docs/both-ways.md): a JSON object with ``base`` and
+        ``new``, both rows as objects of texts, or null for no row. It stands behind the system columns."""
+        at = len(self.schema.columns) + len(SYSTEM)
+        return self.rows.column(at) if self.rows.num_columns > at else None
+
+    def with_bases(self, bases: pa.Array) -> Batch:
+        """The same, saying what each change rests on."""
+        return Batch(self.schema, self.rows.append_column(BASES, bases))
 
     def data(self) -> pa.RecordBatch:
         """The table's columns alone."""

@@ -29,6 +29,7 @@ __all__ = [
     "Exporting",
     "Folded",
     "Limits",
+    "Meeting",
     "Store",
     "TableWork",
     "Work",
@@ -93,19 +94,27 @@ class TableWork:
 
     ``truncated``: rows with a version at or below it are gone, and changes with a version *below* it that arrive later
     are superseded (equal versions are rows written behind the TRUNCATE in the same transaction).
+
+    ``bases``: the key columns, then what each change rests on (:attr:`~syncline.change.Batch.bases`). A store that can
+    (:class:`Meeting`) writes a change only where the row still is its base.
     """
 
     schema: TableSchema
     rows: Folded
     truncated: int | None = None
+    bases: pa.RecordBatch | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One atomic step of a target: whole source transactions and the cursor behind them (Guarantee 4)."""
+    """One atomic step of a target: whole source transactions and the cursor behind them (Guarantee 4).
+
+    ``echo``: they began here, and come back (correctness rule 28).
+    """
 
     tables: tuple[TableWork, ...]
     cursor: Cursor
+    echo: bool = False
 
     @property
     def rows(self) -> int:
@@ -242,6 +251,16 @@ class BackingUp(Protocol):
         """Copy the table's rows as they are, durable on return, and forget all but the latest ``keep`` such copies; the
         name of this one. ``label`` rises from one to the next; a copy that has it already stays as it is. After
         ``migrate``; raises as ``apply``, without ``Rejected``."""
+
+
+@runtime_checkable
+class Meeting(Protocol):
+    """A store whose rows others edit too, and whose edits go back to the source: an optional capability of a
+    :class:`Store`. It heeds ``Work.echo`` or ``TableWork.bases`` (docs/both-ways.md)."""
+
+    @property
+    def overruled(self) -> int:
+        """How many changes met an edit that their writer had not seen: one of the two lost."""
 
 
 def stored_columns(schema: TableSchema) -> Sequence[str]:

@@ -102,6 +102,15 @@ class PostgresConfig(BaseModel):
     def copy_place(self) -> str:
         return f"{describe(self)}, schema {self.schema_name}"
 
+    @property
+    def marks_surely(self) -> bool:
+        """Whether nothing is written here without an origin."""
+        return self.origin is True
+
+    def wrote(self, origin: str, source: str) -> bool:
+        """Whether an origin is that of what is written here of a source: :func:`origin_name`, whatever the database."""
+        return origin.startswith("syncline:") and origin.endswith(f":{self.schema_name}:{source}")
+
 
 def describe(config: PostgresConfig) -> str:
     """``host:port/database``, never its secrets (Guarantee 11)."""

@@ -21,6 +21,7 @@ from syncline.change import Cursor, TableSchema
 from syncline.cursors import Left
 from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.stores import Limits, TableWork, Work
+from syncline.stores.postgres.meeting import met
 from syncline.stores.postgres.reading import fetch_rows, scan_rows
 from syncline.stores.postgres.server import (
     IDENTITY,
@@ -91,6 +92,7 @@ class PostgresStore:
         self._at_home = False
         self._states: dict[str, TableState] = {}
         self._left = Left(f"PostgreSQL at {describe(config)}")
+        self._overruled = 0
 
     @staticmethod
     def check(config: PostgresConfig) -> Iterator[Finding]:
@@ -299,6 +301,11 @@ class PostgresStore:
                     raise
                 self._write(self._without_refused(work, error.__cause__), work.cursor)
 
+    @property
+    def overruled(self) -> int:
+        """Changes that were not written, because what they rest on was changed here meanwhile."""
+        return self._overruled
+
     def _write(self, tables: Sequence[TableWork], cursor: Cursor | None) -> None:
         """One transaction, and another with more care where constraints of the target stand in the way of the order."""
         try:
@@ -317,8 +324,11 @@ class PostgresStore:
         careful: bool = False,
         aside: Sequence[pa.RecordBatch] = (),
     ) -> None:
+        overruled = 0
         with self._transaction(cursor) as connection:
             states = [self._state(connection, t.schema) for t in tables]
+            judged = [met(connection, t, s) for t, s in zip(tables, states, strict=True)]
+            tables, overruled = [t for t, _ in judged], sum(n for _, n in judged)
             if self._acting and any(s.deferrable for s in states):
                 connection.execute("set constraints all deferred")
             writers = [
@@ -327,6 +337,7 @@ class PostgresStore:
             (_in_order if careful and self._acting else _one_by_one)(writers)
             if cursor is None:  # a trial
                 raise psycopg.Rollback
+        self._overruled += overruled
         if cursor is not None:
             self._left.written(msgspec.json.encode(cursor).decode())
             self._states.update((w.work.schema.qualified, w.behind) for w in writers)
@@ -356,7 +367,8 @@ class PostgresStore:
                 rows = self._to_blame(table, rows)
                 raise Rejected(table.schema.qualified, rows, f"PostgreSQL does not take a value ({kind})")
             found |= bool(bad)
-            left.append(subset(table, sorted(set(range(len(table.rows))) - set(bad))) if bad else table)
+            good = subset(table, sorted(set(range(len(table.rows))) - set(bad))) if bad else table
+            left.append(replace(good, bases=table.bases))
         if not found:
             raise Misconfigured(
                 f"PostgreSQL at {describe(self.config)} refused changes of"

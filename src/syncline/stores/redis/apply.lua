@@ -22,13 +22,14 @@ end
 
 local tables = head.tables
 for _, t in ipairs(tables) do
-  local state = call('HMGET', t.table, 'fingerprint', 'highest', 'truncated', 'horizon')
+  local state = call('HMGET', t.table, 'fingerprint', 'highest', 'truncated', 'horizon', 'works')
   if state[1] ~= t.fingerprint then
     return {'unprepared', t.name}
   end
   t.highest = tonumber(state[2])
   t.truncated = math.max(tonumber(state[3]), t.truncate)
   t.horizon = tonumber(state[4])
+  t.work = state[5]
   -- Guarantee 5, without asking the guard where it can only say yes: nothing that was ever here is newer.
   t.guarded = t.lowest < math.max(t.highest, t.truncated, t.horizon)
 end
@@ -68,7 +69,7 @@ local LENGTH = {hash = 'HLEN', document = 'STRLEN', members = 'ZCARD'}
 local refused, chunks, sets = {}, {}, {}
 for number, plan in ipairs(head.chunks) do
   local t = tables[plan.table]
-  local c = {plan = plan, t = t, data = cmsgpack.unpack(ARGV[number + 1]), win = {}, size = {}}
+  local c = {plan = plan, t = t, data = cmsgpack.unpack(ARGV[number + 1]), win = {}, size = {}, leave = {}}
   chunks[number] = c
   local ids, entries = c.data[1], c.data[2]
   local stored, buried
@@ -132,13 +133,90 @@ local function live(key, write)
   end
 end
 
+-- A table that applications edit too (t.base is not ''; docs/both-ways.md): what stands there is compared with what was
+-- last written, and with what comes. c.leave[i]: the row stays as it is. What comes back to where it began is never
+-- written over what stands there, but for a row that lost here (flag f) against a change that lost in its turn.
+local overruled = 0
+
+local function same(one, other)
+  for n = 1, #one do
+    if one[n] ~= other[n] then
+      return false
+    end
+  end
+  return true
+end
+
+local function values_in(kept, fields)
+  local found = {}
+  for f = 1, #fields do
+    found[f] = kept and kept.h[fields[f]] or false
+  end
+  return found
+end
+
+-- Whether the row stays, and its flag.
+local function judge(now, was, wanted, flag)
+  if same(now, wanted) then
+    return true, flag and not head.echo
+  end
+  if head.echo then
+    return not (flag and same(now, was)), flag
+  end
+  if not same(now, was) then
+    overruled = overruled + 1
+    return false, true
+  end
+  return false, flag
+end
+
+local function meet(c)
+  local gone = c.plan.kind == 'remove' or c.plan.kind == 'delete'
+  local ids, keys, fields, bases = c.data[1], c.data[3], c.t.writes[1].fields, {}
+  local kept = call('HMGET', c.t.base, unpack(ids))
+  for i = 1, #ids do
+    if c.win[i] then
+      local base = kept[i] and cjson.decode(kept[i])
+      local now, was, wanted, held = call('HMGET', keys[i], unpack(fields)), values_in(base, fields), {}, {}
+      for f = 1, #fields do
+        local value = not gone and c.data[3 + f][i]
+        if value == false and not gone then  -- not carried: it is what it was
+          value = base and was[f] or now[f]
+        end
+        wanted[f] = value or false
+        held[fields[f]] = value or nil
+      end
+      local flag
+      c.leave[i], flag = judge(now, was, wanted, base and base.f or false)
+      if not gone then
+        if not c.leave[i] then  -- an edit is overruled in every field
+          for f = 1, #fields do
+            c.data[3 + f][i] = wanted[f] or nil
+          end
+        end
+        bases[#bases + 1] = ids[i]
+        local at = string.match(c.data[2][i], '^%d+') .. '.' .. c.t.work
+        bases[#bases + 1] = cjson.encode({v = at, f = flag, h = held})
+      else
+        -- A row that goes leaves no version of its own: the table's does for all, or one that came and went would not
+        -- have been here for whoever looks.
+        call('HSET', c.t.table, 'gone', c.data[2][i] .. '.' .. c.t.work)
+        call('HDEL', c.t.base, ids[i])
+      end
+    end
+  end
+  if #bases > 0 then
+    call('HSET', c.t.base, unpack(bases))
+  end
+end
+
 local arguments = {}  -- one table for all rows: growing a new one for each costs more than the rest
 
 local function put_hash(c, w, write, at)
   local keys, fields, gone, size = c.data[at], write.fields, write.gone, c.size[w]
   local columns = {unpack(c.data, at + 1, at + #fields)}
   for i = 1, #keys do
-    if c.win[i] then
+    if c.win[i] and not c.leave[i] then
       local n, nulls = 0, nil
       for f = 1, #fields do
         local value = columns[f][i]
@@ -224,7 +302,9 @@ local function bury(c)
   local ids, versions, tombstones, gone = c.data[1], c.data[2], {}, {}
   for i = 1, #ids do
     if c.win[i] then
-      take_away(c, i)
+      if not c.leave[i] then
+        take_away(c, i)
+      end
       gone[#gone + 1] = ids[i]
       tombstones[#tombstones + 1] = ids[i]
       tombstones[#tombstones + 1] = versions[i]
@@ -263,6 +343,9 @@ local function put(c)
 end
 
 for _, c in ipairs(chunks) do
+  if c.t.base ~= '' then
+    meet(c)
+  end
   if c.plan.kind == 'remove' or c.plan.kind == 'delete' then
     bury(c)
   else
@@ -277,4 +360,4 @@ end
 if head.cursor then
   call('HSET', head.cursors, head.source, head.cursor)
 end
-return {'done', 0}
+return {'done', overruled}

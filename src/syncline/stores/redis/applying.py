@@ -82,10 +82,13 @@ class Applier:
         self._keys = keys
         self._source = source
         self._id = identity
+        self._echo = False
+        self.overruled = 0
         self._expected: tuple[str, ...] = (cursor,)
 
     def apply(self, connection: Connection, work: Work) -> None:
         """Write the work and its cursor in one call of the script. Raises as the contract says, and ``Gap``."""
+        self._echo = work.echo
         ready = [self._ready(table) for table in work.tables]
         for one, table in zip(ready, work.tables, strict=True):
             self._sweep_first(connection, one, table)
@@ -167,6 +170,7 @@ class Applier:
             "id": self._id,
             "source": self._source,
             "expected": self._expected,
+            "echo": self._echo,
             "tables": [part.head(self._keys) for part in parts],
             "chunks": [{"table": n, "kind": c.kind, "moves": c.moves} for n, c in chunks],
         }
@@ -183,6 +187,7 @@ class Applier:
             _refuse(parts, chunks, detail)
         if verdict != "done":
             raise self._failed(verdict, detail)
+        self.overruled += int(detail)
         return True
 
     def _failed(self, verdict: str, detail: Any) -> SynclineError:

@@ -35,11 +35,26 @@ class RedisConfig(BaseModel):
     adopt: bool = Field(
         True, description="Take over keys that were there before, when a table is new here; false leaves them alone."
     )
+    both_ways: bool = Field(
+        False,
+        description="Applications edit the rows here too, and a source of type redis takes their edits back: keep what "
+        "was last written of each row beside it.",
+    )
     connect_timeout_s: float = Field(10.0, gt=0, le=300, description="Longest wait for a connection.")
     timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest wait for an answer.")
 
     def copy_place(self) -> str:
         return f"{shown(self.url)}, {self.prefix}:"
+
+    def edited_at(self, table: str, url: str) -> tuple[str, str] | None:
+        """Where a source that reads at ``url`` finds what was last written of each row of a table that is edited here
+        too, and (in the hash of the table) when one went; None where nothing is kept, or if this is another server."""
+        kept = self.both_ways and not self.adopt and self.serves(url)
+        return (f"{self.prefix}:base:{table}", f"{self.prefix}:table:{table}") if kept else None
+
+    def serves(self, url: str) -> bool:
+        """Whether this is the server at ``url``."""
+        return shown(SecretStr(url)) == shown(self.url)
 
     @field_validator("url")
     @classmethod

@@ -27,9 +27,10 @@ class _Runs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Keyspace:
-    """Syncline's own keys, which all begin with the target's prefix."""
+    """Syncline's own keys, which all begin with the target's prefix. ``both_ways``: others edit the rows too."""
 
     prefix: str
+    both_ways: bool = False
 
     @property
     def store(self) -> str:
@@ -53,6 +54,10 @@ class Keyspace:
     def rows(self, name: str) -> str:
         """The companion hash: id -> entry."""
         return f"{self.prefix}:rows:{name}"
+
+    def base(self, name: str) -> str:
+        """What was last written of each row, a hash: id -> JSON object. Only where rows are edited on both sides."""
+        return f"{self.prefix}:base:{name}"
 
     def dead(self, name: str) -> str:
         """Tombstones, a hash: id -> version."""

@@ -46,7 +46,8 @@ class RedisStore:
     def __init__(self, config: RedisConfig, name: str) -> None:
         self.config = config
         self.name = name
-        self._keys = Keyspace(config.prefix)
+        self._keys = Keyspace(config.prefix, config.both_ways)
+        self._overruled = 0
         self._source = ""
         self._applier: Applier | None = None  # while open
         self._connection: Connection | None = None
@@ -177,9 +178,16 @@ class RedisStore:
             Unavailable, Misconfigured: as the contract says.
         """
         with self._writing() as (connection, applier):
+            before = applier.overruled
             applier.apply(connection, work)
+            self._overruled += applier.overruled - before
             self._sync(connection)
             applier.settled(work.cursor)
+
+    @property
+    def overruled(self) -> int:
+        """Edits of applications here that changes of the source wrote over."""
+        return self._overruled
 
     def _sync(self, connection: Connection) -> None:
         """Guarantee 3: what is told to be durable is in the append-only file, where there is one."""

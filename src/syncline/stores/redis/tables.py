@@ -12,7 +12,7 @@ import pyarrow as pa
 from syncline.change import TableSchema
 from syncline.errors import Misconfigured
 from syncline.stores.redis.adopt import adopt_rows
-from syncline.stores.redis.layout import Layout, MembersWrite, collision, layout_of
+from syncline.stores.redis.layout import HashWrite, Layout, MembersWrite, collision, layout_of
 from syncline.stores.redis.reading import Keyspace, key_texts, read
 from syncline.stores.redis.scan import companion
 from syncline.stores.redis.server import Connection
@@ -33,16 +33,18 @@ class Recorded:
     schema: TableSchema
     truncated: int
     horizon: int
+    both_ways: bool
 
 
 def recorded(connection: Connection, keys: Keyspace, table: str) -> Recorded | None:
     """The table as it was last migrated, None if it never was."""
-    source, schema, truncated, horizon = connection.call(
-        "HMGET", keys.table(table), "source", "schema", "truncated", "horizon"
+    source, schema, truncated, horizon, both_ways = connection.call(
+        "HMGET", keys.table(table), "source", "schema", "truncated", "horizon", "both_ways"
     )
     if schema is None:
         return None
-    return Recorded(table, source.decode(), msgspec.json.decode(schema, type=TableSchema), int(truncated), int(horizon))
+    known = msgspec.json.decode(schema, type=TableSchema)
+    return Recorded(table, source.decode(), known, int(truncated), int(horizon), bool(both_ways))
 
 
 def migrate_table(
@@ -54,6 +56,11 @@ def migrate_table(
         Misconfigured: its keys could be those of another table, or another source fills it.
     """
     schema = layout.schema
+    if keys.both_ways and not (len(layout.writes) == 1 and isinstance(layout.writes[0], HashWrite) and not layout.kept):
+        raise Misconfigured(
+            f"Table {schema.qualified} is edited in Redis too (both_ways), so each of its rows must be one hash.",
+            remedy="Map it to one hash with all its columns, and leave out the columns that are not in it.",
+        )
     known = _others(connection, keys, layout)
     if known is not None and known.source != source:
         raise Misconfigured(
@@ -61,15 +68,18 @@ def migrate_table(
             remedy="Give the sources targets with different prefixes, and their mappings different keys.",
         )
     former = known.schema if known else None
-    if former == schema:
+    kept = known is None or known.both_ways == keys.both_ways
+    if former == schema and kept:
         return former
     # The record comes last, so that a crash in between only has it all done again.
     if former is not None:
         _fit(connection, keys, layout_of(former, keys.prefix), layout, call)
     elif adopt:
         adopt_rows(connection, keys, layout)
+    if not kept:
+        connection.call("UNLINK", keys.base(schema.qualified))
     _record(connection, keys, source, schema)
-    return former
+    return former if kept or not keys.both_ways else None  # what was last written is not known: it is loaded
 
 
 def _others(connection: Connection, keys: Keyspace, layout: Layout) -> Recorded | None:
@@ -92,12 +102,14 @@ def _others(connection: Connection, keys: Keyspace, layout: Layout) -> Recorded 
 def _record(connection: Connection, keys: Keyspace, source: str, schema: TableSchema) -> None:
     table = keys.table(schema.qualified)
     state = {"highest": 0, "truncated": 0, "horizon": 0, "works": 0}
+    both_ways = "yes" if keys.both_ways else ""
     body = msgspec.json.encode(schema)
     connection.calls(
         [
             ("MULTI",),
             *(("HSETNX", table, name, value) for name, value in state.items()),
             ("HSET", table, "source", source, "fingerprint", schema.fingerprint, "schema", body),
+            ("HSET", table, "both_ways", both_ways),
             ("SADD", keys.tables, schema.qualified),
             ("EXEC",),
         ]

@@ -75,6 +75,7 @@ class TablePart:
             "rows": keys.rows(name),
             "dead": keys.dead(name),
             "moved": keys.moved(name),
+            "base": keys.base(name) if keys.both_ways else "",
             "fingerprint": (self.before or self.layout).schema.fingerprint,
             "lowest": self.lowest,
             "greatest": self.greatest,
