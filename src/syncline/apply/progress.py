@@ -27,6 +27,7 @@ class Progress:
         self.works = 0
         self.healed = 0
         self.parked = 0
+        self.overruled = 0
         self.last_commit_us = 0
         self.state = "starting"
         self.message = ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from syncline.change import Batch, Entry, Loaded, Marker, Position, TableSchema, Truncate
 
-__all__ = ["Read", "Scope", "Size", "Step", "steps", "whole"]
+__all__ = ["Read", "Scope", "Size", "Step", "never", "steps", "whole"]
 
 Read = tuple[Position, Entry]
 
@@ -41,7 +41,7 @@ class Step:
     """Changes by table (in log order, one schema a table), and what the cursor becomes behind them.
 
     ``kept`` are tables that stay loaded in a new shape; ``of_load`` is a step of loads alone; ``inside``: it ends
-    inside a transaction.
+    inside a transaction. ``echo``: its changes began at this target; ``based``: they say what they rest on.
     """
 
     position: Position
@@ -53,13 +53,19 @@ class Step:
     nbytes: int = 0
     of_load: bool = True
     inside: bool = False
+    echo: bool = False
+    based: bool = False
     tables: dict[str, list[Batch | Truncate]] = field(default_factory=dict)
     schemas: dict[str, TableSchema] = field(default_factory=dict)
     markers: list[Marker] = field(default_factory=list)
     kept: dict[str, Loaded] = field(default_factory=dict)
 
-    def takes(self, entry: Entry) -> bool:
-        """Whether every table of the entry still has the schema it has in this step."""
+    def takes(self, entry: Entry, *, echo: bool) -> bool:
+        """Whether every table of the entry still has the schema it has in this step, and what comes back stays apart
+        from what is new. Changes that say what they rest on are never folded with others of their key: each is judged
+        by what the one before it left."""
+        if self.tables and (self.echo != echo or self.based or _is_based(entry)):
+            return False
         return all(
             self.schemas.get(item.schema.qualified, item.schema) == item.schema
             for item in entry.items
@@ -74,6 +80,7 @@ class Step:
         self.place = max(self.place, entry.place)
         self.incarnation = max(self.incarnation, entry.incarnation)
         self.nbytes += entry.nbytes
+        self.based |= _is_based(entry)
         self.version = max(self.version, entry.max_version)
         for item in entry.items:
             if isinstance(item, Marker):
@@ -90,6 +97,15 @@ class Step:
         """Leave a table out after all."""
         del self.schemas[table]
         self.rows -= sum(len(i) for i in self.tables.pop(table) if isinstance(i, Batch))
+
+
+def never(origin: str) -> bool:
+    """Nothing begins at a target that is only a copy."""
+    return False
+
+
+def _is_based(entry: Entry) -> bool:
+    return any(isinstance(item, Batch) and item.bases is not None for item in entry.items)
 
 
 def _newest(item: Batch | Truncate) -> int:
@@ -117,18 +133,27 @@ def _is_inside(entry: Entry, inside: bool) -> bool:
 
 
 def steps(
-    found: Sequence[Read], target: str, scope: Scope, stream: Size, load: Size, *, inside: bool = False
+    found: Sequence[Read],
+    target: str,
+    scope: Scope,
+    stream: Size,
+    load: Size,
+    *,
+    inside: bool = False,
+    began_here: Callable[[str], bool] = never,
 ) -> Iterator[Step]:
     """Group entries into steps that end once they reach ``stream`` (``load`` where they are of loads alone), cut at
     commit boundaries (Guarantee 4) and where a table's schema changes (the store migrates there; captures see to it
     that no entry holds two of one table).
 
     Entries for other targets only move the position. ``inside``: the first begins inside a transaction.
+    ``began_here``: whether this target is where changes of an origin come from.
     """
     step: Step | None = None
     for position, entry in found:
         mine = entry.targets is None or target in entry.targets
-        if (step is not None and mine and not step.takes(entry)) or (
+        echo = bool(entry.origin) and began_here(entry.origin)
+        if (step is not None and mine and not step.takes(entry, echo=echo)) or (
             step is not None and not inside and (load if step.of_load else stream).reached(step.rows, step.nbytes)
         ):
             yield step
@@ -136,6 +161,7 @@ def steps(
         if step is None:
             step = Step(position)
         if mine:
+            step.echo = step.echo if step.tables else echo
             step.add(position, entry, scope)
         else:
             step.position = position

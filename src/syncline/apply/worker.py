@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from syncline.apply.embed import embed
 from syncline.apply.fold import fold
@@ -19,13 +20,13 @@ from syncline.apply.map import MappedHealer, fill, map_work
 from syncline.apply.parking import Parking
 from syncline.apply.progress import Progress
 from syncline.apply.retry import Backoff, persist
-from syncline.apply.steps import Read, Scope, Size, Step, steps, whole
-from syncline.change import MAX_VERSION, Batch, Cursor, Loaded, Marker, Position, TableSchema
+from syncline.apply.steps import Read, Scope, Size, Step, never, steps, whole
+from syncline.change import BASES, MAX_VERSION, Batch, Cursor, Loaded, Marker, Position, TableSchema
 from syncline.config import ApplyConfig
 from syncline.errors import SCHEMA_DRIFT, Gap, Misconfigured, Policy, Rejected, SynclineError, policy
 from syncline.log import Log
 from syncline.mapping import MappedTable
-from syncline.stores import BackingUp, Store, TableWork, Work
+from syncline.stores import BackingUp, Meeting, Store, TableWork, Work
 
 __all__ = ["Host", "Surroundings", "Worker"]
 
@@ -72,11 +73,16 @@ class Host(Scope, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a worker turns to where a change is not simply applied."""
+    """What a worker turns to where a change is not simply applied.
+
+    ``began_here``: whether changes of this origin began at the target; ``overruled`` hears how many edits lost.
+    """
 
     host: Host
     parking: Parking
     healer: Healer
+    began_here: Callable[[str], bool] = never
+    overruled: Callable[[int], object] = bool
 
 
 class Worker:
@@ -93,6 +99,8 @@ class Worker:
         self._host = surroundings.host
         self._parking = surroundings.parking
         self._healer = surroundings.healer
+        self._began_here = surroundings.began_here
+        self._overruled = surroundings.overruled
         limits = store.limits
         self._stream_size = Size(min(config.max_rows, limits.max_rows), min(config.max_bytes, limits.max_bytes))
         # Who lowers apply.max_bytes has little memory.
@@ -130,7 +138,8 @@ class Worker:
                 self._purge()
 
     def _take_all(self, found: list[Read], scope: Scope, *, inside: bool = False) -> None:
-        for step in steps(found, self._target, scope, self._stream_size, self._load_size, inside=inside):
+        sizes = self._stream_size, self._load_size
+        for step in steps(found, self._target, scope, *sizes, inside=inside, began_here=self._began_here):
             self._take(step)
             if self._stop.is_set():
                 return
@@ -202,11 +211,13 @@ class Worker:
         works = [self._parking.follow(work, step.incarnation) for work in works]
         begun: set[str] = set()
         works = [made for work in works for made in self._map(work, step, begun)]
+        if step.based:
+            works = [replace(work, bases=_bases(work.schema, step)) for work in works]
         layers = _layers(works)
         for layer in layers[:-1]:
             amid = msgspec.structs.replace(self.cursor, amid=self.cursor.amid or "step")
-            self._write(layer, amid, step.incarnation)
-        self._write(layers[-1], self._cursor_behind(step), step.incarnation)
+            self._write(layer, amid, step)
+        self._write(layers[-1], self._cursor_behind(step), step)
         return step
 
     def _back_up(self, markers: Sequence[Marker]) -> None:
@@ -216,19 +227,27 @@ class Worker:
             if schema is not None and marker.known is not None and isinstance(self._store, BackingUp):
                 self._store.back_up(schema, marker.known.since, int(marker.known.shape))
 
-    def _write(self, works: list[TableWork], cursor: Cursor, incarnation: int) -> None:
+    def _write(self, works: list[TableWork], cursor: Cursor, step: Step) -> None:
         # Older letters before the write: killed in between, the same work comes again from the log and settles the same
         # ones. Those of its very changes behind it: killed in between, they may be refused once more.
         self._parking.settle(works, older=True)
         while True:
             try:
-                self._store.apply(Work(tuple(works), cursor))
+                self._store.apply(Work(tuple(works), cursor, step.echo))
                 break
             except Rejected as rejected:
                 # The dead letter commits before the cursor passes it (correctness rule 26, Guarantee 7).
-                works = self._parking.park(works, rejected, incarnation)
+                works = self._parking.park(works, rejected, step.incarnation)
                 self.progress.parked += len(rejected.rows)
         self._parking.settle(works)
+        self._tell_overruled()
+
+    def _tell_overruled(self) -> None:
+        """Edits that lost against what was written, or the other way round, are never passed over in silence."""
+        count = self._store.overruled if isinstance(self._store, Meeting) else 0
+        if count > self.progress.overruled:
+            self._overruled(count - self.progress.overruled)
+            self.progress.overruled = count
 
     def _map(self, work: TableWork, step: Step, begun: set[str]) -> list[TableWork]:
         """What the target writes of one table's changes: healed where something is missing, mapped, with vectors. Of a
@@ -399,6 +418,16 @@ def _layers(works: list[TableWork]) -> list[list[TableWork]]:
             layers.append([])
         layers[depth].append(work)
     return layers
+
+
+def _bases(schema: TableSchema, step: Step) -> pa.RecordBatch | None:
+    """The keys of a table's changes, and what each rests on."""
+    found = [i for i in step.tables.get(schema.qualified, ()) if isinstance(i, Batch) and i.bases is not None]
+    if not found:
+        return None
+    keys = [pa.concat_arrays([b.rows.column(at) for b in found]) for at in found[0].schema.key_positions]
+    bases = pa.concat_arrays([b.bases for b in found])
+    return pa.RecordBatch.from_arrays([*keys, bases], names=[*(c.name for c in found[0].schema.key), BASES])
 
 
 def _xids(step: Step, table: str) -> list[int]:

@@ -73,6 +73,7 @@ class SourceSettings(BaseModel):
 
     _section: str = PrivateAttr("source")
     _followers: dict[str, str] = PrivateAttr(default_factory=dict)
+    _written_back: set[str] = PrivateAttr(default_factory=set)
 
     @classmethod
     def address_of(cls, parts: Mapping[str, str]) -> str:
@@ -130,6 +131,36 @@ class SourceSettings(BaseModel):
     def routes(self) -> bool:
         """Whether its changes name their targets, so that each target has rows of its own (:attr:`Point.target`)."""
         return False
+
+    @property
+    def comes_back_to(self) -> str | None:
+        """The target that writes what this source reads, where changes go both ways (docs/both-ways.md)."""
+        return None
+
+    @property
+    def edits(self) -> tuple[str, str]:
+        """The table that it reads, and the address of the server that holds it."""
+        return "", ""
+
+    @property
+    def tells_origins(self) -> bool:
+        """Whether its entries say who wrote them."""
+        return False
+
+    def is_written_by(self, mapping: object) -> bool:
+        """Whether a target with this mapping of the table writes exactly what it reads."""
+        return False
+
+    def is_written_back(self, table: str) -> bool:
+        """Whether a target writes edits of the other side into this table of it."""
+        return table in self._written_back
+
+    def expect_writes(self, table: str) -> None:
+        """Hear that one does."""
+        self._written_back.add(table)
+
+    def meets(self, written: str, table: str) -> None:
+        """Hear where that target keeps what it last wrote."""
 
     @property
     def makes_runs(self) -> bool:

@@ -97,6 +97,10 @@ class SourceConfig(PostgresSettings):
         return self.publication
 
     @property
+    def tells_origins(self) -> bool:
+        return True
+
+    @property
     def summary(self) -> str:
         return f"{super().summary}, slot {self.slot}"
 

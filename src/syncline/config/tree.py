@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -321,6 +321,7 @@ class Config(BaseModel):
     )
     _provenance: dict[str, str] = PrivateAttr(default_factory=dict)
     _overruled: list[Overruled] = PrivateAttr(default_factory=list)
+    _twins: dict[str, list[tuple[str, Callable[[str, str], bool]]]] = PrivateAttr(default_factory=dict)
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -376,6 +377,7 @@ class Config(BaseModel):
         self._check_control()
         self._check_claims()
         self._check_places()
+        self._check_both_ways()
         for name, source in self.sources.items():
             source.called("source" if list(self.sources) == ["main"] else f"sources.{name}")
             source.followed_by({t: c.type for t, c in self.targets.items() if name in self.followed_by(t)})
@@ -407,6 +409,66 @@ class Config(BaseModel):
             raise PydanticCustomError(
                 "no_control", "control.dsn is required, because the first source is no PostgreSQL database"
             )
+
+    def _check_both_ways(self) -> None:
+        """Where a source's changes come back to (docs/both-ways.md), what is needed lest they go round and round."""
+        for name, source in self.sources.items():
+            if source.comes_back_to is not None:
+                for flaw in self._flaws_both_ways(name, source):
+                    raise PydanticCustomError("both_ways", "sources.{name}: {flaw}", {"name": name, "flaw": flaw})
+                takers = [target.store for n, target in self.targets.items() if name in self.followed_by(n)]
+                self._twins.setdefault(source.comes_back_to, []).extend((name, t.wrote) for t in takers)  # type: ignore[attr-defined]
+
+            else:
+                self._check_circle(name, source)
+
+    def _check_circle(self, name: str, source: SourceSettings) -> None:
+        """A source that reads what a target writes takes it for changes of its own."""
+        table, address = source.edits
+        for target, found in self.targets.items():
+            serves = getattr(found.store, "serves", None)
+            mapped = source.is_written_by((found.tables or {}).get(table))
+            if mapped and serves is not None and serves(address):
+                raise PydanticCustomError(
+                    "circle",
+                    "sources.{name} reads the keys that targets.{target} writes, and each would take the other's "
+                    "changes for new ones: set sources.{name}.both_ways to {target}, or give it other keys",
+                    {"name": name, "target": target},
+                )
+
+    def _flaws_both_ways(self, name: str, source: SourceSettings) -> Iterator[str]:
+        twin = source.comes_back_to or ""
+        back = self.targets.get(twin)
+        if back is None or back.type != source.type:
+            yield f"both_ways must name a target of type {source.type}, which {twin} is not"
+            return
+        place = getattr(back.store, "edited_at", lambda table, url: None)(*source.edits)
+        if place is None:
+            yield f"targets.{twin} must be of the same server, with both_ways: true and adopt: false"
+        if not source.is_written_by((back.tables or {}).get(source.edits[0])):
+            yield f"targets.{twin}.tables must map {source.edits[0]} to the same hash, with its columns and no others"
+        for other in self.followed_by(twin):
+            if other == name or not self.sources[other].tells_origins:
+                yield f"targets.{twin} must follow only sources that capture PostgreSQL's WAL, and {other} is none"
+        for target in self.targets:
+            if name in self.followed_by(target) and not getattr(self.targets[target].store, "marks_surely", False):
+                yield f"targets.{target} must be of type postgres with origin: true, or its changes come back as new"
+        for other in self.followed_by(twin):
+            self.sources[other].expect_writes(source.edits[0])
+            yield from self._flaws_of_takers(other, source.edits[0])
+        if place is not None:
+            source.meets(*place)
+
+    def _flaws_of_takers(self, source: str, table: str) -> Iterator[str]:
+        """The table has a column of Syncline's own, which is nobody else's."""
+        for name, target in self.targets.items():
+            rule = (target.tables or {}).get(table)
+            if source in self.followed_by(name) and (target.tables is None or (rule and not rule.columns)):
+                yield f"targets.{name}.tables must name the columns of {table}: it has one of Syncline's own too"
+
+    def began_at(self, target: str, origin: str) -> bool:
+        """Whether changes of this origin (:class:`~syncline.change.Entry`) were captured where a target writes."""
+        return any(wrote(origin, source) for source, wrote in self._twins.get(target, ()))
 
     def _check_claims(self) -> None:
         """A store's configuration class may offer ``claims() -> dict[str, Path]``: by setting, folders of its own."""

@@ -53,6 +53,7 @@ def _target_status(target: Target, source: str, end: int, latencies: bool) -> di
         "lag_s": round(progress.lag_s(), 3) if behind else 0.0,
         "healed": progress.healed,
         "parked": progress.parked,
+        "overruled": progress.overruled,
         "loaded": list(cursor.loaded),
         **(progress.latency_ms() if latencies else {}),
     }

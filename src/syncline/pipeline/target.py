@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from syncline.apply.heal import Healer
 from syncline.apply.parking import Parking
@@ -26,7 +27,8 @@ class TargetEvents:
 
     ``failed`` answers whether the target begins anew by itself. ``retrying`` with None: it works again. ``caught_up``
     answers whether that is recorded; if not, the target does it again. ``purge_below`` answers None while older changes
-    could still come.
+    could still come. ``overruled``: so many edits lost against another; ``began_at``: whether changes of an origin
+    began at the target.
     """
 
     failed: Callable[[str, SynclineError], bool]
@@ -36,6 +38,8 @@ class TargetEvents:
     caught_up: Callable[[str, str], bool]
     refused: Callable[[str, str, SynclineError], None]
     loaded: Callable[[str, str], None]
+    overruled: Callable[[str, int], None]
+    began_at: Callable[[str, str], bool]
 
 
 class Target:
@@ -56,7 +60,9 @@ class Target:
     def start(self, log: Log, cursor: Cursor, config: ApplyConfig, parking: Parking, healer: Healer) -> None:
         """Apply from this cursor on."""
         self.error = None
-        self.worker = Worker(self.name, log, self.store, cursor, config, Surroundings(self, parking, healer))
+        events, name = self._events, self.name
+        around = Surroundings(self, parking, healer, partial(events.began_at, name), partial(events.overruled, name))
+        self.worker = Worker(self.name, log, self.store, cursor, config, around)
         self.board.begin(cursor.loaded)
         log.advance(self.name, cursor.position)
         self._thread = threading.Thread(target=self._run, args=(self.worker,), name=f"apply-{self.name}", daemon=True)

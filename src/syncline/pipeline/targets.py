@@ -14,10 +14,13 @@ from syncline.capture.tables import TableInfo
 from syncline.change import Cursor, Position, TableSchema
 from syncline.errors import Damaged, Gap, Receded, SynclineError, Unavailable
 from syncline.log import Incarnation, Log
+from syncline.logs import logger
 from syncline.pipeline.context import Context
 from syncline.pipeline.pauses import apply_pauses, hold_name
 from syncline.pipeline.target import Target, TargetEvents
 from syncline.stores import Store
+
+_log = logger()
 
 __all__ = ["Owner", "Targets"]
 
@@ -64,6 +67,8 @@ class Targets:
             caught_up=self._caught_up,
             refused=self._refused,
             loaded=self._loaded,
+            overruled=self._overruled,
+            began_at=context.config.began_at,
         )
         mappings = {name: context.config.targets[name].mapping({}) for name in stores}
         self.by_name = {name: Target(name, store, mappings[name], events) for name, store in stores.items()}
@@ -332,6 +337,9 @@ class Targets:
         """A new shape arrived at a target: rows may have changed without a row event; read them again."""
         self._context.talk(f"table {schema.qualified} changed its columns; it is read again")
         self._owner.read_again([schema.qualified], name)
+
+    def _overruled(self, name: str, count: int) -> None:
+        _log.warning("edits overruled", source=self._context.name, target=name, edits=count)
 
     def _refused(self, name: str, table: str, error: SynclineError) -> None:
         """A target can't take one table: a gap of that table there, until someone mends it and asks for a resync."""

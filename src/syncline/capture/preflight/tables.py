@@ -100,7 +100,7 @@ def _check_table(
     if problem is not None:
         yield Finding("SL-IDENTITY", "error", table.qualified, f"It can't be captured: {problem[0]}.", problem[1])
     yield from _check_rights(look, table, rights)
-    yield from _check_columns(table, plain)
+    yield from _check_columns(table, plain, written_back=look.config.is_written_back(table.qualified))
     yield from _check_partitions(table)
     toastable = [c.name for c in table.columns if c.storage in "ex"]
     could_be_full = table.replica_identity != "f" and not any(c.generated for c in table.columns)
@@ -144,9 +144,9 @@ def _check_rights(look: Look, table: TableInfo, rights: dict[str, Any]) -> Itera
         )
 
 
-def _check_columns(table: TableInfo, plain: frozenset[int]) -> Iterator[Finding]:
+def _check_columns(table: TableInfo, plain: frozenset[int], *, written_back: bool) -> Iterator[Finding]:
     reserved = [c.name for c in table.columns if c.name.lower().startswith(RESERVED)]
-    if reserved:
+    if reserved and not written_back:
         yield Finding(
             "SL-RESERVED",
             "error",

@@ -23,7 +23,7 @@ from syncline.capture.redis.told import NOTE, note_of, places_in
 from syncline.capture.redis.values import parsed
 from syncline.change import Batch, Op, TableSchema, arrow_type, make_batch
 
-__all__ = ["Counts", "Difference"]
+__all__ = ["Counts", "Difference", "in_file", "kind_of_column", "quoted"]
 
 _KINDS = {
     "bool": "boolean",
@@ -71,13 +71,18 @@ class Difference:
         self._folder = tempfile.TemporaryDirectory(prefix="syncline-diff-")
         self._db = duckdb.connect(":memory:", config=_settings(config, Path(self._folder.name)))
         self._db.execute("set TimeZone = 'UTC'")
-        self._kinds = {self._names[c.name]: _kind(c.type) for c in self.schema.columns}
+        self._kinds = {self._names[c.name]: kind_of_column(c.type) for c in self.schema.columns}
         self._kinds |= {"seq": "bigint", "bad": "varchar"}
         self._pending: dict[str, list[pa.Table]] = {}
         self._seen = 0
         self._nameless = 0
         self._create()
         self._hold(told)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the state behind it is another one, though nothing may have to be told."""
+        return False
 
     @property
     def _columns(self) -> list[str]:
@@ -90,8 +95,8 @@ class Difference:
 
     def _create(self) -> None:
         key, *rest = self.schema.columns
-        member = f"member {_kind(key.type)}"
-        columns = {c.name: f"{self._names[c.name]} {_kind(c.type)}" for c in rest}
+        member = f"member {kind_of_column(key.type)}"
+        columns = {c.name: f"{self._names[c.name]} {kind_of_column(c.type)}" for c in rest}
         for n, group in enumerate(self.groups):
             mine = ", ".join(columns[name] for name in group.columns)
             self._db.execute(f"create table g{n} ({member}, seq bigint, bad varchar, {mine})")
@@ -103,14 +108,19 @@ class Difference:
         if told is not None:
             note = pq.read_metadata(told).metadata[NOTE.encode()].decode()
             places = places_in(note, self.schema)
-            source = f"read_parquet({_quoted(str(told))})"
-        kinds = [_kind(c.type) for c in self.schema.columns]
+            source = f"read_parquet({quoted(str(told))})"
+        kinds = [kind_of_column(c.type) for c in self.schema.columns]
         columns = [
-            f"{'null' if place is None else _in_file(place)}::{kind} as {ours}"
+            f"{'null' if place is None else in_file(place)}::{kind} as {ours}"
             for place, kind, ours in zip(places, kinds, self._names.values(), strict=True)
         ]
+        columns += self._beside(told)
         self._db.execute(f"create view told as select {', '.join(columns)} from {source}")
         self._db.execute("create view have as from told")
+
+    def _beside(self, told: Path | None) -> list[str]:
+        """What else a state knows of a row."""
+        return []
 
     def look_at(self, members: Sequence[bytes]) -> None:
         """Compare these members only."""
@@ -202,7 +212,7 @@ class Difference:
         if column.default is None:
             return "null"
         text = str(column.default).replace("'", "''")
-        return f"cast('{text}' as {_kind(column.type)})"
+        return f"cast('{text}' as {kind_of_column(column.type)})"
 
     def counts(self) -> Counts:
         """What the differences are now."""
@@ -237,13 +247,17 @@ class Difference:
 
     def batches(self, version: int, commit_time: int, rows: int) -> Iterator[Batch]:
         """The differences as changes of the table, all of one version, so many in a batch."""
-        query = f"select op, member, {', '.join(self._columns)} from diff order by op = {int(Op.DELETE)}"
+        query = f"select {', '.join(self._handed_out)} from diff order by op = {int(Op.DELETE)}"
         first = 0
         with self._db.cursor() as cursor:
             for found in cursor.sql(query).to_arrow_reader(rows):
                 if found.num_rows:
                     yield self._changes(found, version, commit_time, first)
                 first += found.num_rows
+
+    @property
+    def _handed_out(self) -> list[str]:
+        return ["op", "member", *self._columns]
 
     def _changes(self, rows: pa.RecordBatch, version: int, commit_time: int, first: int) -> Batch:
         n = rows.num_rows
@@ -261,21 +275,22 @@ class Difference:
     def write(self, path: Path) -> None:
         """Write the rows as they are once the differences are told."""
         columns = f"member, {', '.join(self._columns)}"
-        files = [f"{name} as {_in_file(place)}" for place, name in enumerate(self._names.values())]
+        files = [f"{name} as {in_file(place)}" for place, name in enumerate(self._names.values())]
         self._db.execute(
             f"""copy (select {", ".join(files)} from (
                 select {columns} from told anti join diff using (member)
                 union all select {columns} from diff where op <> {int(Op.DELETE)}))
-              to {_quoted(str(path))} (format parquet, kv_metadata {{{NOTE}: {_quoted(note_of(self.schema))}}})"""
+              to {quoted(str(path))} (format parquet, kv_metadata {{{NOTE}: {quoted(note_of(self.schema))}}})"""
         )
 
 
-def _in_file(place: int) -> str:
+def in_file(place: int) -> str:
     """What a column is called in a file: a user's column may have any name."""
     return f"c{place}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -302,5 +317,6 @@ def _alike(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
     yield from (pa.concat_tables(some) for some in by_types.values())
 
 
-def _kind(logical: str) -> str:
+def kind_of_column(logical: str) -> str:
+    """DuckDB's name of a logical type."""
     return logical.replace("numeric", "decimal") if logical.startswith("numeric") else _KINDS[logical]

@@ -119,6 +119,53 @@ class KeyReader:
         columns = [[row[n] for _, row in found] for n in range(len(group.fields))]
         return _batch(group, [member for member, _ in found], columns)
 
+    def names(self, group: Group, base_key: str) -> Iterator[list[bytes]]:
+        """Every member that has a hash, or of which something was written, some at a time, each once."""
+        known: set[bytes] = set()
+        before, behind = (part.encode() for part in group.key.split(MEMBER))
+        pattern = f"{literal(group.key.partition(MEMBER)[0])}*{literal(group.key.partition(MEMBER)[2])}"
+        place = b"0"
+        while True:
+            place, keys = self._connection.call("SCAN", place, "MATCH", pattern, "COUNT", self._size, "TYPE", "hash")
+            yield _new(known, [key[len(before) : len(key) - len(behind)] for key in keys])
+            if place == b"0":
+                break
+        while True:
+            place, found = self._connection.call("HSCAN", base_key, place, "COUNT", self._size)
+            yield _new(known, found[::2])
+            if place == b"0":
+                return
+
+    def meet(self, group: Group, members: Sequence[bytes], base_key: str, table_key: str) -> pa.RecordBatch:
+        """What these members have now, and what was last written of them: ``member``, whether it is ``there``, ``base``
+        (the whole record), ``gone`` (when a row of the table last went), then the columns. All of a moment: what is
+        written in between would look like an edit that rests on it."""
+        there: list[bool] = []
+        bases: list[bytes | None] = []
+        gone: list[bytes | None] = []
+        values: list[list[Any]] = []
+        for first in range(0, len(members), self._size):
+            some = members[first : first + self._size]
+            asked = [
+                command
+                for member in some
+                for command in (
+                    ("EXISTS", group.key_of(member)),
+                    ("HMGET", group.key_of(member), *group.fields),
+                    ("HGET", base_key, member),
+                )
+            ]
+            went, *found = self._connection.at_once([("HGET", table_key, "gone"), *asked])
+            gone += [went] * len(some)
+            there += map(bool, found[::3])
+            values += found[1::3]
+            bases += found[2::3]
+            self._pace.took(len(some))
+        columns = [pa.array([row[n] for row in values], pa.binary()) for n in range(len(group.fields))]
+        kept = [pa.array(values, pa.binary()) for values in (bases, gone)]
+        arrays = [pa.array(members, pa.binary()), pa.array(there, pa.bool_()), *kept, *columns]
+        return pa.RecordBatch.from_arrays(arrays, names=["member", "there", "base", "gone", *group.columns])
+
     def changed(self, key: str, since: float) -> Iterator[list[bytes]]:
         """Members noted in a sorted set at or after a moment, some at a time, and some twice. Pages go on from the last
         moment, never by rank: what is noted anew meanwhile would move others across the border of a page."""
@@ -139,6 +186,12 @@ class KeyReader:
         """The latest moment noted there; None without any."""
         found = self._connection.call("ZRANGE", key, -1, -1, "WITHSCORES")
         return float(found[1]) if found else None
+
+
+def _new(known: set[bytes], members: Sequence[bytes]) -> list[bytes]:
+    fresh = [member for member in dict.fromkeys(members) if member not in known]
+    known.update(fresh)
+    return fresh
 
 
 def literal(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from syncline.capture.redis.connection import Connection
 from syncline.capture.redis.difference import Counts, Difference
+from syncline.capture.redis.meeting import Meeting
 from syncline.capture.redis.reading import KeyReader
 from syncline.capture.redis.settings import Group, RedisSettings, groups_of
 from syncline.capture.runs import DELETES, RunRow, Wish
@@ -32,7 +33,8 @@ class Found:
     """What a run found: how many members and rows differ, and whether that may be told without asking.
 
     ``kept``: rows without a member that stay, since keys are gone as a whole or the configuration says so.
-    ``reasons`` counts why members are set aside; ``aside`` names some of them.
+    ``reasons`` counts why members are set aside; ``aside`` names some of them. ``learned``: rows were written here by
+    Syncline itself, which is nothing to be told.
     """
 
     kind: str
@@ -43,6 +45,12 @@ class Found:
     changed_up_to: float | None
     reasons: Mapping[str, int] = field(default_factory=dict)
     aside: tuple[tuple[str, str], ...] = ()
+    learned: bool = False
+
+    @property
+    def moves(self) -> bool:
+        """Whether the state behind the run is another one."""
+        return self.differs or (self.learned and not self.asks)
 
     @property
     def differs(self) -> bool:
@@ -88,6 +96,8 @@ def kind_of(settings: RedisSettings, wish: Wish, before: Sequence[Mapping[str, A
 def refuse_unknown(settings: RedisSettings, wish: Wish) -> None:
     """Raise ``Misconfigured`` if a run should look at columns or keys that there are not."""
     known = {*settings.columns, *(g.key for g in groups_of(settings))}
+    if wish.columns and settings.base_key:
+        raise Misconfigured("A table that is edited on both sides is compared whole.", remedy="Name no columns.")
     for name in wish.columns or ():
         if name not in known:
             raise Misconfigured(f"There is no column or key {name}.", remedy=f"There are: {', '.join(sorted(known))}.")
@@ -118,7 +128,8 @@ class Run:
         with ExitStack() as stack:
             connection = stack.enter_context(Connection(self._settings))
             self._reader = KeyReader(self._settings, connection, self._stop)
-            self._difference = Difference(self._settings, self._told)
+            made = Meeting if self._settings.base_key else Difference
+            self._difference = made(self._settings, self._told)
             stack.callback(self._difference.close)
             self._opened = stack.pop_all()
         return self
@@ -145,7 +156,8 @@ class Run:
         asks = self._asks(counts)
         reasons, aside = self._set_aside(counts)
         missing = tuple(sorted(self._missing))
-        return Found(self._kind, counts, kept, missing, asks, up_to if whole and not asks else None, reasons, aside)
+        up_to = up_to if whole and not asks else None
+        return Found(self._kind, counts, kept, missing, asks, up_to, reasons, aside, self._difference.learned)
 
     def write(self, path: Path) -> None:
         """Write the rows as they are once what was found is told."""
@@ -177,11 +189,20 @@ class Run:
         return sorted(found)
 
     def _read(self, groups: Sequence[Group], members: Sequence[bytes] | None) -> None:
+        if isinstance(self._difference, Meeting):
+            self._meet(self._difference, members)
+            return
         for group in groups:
             for batch in self._reader.scan(group) if members is None else [self._reader.look(group, members)]:
                 self._difference.add(group, batch)
                 self._hold()
         self._missing |= self._reader.missing(self._difference.groups)
+
+    def _meet(self, difference: Meeting, members: Sequence[bytes] | None) -> None:
+        (group,), base_key, table_key = difference.groups, self._settings.base_key, self._settings.table_key
+        for some in self._reader.names(group, base_key) if members is None else [members]:
+            difference.look(self._reader.meet(group, some, base_key, table_key))
+            self._hold()
 
     # ----------------------------------------------------------------------------------------------------- comparing
 

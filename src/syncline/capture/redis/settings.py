@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import pyarrow as pa
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from syncline.capture.redis.values import parsed
@@ -142,6 +142,8 @@ class RedisSettings(SourceSettings, MembersConfig):
         "REDIS_PASSWORD": "password",
     }
     address: ClassVar[str] = "url"
+    _base_key: str = PrivateAttr("")
+    _table_key: str = PrivateAttr("")
 
     type: Literal["redis"] = Field("redis", description="How changes are captured: by comparing members of Redis keys.")
     on_gap: str = Field(
@@ -168,6 +170,11 @@ class RedisSettings(SourceSettings, MembersConfig):
         True, description="Run sooner when the server's keyspace notifications, where enabled, tell of a change."
     )
     sooner_s: float = Field(60.0, ge=0, description="Least time between two runs that such a hint makes sooner.")
+    both_ways: str | None = Field(
+        None,
+        description="Name of the redis target that writes these keys: its writes are no changes of Redis, and what "
+        "applications write here goes back only where nobody changed the row meanwhile (docs/both-ways.md).",
+    )
     lease_s: float = Field(60.0, ge=5, description="An engine that is not heard of for so long loses the run lock.")
     keep_runs: int = Field(1000, ge=10, description="So many runs are kept in sync_periodic_runs.")
 
@@ -199,6 +206,50 @@ class RedisSettings(SourceSettings, MembersConfig):
     @property
     def makes_runs(self) -> bool:
         return True
+
+    @property
+    def comes_back_to(self) -> str | None:
+        return self.both_ways
+
+    @property
+    def edits(self) -> tuple[str, str]:
+        return schema_of(self).qualified, self.url.get_secret_value()
+
+    def is_written_by(self, mapping: object) -> bool:
+        group, rule = groups_of(self)[0], getattr(mapping, "hash", None)
+        taken = {*(getattr(mapping, "columns", None) or ()), self.member} == {*self.columns, self.member}
+        key = group.key.replace(MEMBER, f"{{{self.member}}}")
+        fields = group.columns == tuple(self.columns) == group.fields and set(getattr(rule, "columns", ())) == set(
+            self.columns
+        )
+        return taken and fields and getattr(rule, "key", None) == key
+
+    def meets(self, written: str, table: str) -> None:
+        self._base_key, self._table_key = written, table
+
+    @property
+    def base_key(self) -> str:
+        """The hash in which the target keeps what it last wrote of each row; '' where nothing comes back."""
+        return self._base_key
+
+    @property
+    def table_key(self) -> str:
+        """The hash in which it keeps (as ``gone``) when a row went."""
+        return self._table_key
+
+    @model_validator(mode="after")
+    def _can_come_back(self) -> RedisSettings:
+        if self.both_ways is None:
+            return self
+        if [group.kind for group in groups_of(self)] != ["hashes"] or self.changed is not None:
+            raise PydanticCustomError(
+                "both_ways", "both_ways needs all columns in one hash for each member, and no `changed`"
+            )
+        if self.initial_load:
+            raise PydanticCustomError(
+                "both_ways", "both_ways needs initial_load: false, because a load would remove rows of the other side"
+            )
+        return self
 
     def due_after(self, began: datetime) -> datetime:
         """When the run is due that follows one that began then."""

@@ -20,6 +20,7 @@ from syncline.capture import Again, Identity, LoadProgress, Point, Pressure, See
 from syncline.capture.described import described
 from syncline.capture.outbox.expand import EventParking
 from syncline.capture.redis.connection import Connection, describe
+from syncline.capture.redis.meeting import Meeting
 from syncline.capture.redis.reading import KeyReader
 from syncline.capture.redis.run import Found, Run
 from syncline.capture.redis.settings import RedisSettings, groups_of, schema_of
@@ -147,6 +148,9 @@ class RedisSource:
             records.take()
             try:
                 self.told.clear()
+                if self.settings.base_key:
+                    self._begin_with_nothing()
+                    return
                 asked = records.asked()
                 runs = Runs(self.settings, self.told, records, stop)
                 for _ in runs.run(asked[0] if asked else None, Wish("full"), 0, self._first):
@@ -154,6 +158,14 @@ class RedisSource:
             finally:
                 with suppress(Unavailable):
                     records.release()
+
+    def _begin_with_nothing(self) -> None:
+        """Where rows are edited on both sides, each row of the first run is judged like any other."""
+        with Meeting(self.settings, None) as difference:
+            difference.compare()
+            difference.write(self.told.next_path(1))
+        self.told.keep(1)
+        self.told.settle(1)
 
     def _first(self, run: Run, found: Found, number: int) -> Iterator[Entry]:
         """The first state is there even where there are no members."""

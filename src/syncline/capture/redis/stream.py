@@ -50,8 +50,8 @@ class Runs:
         try:
             with Run(self._settings, self._told.path(number), wish, kind, self._stop, self._records.hold) as run:
                 found = run.look()
-                behind = number + found.differs
-                if found.differs:
+                behind = number + found.moves
+                if found.moves:
                     run.write(self._told.next_path(behind))
                     self._told.keep(behind)
                 self._records.hold(surely=True)
@@ -193,6 +193,7 @@ class RedisStream:
     def _entries(self, run: Run, found: Found, number: int) -> Iterator[Entry]:
         """What was found, as one transaction; where that is nothing, that it is so."""
         if not found.differs:
+            self._number = number
             yield self._progress()
             return
         version = self._base + number

@@ -19,16 +19,18 @@ from typing import IO
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from syncline.capture import IN_USE
 from syncline.change import TableSchema, arrow_type
 from syncline.errors import Gap, Misconfigured, Unavailable
 
-__all__ = ["LOST", "NOTE", "State", "Told", "note_of", "places_in"]
+__all__ = ["AWAY", "LOST", "NOTE", "State", "Told", "note_of", "places_in"]
 
 LOST = "SL-TOLD-LOST"
 NOTE = "syncline"  # under this name a file says what its columns are
+AWAY = "away"  # a column that says which rows are only remembered, where a file has it
 _STATE, _NEXT, _ASK = ".parquet", ".next", "ask-"
 _POLL_S, _PATIENCE_S = 0.05, 2.0
 
@@ -64,6 +66,8 @@ class State:
         found = pq.ParquetFile(self.file)
         places = places_in(found.metadata.metadata[NOTE.encode()].decode(), schema)
         for batch in found.iter_batches(rows):
+            if AWAY in batch.schema.names:
+                batch = batch.filter(pc.invert(batch.column(AWAY)))
             yield [
                 pa.nulls(len(batch), kind) if place is None else batch.column(place).cast(kind)
                 for place, kind in zip(places, (arrow_type(c.type) for c in schema.columns), strict=True)
