@@ -1,0 +1,5 @@
+CREATE TABLE player (
+    id text PRIMARY KEY,
+    name text,
+    score bigint
+);
