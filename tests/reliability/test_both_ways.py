@@ -157,9 +157,7 @@ def test_what_either_side_changes_arrives_at_the_other_and_does_not_come_back(si
     assert sides.in_third() == {}
 
 
-def test_of_two_edits_of_one_row_that_of_postgresql_stays_and_the_other_is_told(
-    sides: Sides, nursery: Nursery
-) -> None:
+def test_of_two_edits_of_one_row_that_of_postgresql_stays_and_the_other_is_told(sides: Sides, nursery: Nursery) -> None:
     sides.edit_postgres("a", "Ann", 1)
     child = nursery.start(sides)
     eventually(sides.is_equal)
