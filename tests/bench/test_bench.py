@@ -399,6 +399,16 @@ def test_an_outbox_is_measured_through_the_slot_and_by_polling_over_the_same_eve
         assert 0 < found[way]["p50_ms"] <= found[way]["p95_ms"]
 
 
+def test_members_of_redis_keys_are_compared_with_what_was_told(tmp_path: Path) -> None:
+    found = run(tmp_path, "redis-diff", "--members", "2000", "--repeat", "2")
+    assert found["members"] == 2000
+    assert found["changes"] == {"insert": 2, "update": 20, "delete": 2}
+    assert found["copy_equal"] is True
+    assert found["members_per_s"] == pytest.approx(2000 / found["seconds"], rel=0.01)
+    assert found["peak_rss_mb"] > 50
+    assert found["cpu_s"].keys() == {"syncline", "server"}
+
+
 @pytest.mark.slow
 def test_triggers_are_measured_beside_the_same_writes_without_them(tmp_path: Path) -> None:
     found = run(tmp_path, "triggers", "--seconds", "1", "--repeat", "1", "--clients", "2")

@@ -13,6 +13,7 @@ from boards import Board, board_of
 
 from servers import Database
 from syncline.capture import IN_USE
+from syncline.capture.redis import difference, staged
 from syncline.capture.redis.difference import Difference
 from syncline.capture.redis.reading import KeyReader
 from syncline.capture.redis.settings import Group, RedisSettings
@@ -179,6 +180,79 @@ def test_a_member_that_moves_during_the_scan_is_looked_at_again_and_not_deleted(
     monkeypatch.setattr(KeyReader, "scan", moving)
     assert figures(board.run()) == (0, 1, 0, 0)
     assert ("u3", 31, 0) in [row[:3] for row in board.rows()]
+
+
+def test_a_run_in_parts_through_files_finds_what_one_in_memory_does(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change() -> None:
+        board.remove("u000")
+        board.put("u001", 7)
+        board.put("new", 8, name="n")
+        board.client.zadd("leaderboard:daily", {"u002": 1.5})
+
+    def found(result: Result) -> tuple[Any, ...]:
+        return result.members, figures(result), result.reasons, board.told(), board.rows()
+
+    for n in range(300):
+        board.put(f"u{n:03}", n, name=f"user {n}")
+    assert board.run().created == 300
+    change()
+    expected = found(board.run())
+    board.client.zadd("leaderboard:daily", {"u002": 2})
+    board.remove("new")
+    board.put("u000", 0, name="user 0")
+    board.put("u001", 1)
+    board.run()
+    files = set()
+    write = staged._Pieces.write
+
+    def noted(pieces: Any, rows: pa.Table) -> None:
+        files.add(pieces._path.name)
+        write(pieces, rows)
+
+    monkeypatch.setattr(staged, "_HELD_BYTES", 1000)
+    monkeypatch.setattr(staged._Pieces, "write", noted)
+    monkeypatch.setattr(difference, "_ROWS", 50)
+    monkeypatch.setattr(difference, "_MOST_ROWS", 70)
+    change()
+    assert found(board.run()) == expected
+    assert files == {f"{table}-0.arrow" for table in ("g0", "g1", "g2", "g3", "g4", "held")}
+    assert expected[1] == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("held_bytes", [1, 1 << 30])
+def test_of_a_member_that_comes_twice_the_last_values_count(
+    board: Board, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    monkeypatch.setattr(staged, "_HELD_BYTES", held_bytes)
+    board.put("u1", 1, name="one")
+    board.put("u2", 2, name="two")
+    scan = KeyReader.scan
+
+    def twice(reader: KeyReader, group: Group) -> Iterator[pa.RecordBatch]:
+        yield from scan(reader, group)
+        board.put("u1", 5, name="five")
+        yield from scan(reader, group)
+
+    monkeypatch.setattr(KeyReader, "scan", twice)
+    result = board.run()
+    assert (result.members, result.created) == (2, 2)
+    assert board.rows() == [("u1", 5, 5, "five"), ("u2", 2, 2, "two")]
+
+
+def test_what_a_killed_run_put_aside_is_swept_and_what_a_living_one_does_is_not(board: Board) -> None:
+    board.put("u1", 1)
+    board.run()
+    folder = board.folder / "board.log" / "told"
+    left = folder / "run-killed"
+    left.mkdir()
+    (left / "g0-0.arrow").write_bytes(b"x")
+    with board.source() as source, source.told.scratch() as ours:
+        assert not left.exists()
+        board.run()
+        assert ours.exists()
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == []
 
 
 def test_a_run_of_some_periods_leaves_the_others_and_deletes_nobody(board: Board) -> None:

@@ -219,6 +219,19 @@ def verify(
     show(verification(rows, differences, repeat, Peers(), Talk(), folder), as_json=as_json)
 
 
+@app.command("redis-diff")
+def redis_members(
+    members: Annotated[int, typer.Option(min=100, help="Members of the keys.")] = 1_000_000,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; medians are reported.")] = 3,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """Members of Redis keys compared with what was told before, a hundredth of them changed: time and peak memory."""
+    from syncline.bench.redis_diff import redis_diff
+
+    show(redis_diff(members, repeat, Talk(), folder), as_json=as_json)
+
+
 @app.command("duckdb-writes", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def writes(context: typer.Context) -> None:
     """Ways of writing into DuckDB, by table and batch size; options as `python -m syncline.bench.duckdb_writes`."""

@@ -73,6 +73,7 @@ class Meeting(Difference):
         kinds |= {f"b{n}": kind_of_column(self.schema.columns[n].type) for n in self._numbers}
         self._kinds |= kinds
         own = ", ".join(f"{name} {self._kinds[name]}" for name in ["member", "seq", "bad", *self._columns, *kinds])
+        super()._create()
         self._db.execute(f"create table looks ({own})")
 
     def _beside(self, told: Path | None) -> list[str]:
@@ -107,22 +108,28 @@ class Meeting(Difference):
         arrays["seq"] = pa.array(np.arange(self._seen, self._seen + found.num_rows))
         arrays["bad"] = pa.array(reasons, pa.string())
         self._seen += found.num_rows
-        self._nameless += int((nameless & there.to_numpy(zero_copy_only=False)).sum())
-        self._take("looks", pa.table(arrays).filter(pa.array(~nameless)))
+        self._nameless.update(found.column(0).filter(pc.and_(pa.array(nameless), there)).to_pylist())
+        self._insert(pa.table(arrays).filter(pa.array(~nameless)))
+
+    def _insert(self, rows: pa.Table) -> None:
+        values = ", ".join(f"try_cast({name} as {self._kinds[name]}) as {name}" for name in rows.column_names)
+        self._db.register("incoming", rows)
+        try:
+            self._db.execute(f"insert into looks by name select {values} from incoming")
+        finally:
+            self._db.unregister("incoming")
 
     # ---------------------------------------------------------------------------------------------------- comparing
 
     def compare(self, unknown: Sequence[str] = ()) -> Counts:
         """Find what applications changed. Raises as that of any difference."""
-        for table in list(self._pending):
-            self._insert(table)
         key = self.schema.columns[0].name
         defaults = {n: self._default(column.name) for n, column in enumerate(self.schema.columns) if n}
         own = [f"case when l.there then coalesce(l.c{n}, {defaults[n]}) end as c{n}" for n in self._numbers]
         had = [f"h.c{n} as h{n}" for n in self._numbers]
         anew = "l.seen is distinct from h.seen"
         base = [f"case when {anew} then coalesce(l.b{n}, {defaults[n]}) else h.c{n} end as o{n}" for n in self._numbers]
-        for table in ("judged", "found", "diff"):
+        for table in ("judged", "diff"):
             self._db.execute(f"drop table if exists {table}")
         self._db.execute(
             f"""create table judged as select coalesce(l.member, h.member) as member, coalesce(l.there, false) as there,
@@ -133,9 +140,9 @@ class Meeting(Difference):
               from (select * from looks qualify row_number() over (partition by member order by seq desc) = 1) l
               full join have h on l.member = h.member"""
         )
-        self._db.execute(
-            f"create table found as select member, bad, {', '.join(self._columns)} from judged where there"
-        )
+        (self._members,) = self._one("select count(*) from judged where there")
+        self._db.execute("delete from aside")
+        self._db.execute("insert into aside select member, bad from judged where there and bad is not null")
         objects = {letter: self._object(key, letter) for letter in "oc"}
         self._db.execute(
             f"""create table diff as select member, case when not there then {int(Op.DELETE)}
@@ -145,6 +152,9 @@ class Meeting(Difference):
               from judged where bad is null and (there <> based or (there and {self._differ("c", "o")}))"""
         )
         return self.counts()
+
+    def compare_again(self) -> Counts:
+        return self.compare()
 
     def _object(self, key: str, letter: str) -> str:
         """A row as an object of texts."""

@@ -62,7 +62,7 @@ class KeyReader:
         """Ask for a little of a group, to see whether it may be read and is of its kind."""
         if group.kind == "hashes":
             self._connection.call("SCAN", 0, "MATCH", "syncline-no-such-key", "COUNT", 1, "TYPE", "hash")
-            self._look_hashes(group, [b"syncline-no-such-member"], known=False)
+            self._look_hashes(group, [b"syncline-no-such-member"])
         else:
             self._connection.call(_SCANS[group.kind], group.key, 0, "COUNT", 1)
             self.look(group, [b"syncline-no-such-member"])
@@ -72,9 +72,12 @@ class KeyReader:
         if group.kind == "hashes":
             yield from self._scan_hashes(group)
             return
-        place = b"0"
+        scan = (_SCANS[group.kind], group.key)
+        self._connection.send(*scan, 0, "COUNT", self._size)
         while True:
-            place, found = self._connection.call(_SCANS[group.kind], group.key, place, "COUNT", self._size)
+            place, found = self._connection.receive()
+            if place != b"0":
+                self._connection.send(*scan, place, "COUNT", self._size)  # while this page is taken in
             if found:
                 yield _batch(group, found[::2], [found[1::2]])
             self._pace.took(len(found) // 2)
@@ -83,21 +86,29 @@ class KeyReader:
 
     def _scan_hashes(self, group: Group) -> Iterator[pa.RecordBatch]:
         before, _, behind = group.key.partition(MEMBER)
-        pattern = f"{literal(before)}*{literal(behind)}"
-        place = b"0"
+        scan = ("MATCH", f"{literal(before)}*{literal(behind)}", "COUNT", self._size, "TYPE", "hash")
+        place, keys = self._connection.call("SCAN", 0, *scan)
+        waiting = None
         while True:
-            place, keys = self._connection.call("SCAN", place, "MATCH", pattern, "COUNT", self._size, "TYPE", "hash")
+            self._connection.send_each("HMGET", keys, *group.fields)
+            if place != b"0":
+                self._connection.send("SCAN", place, *scan)
+            if waiting is not None:
+                yield waiting  # while the server looks for the next ones
+            rows = self._connection.receive_each(len(keys))
             members = [key[len(before.encode()) : len(key) - len(behind.encode())] for key in keys]
-            if members:
-                yield self._look_hashes(group, members, known=True)
+            waiting = _hashes(group, members, rows) if members else None
             self._pace.took(len(members))
             if place == b"0":
-                return
+                break
+            place, keys = self._connection.receive()
+        if waiting is not None:
+            yield waiting
 
     def look(self, group: Group, members: Sequence[bytes]) -> pa.RecordBatch:
         """What these members have now, without those that have nothing."""
         if group.kind == "hashes":
-            return self._look_hashes(group, members, known=False)
+            return self._look_hashes(group, members)
         values: list[Any] = []
         for first in range(0, len(members), self._size):
             some = members[first : first + self._size]
@@ -105,19 +116,17 @@ class KeyReader:
         there = [n for n, value in enumerate(values) if value is not None]
         return _batch(group, [members[n] for n in there], [[values[n] for n in there]])
 
-    def _look_hashes(self, group: Group, members: Sequence[bytes], *, known: bool) -> pa.RecordBatch:
-        """``known``: the hashes were there just now, so that one without any of the fields counts."""
+    def _look_hashes(self, group: Group, members: Sequence[bytes]) -> pa.RecordBatch:
         found: list[tuple[bytes, list[Any]]] = []
         for first in range(0, len(members), self._size):
             some = members[first : first + self._size]
             rows = self._connection.call_each("HMGET", [group.key_of(member) for member in some], *group.fields)
             found += zip(some, rows, strict=True)
-        bare = [] if known else [member for member, row in found if not any(v is not None for v in row)]
+        bare = [member for member, row in found if not any(v is not None for v in row)]
         there = self._connection.call_each("EXISTS", [group.key_of(member) for member in bare])
         gone = {member for member, exists in zip(bare, there, strict=True) if not exists}
         found = [(member, row) for member, row in found if member not in gone]
-        columns = [[row[n] for _, row in found] for n in range(len(group.fields))]
-        return _batch(group, [member for member, _ in found], columns)
+        return _hashes(group, [member for member, _ in found], [row for _, row in found])
 
     def names(self, group: Group, base_key: str) -> Iterator[list[bytes]]:
         """Every member that has a hash, or of which something was written, some at a time, each once."""
@@ -197,6 +206,11 @@ def _new(known: set[bytes], members: Sequence[bytes]) -> list[bytes]:
 def literal(text: str) -> str:
     """Text for a pattern of SCAN that stands for itself."""
     return _SPECIAL.sub(r"\\\1", text)
+
+
+def _hashes(group: Group, members: Sequence[bytes], rows: Sequence[list[Any]]) -> pa.RecordBatch:
+    """Hashes that are there: one without any of the fields counts."""
+    return _batch(group, members, list(zip(*rows, strict=True)) if rows else [()] * len(group.fields))
 
 
 def _batch(group: Group, members: Sequence[bytes], columns: Sequence[Sequence[bytes | None]]) -> pa.RecordBatch:

@@ -22,10 +22,18 @@ from syncline.capture.runs import DELETES, RunRow, Wish
 from syncline.change import Batch, Op
 from syncline.errors import Misconfigured
 
-__all__ = ["Found", "Run", "kind_of", "refuse_unknown"]
+__all__ = ["Files", "Found", "Run", "kind_of", "refuse_unknown"]
 
 _NAMELESS = "the member's name is no value of the key column"
 _SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What was told before (None: nothing), and the folder for what a run puts aside."""
+
+    told: Path | None
+    scratch: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +120,13 @@ class Run:
     def __init__(
         self,
         settings: RedisSettings,
-        told: Path | None,
+        files: Files,
         wish: Wish,
         kind: tuple[str, float | None],
         stop: threading.Event,
         hold: Callable[[], None],
     ) -> None:
-        self._settings, self._told, self._wish = settings, told, wish
+        self._settings, self._files, self._wish = settings, files, wish
         self._kind, self._since = kind
         self._stop, self._hold = stop, hold
         self._missing: frozenset[str] = frozenset()
@@ -129,7 +137,7 @@ class Run:
             connection = stack.enter_context(Connection(self._settings))
             self._reader = KeyReader(self._settings, connection, self._stop)
             made = Meeting if self._settings.base_key else Difference
-            self._difference = made(self._settings, self._told)
+            self._difference = made(self._settings, self._files.told, self._files.scratch)
             stack.callback(self._difference.close)
             self._opened = stack.pop_all()
         return self
@@ -225,9 +233,11 @@ class Run:
             return self._completed(counts), 0
         if not counts.deleted:
             return counts, 0
+        unknown = self._unknown()
         for some in difference.members(Op.DELETE):
             self._read(difference.groups, some)
-        counts = difference.compare(self._unknown())
+        # Where a key went meanwhile, a column of all members is unknown.
+        counts = difference.compare_again() if self._unknown() == unknown else difference.compare(self._unknown())
         if self._may_delete():
             return counts, 0
         difference.forget_deletes()
@@ -240,7 +250,7 @@ class Run:
         if counts.created:
             for some in difference.members(Op.INSERT):
                 self._read(rest, some)
-            difference.compare(self._unknown())
+            difference.compare_again()
         difference.forget_deletes()
         return difference.counts()
 

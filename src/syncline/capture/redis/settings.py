@@ -103,7 +103,7 @@ class MembersConfig(BaseModel):
     changed_overlap_s: float = Field(60.0, ge=0, description="How far back of the last note runs look again.")
     batch_size: int = Field(1000, ge=1, le=100_000, description="Members asked for at once.")
     members_per_s: int | None = Field(None, ge=1, description="Members read a second at most; null is no limit.")
-    memory_mb: int = Field(128, ge=64, description="Memory for comparing; what needs more goes through a file.")
+    memory_mb: int = Field(64, ge=64, description="Memory for comparing; what needs more goes through a file.")
     connect_timeout_s: float = Field(10.0, gt=0, le=300, description="Longest wait for a connection.")
     timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest wait for an answer.")
 

@@ -22,7 +22,7 @@ from syncline.capture.outbox.expand import EventParking
 from syncline.capture.redis.connection import Connection, describe
 from syncline.capture.redis.meeting import Meeting
 from syncline.capture.redis.reading import KeyReader
-from syncline.capture.redis.run import Found, Run
+from syncline.capture.redis.run import Files, Found, Run
 from syncline.capture.redis.settings import RedisSettings, groups_of, schema_of
 from syncline.capture.redis.stream import RedisStream, Runs
 from syncline.capture.redis.told import LOST, State, Told
@@ -178,8 +178,10 @@ class RedisSource:
     def try_run(self, wish: Wish, stop: threading.Event) -> tuple[Found, bool]:
         """What a run would find, whoever does runs meanwhile; and whether anything was told before."""
         kind = ("full" if wish.members is None else "members", None)
-        with self.told.pinned() as told, Run(self.settings, told, wish, kind, stop, lambda: None) as run:
-            return run.look(), told is not None
+        with self.told.scratch() as scratch:
+            files = Files(self.told.pinned(scratch), scratch)
+            with Run(self.settings, files, wish, kind, stop, lambda: None) as run:
+                return run.look(), files.told is not None
 
     def retire(self, identity: Identity) -> None:
         if self.told.is_locked:

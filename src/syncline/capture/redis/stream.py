@@ -16,7 +16,7 @@ from typing import Any
 
 from syncline.capture.redis.hints import Hints
 from syncline.capture.redis.reading import Stopped
-from syncline.capture.redis.run import Found, Run, kind_of, refuse_unknown
+from syncline.capture.redis.run import Files, Found, Run, kind_of, refuse_unknown
 from syncline.capture.redis.settings import RedisSettings, schema_of
 from syncline.capture.redis.told import Told
 from syncline.capture.runs import RunRecords, RunRow, Wish
@@ -46,9 +46,12 @@ class Runs:
         """
         kind = kind_of(self._settings, wish, self._records.runs(self._settings.full_every))
         ident = self._records.begin(kind[0]) if asked is None else asked
-        row = RunRow("stopped", kind[0], {})
+        row, hold = RunRow("stopped", kind[0], {}), self._records.hold
         try:
-            with Run(self._settings, self._told.path(number), wish, kind, self._stop, self._records.hold) as run:
+            with (
+                self._told.scratch() as scratch,
+                Run(self._settings, Files(self._told.path(number), scratch), wish, kind, self._stop, hold) as run,
+            ):
                 found = run.look()
                 behind = number + found.moves
                 if found.moves:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,7 +33,7 @@ __all__ = ["AWAY", "LOST", "NOTE", "State", "Told", "note_of", "places_in"]
 LOST = "SL-TOLD-LOST"
 NOTE = "syncline"  # under this name a file says what its columns are
 AWAY = "away"  # a column that says which rows are only remembered, where a file has it
-_STATE, _NEXT, _ASK = ".parquet", ".next", "ask-"
+_STATE, _NEXT, _ASK, _SCRATCH = ".parquet", ".next", "ask-", "run-"
 _POLL_S, _PATIENCE_S = 0.05, 2.0
 
 
@@ -103,6 +105,7 @@ class Told:
             raise self._unusable(error) from error
         try:
             self._lock(held)
+            self._sweep()
             yield
         finally:
             os.close(held)
@@ -217,18 +220,57 @@ class Told:
                 return
         raise Unavailable(f"Nothing was read of {self._where} yet.", remedy="Start `syncline run`.")
 
-    @contextmanager
-    def pinned(self) -> Iterator[Path | None]:
-        """The file of the newest state under a name of its own, so that it stays for the block; None without one."""
-        pin = self._folder / f"pin-{uuid4().hex}"
+    def pinned(self, scratch: Path) -> Path | None:
+        """The file of the newest state under a name in that folder too, where it stays; None without one."""
+        pin = scratch / "told"
         while number := self.latest():
             with suppress(FileNotFoundError):
                 os.link(self._folder / f"{number}{_STATE}", pin)
-                break
+                return pin
+        return None
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for what one run puts aside, gone behind the block. Of a process that was killed, the next run
+        removes it.
+
+        Raises:
+            Misconfigured: there is no room for it.
+        """
         try:
-            yield pin if number else None
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            folder, held = self._scratched()
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            yield folder
         finally:
-            pin.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+    def _scratched(self) -> tuple[Path, int]:
+        """A new folder, and what holds its lock, by which a folder of somebody at work is known."""
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._folder))
+            try:
+                held = os.open(folder, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # swept before it was locked
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, held
+            os.close(held)
+
+    def _sweep(self) -> None:
+        for left in self._folder.glob(f"{_SCRATCH}*"):
+            with suppress(FileNotFoundError, BlockingIOError):  # somebody removes it; somebody is at work in it
+                held = os.open(left, os.O_RDONLY)
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+                finally:
+                    os.close(held)
 
     def _numbers(self, ending: str) -> Sequence[int]:
         try:
