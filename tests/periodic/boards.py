@@ -66,7 +66,7 @@ class Board:
         config = self.config(**changed)
         with ControlSchema(self.database.dsn) as control:
             control.migrate()
-            records = RecordedRuns(config, "board", Reports(control))
+            records = RecordedRuns(config, "board", control, Reports(control))
             source = config.source("board")
             assert isinstance(source, RedisSource)
             source.record_runs(records)

@@ -145,6 +145,53 @@ def test_a_bad_member_is_set_aside_with_its_reason_and_the_rest_is_told(board: B
     assert board.database.execute(alerts) == []
 
 
+PARKED = (
+    "select reason, count(*) from syncline.sync_dead_letters where target = 'members of board' and state = 'parked'"
+    " group by reason order by reason"
+)
+
+
+def test_a_member_that_can_not_be_read_is_parked_once_until_it_can_be_or_is_gone(board: Board) -> None:
+    board.put("u1", 1)
+    board.put("u2", 2)
+    board.client.zadd("leaderboard:daily", {"u1": 1.5, "u2": 2.5, b"\xff": 1})
+    board.client.zadd("leaderboard:weekly", {b"\xff": 1})
+    assert board.run().set_aside == 3
+    nameless = ("the member's name is no value of the key column", 1)
+    assert board.database.execute(PARKED) == [("column daily_pomo holds no int4", 2), nameless]
+    board.client.zadd("leaderboard:daily", {"u3": 3})
+    board.run()
+    board.run(Wish(columns=("weekly_pomo",)))  # which does not look at what is wrong
+    assert board.database.value("select count(*) from syncline.sync_dead_letters") == 3
+    board.client.zadd("leaderboard:daily", {"u1": 1})
+    board.client.zrem("leaderboard:weekly", b"\xff")
+    board.client.zrem("leaderboard:daily", b"\xff")
+    board.run(Wish(members=("u1",)))
+    assert board.database.execute(PARKED) == [("column daily_pomo holds no int4", 1), nameless]
+    board.client.hset("user:u2", mapping={"name": b"\xff\xfe"})
+    board.client.zadd("leaderboard:daily", {"u2": 2})
+    board.run()
+    assert board.database.execute(PARKED) == [("column name holds no text", 1)]
+    board.remove("u2")
+    board.run()
+    assert board.database.execute(PARKED) == []
+    states = "select state, count(*) from syncline.sync_dead_letters group by state"
+    assert board.database.execute(states) == [("superseded", 4)]
+
+
+def test_a_member_is_parked_before_the_rest_of_its_run_is_told(board: Board) -> None:
+    board.put("u1", 1)
+    board.run()
+    board.put("u2", 2)
+    board.client.zadd("leaderboard:daily", {"u1": 1.5})
+    with board.source() as source:
+        stream = source.capture(source.tables(), 0, 1, lambda *_: None)
+        entries = stream.entries(1)
+        assert [next(entries).place, next(entries).place] == [1, 2]
+        assert board.database.execute(PARKED) == [("column daily_pomo holds no int4", 1)]
+        entries.close()  # type: ignore[attr-defined]
+
+
 def test_times_are_the_same_moment_however_they_are_written(board: Board) -> None:
     board.put("u1", 1, updated_at="2024-01-15T12:30:00+02:00")
     board.put("u2", 1, updated_at="2024-01-15T10:30:00Z")

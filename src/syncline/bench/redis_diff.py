@@ -229,7 +229,7 @@ def _runs(config: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
     assert isinstance(source, RedisSource)
     with ControlSchema(tree.control_dsn, tree.control.schema_name) as control:
         control.migrate()
-        records = RecordedRuns(tree, "board", Reports(control))
+        records = RecordedRuns(tree, "board", control, Reports(control))
         source.record_runs(records)
         runs = _measured(source)
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-__all__ = ["DELETES", "Kind", "RunRecords", "RunRow", "Wish"]
+__all__ = ["DELETES", "Kind", "RunRecords", "RunRow", "SetAside", "Wish"]
 
 # A run would delete more than it may by itself.
 DELETES = "SL-PERIODIC-DELETES"
@@ -61,6 +61,18 @@ class RunRow:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Members that a run of ``table`` could not read, by name, with their reasons. ``looked_at`` are those that it
+    asked for (None: everybody): who is among them and not set aside can be read, or is gone. Empty where it says nothing.
+    """
+
+    table: str
+    members: Sequence[bytes]
+    reasons: Sequence[str]
+    looked_at: Sequence[bytes] | None
+
+
 class RunRecords(Protocol):
     """The records of one source's runs, and the lock of whoever does them. One thread; all raise ``Unavailable``."""
 
@@ -83,6 +95,10 @@ class RunRecords(Protocol):
 
     def begin(self, kind: str) -> int:
         """Record that a run begins that nobody waits for; its id."""
+
+    def park(self, run: int, aside: SetAside) -> None:
+        """Park members that can't be read, before what the run found is told, and close what is parked of those that
+        can be again, or are gone; durable on return (Guarantee 7)."""
 
     def end(self, run: int, row: RunRow) -> None:
         """Record how it ended, and raise or close its alerts."""

@@ -79,10 +79,22 @@ class Parked:
         return self.target == parked_as(self.source)
 
     @property
+    def of_members(self) -> bool:
+        """Whether they are members that a run could not read, which no target hears of either."""
+        return self.target == set_aside_as(self.source)
+
+    @property
+    def of_source(self) -> bool:
+        """Whether they are parked at the source, for all targets."""
+        return self.of_events or self.of_members
+
+    @property
     def message(self) -> str:
         """What a person is told."""
         if self.of_events:
             return f"{self.changes:,} event(s) of {self.table_name} are parked: {self.reason}."
+        if self.of_members:
+            return f"{self.changes:,} member(s) of table {self.table_name} are parked: {self.reason}."
         return (
             f"{self.changes:,} change(s) of table {self.table_name} are parked at target {self.target}: {self.reason}."
         )
@@ -95,6 +107,11 @@ class Parked:
                 "Publish each entity as created once more, or its delete: that settles what is parked of it. So does"
                 " `syncline resync --table` with the table of its entity type."
             )
+        if self.of_members:
+            return (
+                "Correct them in Redis, or the types of the columns: the next full run settles it. `syncline periodic"
+                f" sync --name {self.source} --dry-run` names some."
+            )
         return (
             "A later whole row or delete of a key settles what is parked of it: mend the row at the source, or what"
             f" refuses it and then `syncline resync --table {self.table_name} --target {self.target}`."
@@ -105,6 +122,11 @@ def parked_as(source: str) -> str:
     """The target that dead letters name which are events of a source's outbox: no target is called that, for names
     have no spaces."""
     return f"outbox of {source}"
+
+
+def set_aside_as(source: str) -> str:
+    """As :func:`parked_as`, of members that a run could not read."""
+    return f"members of {source}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+from pyarrow import ipc
+
+from syncline.apply.keys import key_hashes
 from syncline.capture import IN_USE
-from syncline.capture.runs import DELETES, RunRow, Wish
+from syncline.capture.runs import DELETES, RunRow, SetAside, Wish
 from syncline.catalog.periodic import PeriodicRecords
+from syncline.catalog.repository import ControlSchema, DeadLetter, set_aside_as
+from syncline.change import MAX_VERSION
 from syncline.config import Config
 from syncline.errors import SynclineError, Unavailable
 from syncline.logs import logger
@@ -20,19 +27,21 @@ __all__ = ["RecordedRuns"]
 
 _log = logger()
 FAILED, ASIDE = "SL-PERIODIC-FAILED", "SL-PERIODIC-ASIDE"
+_LETTERS = 5000  # parked at once
 
 
 class RecordedRuns:
     """A :class:`~syncline.capture.runs.RunRecords` in the control schema. The holder of the lock is the folder of the
     log, which one process at a time has open: who was killed and starts again need not wait for the lease to end."""
 
-    def __init__(self, config: Config, source: str, reports: Reports) -> None:
+    def __init__(self, config: Config, source: str, control: ControlSchema, reports: Reports) -> None:
         settings: Any = config.sources[source]
         self._name = source
         self._lease_s: float = settings.lease_s
         self._keep: int = settings.keep_runs
         self._holder = f"{socket.gethostname()}:{Path(config.log.folder(source)).absolute()}"
         self._records = PeriodicRecords(config.control_dsn, config.control.schema_name, source)
+        self._control = control
         self._reports = reports
         self._epoch = 0
         self._held = 0.0
@@ -90,6 +99,40 @@ class RecordedRuns:
         self._records.prune(self._keep)
         _log.info("periodic sync completed", source=self._name, state=row.state, **row.figures)
 
+    def park(self, run: int, aside: SetAside) -> None:
+        """See :class:`~syncline.capture.runs.RunRecords`. What is parked already stays as it is, until its reason is
+        another one."""
+        letters = self._control.letters_of(self._name, [aside.table], "")
+        parked = {bytes(r["key_hash"]): r["reason"] for r in letters if r["target"] == set_aside_as(self._name)}
+        reasons = dict(zip(_hashes(aside.members), aside.reasons, strict=True))
+        looked_at = parked if aside.looked_at is None else _hashes(aside.looked_at) if parked else ()
+        over = [known for known in {*looked_at, *reasons} & parked.keys() if reasons.get(known) != parked[known]]
+        # First: by key and version, it would close what is parked anew.
+        self._control.supersede(set_aside_as(self._name), aside.table, over, MAX_VERSION)
+        new = [n for n, (key, why) in enumerate(reasons.items()) if parked.get(key) != why]
+        members, keys = list(aside.members), list(reasons)
+        for first in range(0, len(new), _LETTERS):
+            some = new[first : first + _LETTERS]
+            self._control.park([self._letter(run, aside.table, members[n], keys[n], reasons[keys[n]]) for n in some])
+        if new or over:
+            _log.warning("members parked", source=self._name, parked=len(new), settled=len(over))
+
+    def _letter(self, run: int, table: str, member: bytes, key: bytes, reason: str) -> DeadLetter:
+        return DeadLetter(
+            source=self._name,
+            target=set_aside_as(self._name),
+            table_name=table,
+            key_hash=key,
+            incarnation=1,
+            version=run,
+            ordinal=0,
+            operation="UPDATE",
+            code=ASIDE,
+            reason=reason,
+            payload=_payload(member),
+            partial=False,
+        )
+
     def _tell(self, row: RunRow) -> None:
         """Alerts, before somebody who waits for the run hears that it is over."""
         if row.state == "failed":
@@ -124,3 +167,16 @@ class RecordedRuns:
 
     def next_at(self, when: datetime | None) -> None:
         self._records.next_at(self._epoch, when)
+
+
+def _hashes(members: Sequence[bytes]) -> list[bytes]:
+    return key_hashes([pa.array(members, pa.binary())]) if members else []
+
+
+def _payload(member: bytes) -> bytes:
+    """Its name: what is wrong with its values is in the reason, and the next run reads them again."""
+    sink = pa.BufferOutputStream()
+    row = pa.record_batch([pa.array([member], pa.binary())], names=["member"])
+    with ipc.new_stream(sink, row.schema) as writer:
+        writer.write_batch(row)
+    return bytes(sink.getvalue())

@@ -56,7 +56,7 @@ class SourcePipeline:
             self._source.park_events(self._parked_events)
         self._runs = None
         if context.settings.makes_runs:
-            self._runs = RecordedRuns(context.config, self.name, context.reports)
+            self._runs = RecordedRuns(context.config, self.name, context.control, context.reports)
             self._source.record_runs(self._runs)
         self._capture: Stream | None = None
         self._thread = threading.Thread(target=self._run, name=f"capture-{self.name}", daemon=True)

@@ -200,8 +200,8 @@ def _target(config: Config, name: str) -> Iterator[Finding]:
 def _parked(config: Config) -> Iterator[Finding]:
     """Tables with parked changes, and why most of them are."""
     for parked in _asked(config, lambda control: control.parked()):
-        if parked.source in config.sources and (parked.of_events or parked.target in config.targets):
-            subject = f"source {parked.source}" if parked.of_events else f"target {parked.target}"
+        if parked.source in config.sources and (parked.of_source or parked.target in config.targets):
+            subject = f"source {parked.source}" if parked.of_source else f"target {parked.target}"
             yield Finding("SL-PARKED", "warning", subject, parked.message, parked.remedy)
 
 

@@ -291,7 +291,8 @@ def _notes(control: dict[str, Any]) -> list[str]:
         return ["control schema: not there yet; `syncline run` creates it"]
     notes = [f"gap: {g['source']} {g['target']} {g['table_name']}: {g['reason']}" for g in control["gaps"]]
     # Of parked changes the lines below know the number of this moment.
-    notes += [f"{a['severity']}: {a['message']} {a['remedy']}" for a in control["alerts"] if a["code"] != "SL-PARKED"]
+    parked = ("SL-PARKED", "SL-PERIODIC-ASIDE")
+    notes += [f"{a['severity']}: {a['message']} {a['remedy']}" for a in control["alerts"] if a["code"] not in parked]
     notes += [
         f"paused: {' '.join(p[k] for k in ('source', 'target', 'table') if p[k]) or 'everything'}"
         + (" (resumed, catching up)" if p["resumed"] else "")

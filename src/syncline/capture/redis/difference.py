@@ -83,7 +83,7 @@ class Difference:
         self._seen = self._members = self._rows = 0
         self._unknown: Sequence[str] = ()
         self._is_told_staged = False
-        self._nameless = 0
+        self._nameless: set[bytes] = set()
         self._staged = Staged(scratch, max(_PARTS, self._hold(told)))
         self._create()
 
@@ -174,7 +174,8 @@ class Difference:
             arrays.append(values)
         seq = pa.array(np.arange(self._seen, self._seen + batch.num_rows))
         self._seen += batch.num_rows
-        self._nameless += int(nameless.sum())
+        if nameless.any():
+            self._nameless.update(batch.column(0).filter(pa.array(nameless)).to_pylist())
         names = ["member", "seq", "bad", *(self._names[name] for name in group.columns)]
         found = pa.table([members, seq, reasons, *arrays], names=names)
         return found.filter(pa.array(~nameless)) if nameless.any() else found
@@ -306,7 +307,8 @@ class Difference:
         by_op = dict(self._db.execute("select op, count(*) from diff group by op").fetchall())
         (bad,) = self._one("select count(*) from aside")
         created, updated, deleted = (by_op.get(int(op), 0) for op in (Op.INSERT, Op.UPDATE, Op.DELETE))
-        return Counts(self._members + self._nameless, self._rows, created, updated, deleted, bad + self._nameless)
+        nameless = len(self._nameless)
+        return Counts(self._members + nameless, self._rows, created, updated, deleted, bad + nameless)
 
     def _one(self, query: str) -> tuple[Any, ...]:
         (row,) = self._db.execute(query).fetchall()
@@ -315,6 +317,11 @@ class Difference:
     def set_aside(self) -> Iterator[tuple[str, str]]:
         """Members that can't be written, and why. What has no readable name is not among them."""
         yield from self._db.execute("select member::varchar, bad from aside").fetchall()
+
+    @property
+    def nameless(self) -> list[bytes]:
+        """Members whose name is no value of the key column, as Redis has them."""
+        return sorted(self._nameless)
 
     def members(self, op: Op) -> Iterator[list[bytes]]:
         """Members of one kind of difference as Redis has them, some at a time."""

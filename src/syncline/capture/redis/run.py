@@ -17,8 +17,8 @@ from syncline.capture.redis.connection import Connection
 from syncline.capture.redis.difference import Counts, Difference
 from syncline.capture.redis.meeting import Meeting
 from syncline.capture.redis.reading import KeyReader
-from syncline.capture.redis.settings import Group, RedisSettings, groups_of
-from syncline.capture.runs import DELETES, RunRow, Wish
+from syncline.capture.redis.settings import Group, RedisSettings, groups_of, schema_of
+from syncline.capture.runs import DELETES, RunRow, SetAside, Wish
 from syncline.change import Batch, Op
 from syncline.errors import Misconfigured
 
@@ -130,6 +130,7 @@ class Run:
         self._kind, self._since = kind
         self._stop, self._hold = stop, hold
         self._missing: frozenset[str] = frozenset()
+        self._looked_at: Sequence[bytes] | None = None
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
@@ -154,7 +155,7 @@ class Run:
         groups = self._difference.groups
         changed = self._settings.changed
         up_to = None if changed is None else self._reader.last_change(changed)  # first: what is noted later counts
-        members = self._members()
+        members = self._looked_at = self._members()
         self._missing = self._reader.missing(groups)
         if members is not None:
             self._difference.look_at(members)
@@ -162,10 +163,18 @@ class Run:
         counts, kept = self._compared()
         whole = self._kind != "members" and not self._wish.columns
         asks = self._asks(counts)
-        reasons, aside = self._set_aside(counts)
+        aside = self._aside()
         missing = tuple(sorted(self._missing))
         up_to = up_to if whole and not asks else None
-        return Found(self._kind, counts, kept, missing, asks, up_to, reasons, aside, self._difference.learned)
+        return Found(self._kind, counts, kept, missing, asks, up_to, *_shown(aside), self._difference.learned)
+
+    def set_aside(self) -> SetAside:
+        """Who can't be read, after :meth:`look`. A run of some columns says nothing of who can be."""
+        aside = self._aside()
+        looked_at = () if self._wish.columns is not None else self._looked_at
+        return SetAside(
+            schema_of(self._settings).qualified, [name for name, _ in aside], [why for _, why in aside], looked_at
+        )
 
     def write(self, path: Path) -> None:
         """Write the rows as they are once what was found is told."""
@@ -268,9 +277,12 @@ class Run:
             return False
         return counts.deleted > self._settings.delete_share * counts.rows
 
-    def _set_aside(self, counts: Counts) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
-        aside = list(self._difference.set_aside())
-        reasons = Counter(reason for _, reason in aside)
-        if counts.set_aside > len(aside):
-            reasons[_NAMELESS] += counts.set_aside - len(aside)
-        return dict(reasons), tuple(aside[:_SHOWN])
+    def _aside(self) -> list[tuple[bytes, str]]:
+        nameless = [(name, _NAMELESS) for name in self._difference.nameless]
+        return [*((name.encode(), why) for name, why in self._difference.set_aside()), *nameless]
+
+
+def _shown(aside: Sequence[tuple[bytes, str]]) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+    """How many there are of each reason, and some that have a readable name."""
+    named = [(name.decode(), why) for name, why in aside if why != _NAMELESS]
+    return dict(Counter(why for _, why in aside)), tuple(named[:_SHOWN])

@@ -58,6 +58,7 @@ class Runs:
                     run.write(self._told.next_path(behind))
                     self._told.keep(behind)
                 self._records.hold(surely=True)
+                self._records.park(ident, run.set_aside())
                 yield from made(run, found, behind)
                 row = found.row(self._settings.table, self._settings.delete_share, behind)
         except SynclineError as error:
