@@ -215,7 +215,35 @@ def test_events_give_the_same_arrow_values_as_a_load_for_every_type(plain_databa
 
 
 def test_what_statements_of_every_kind_leave_is_what_the_events_leave(plain_database: Database) -> None:
+    write_and_compare(plain_database)
+
+
+@pytest.mark.parametrize("postgres_version", [15, *(pytest.param(v, marks=pytest.mark.slow) for v in (16, 17))])
+def test_the_script_works_the_same_at_older_servers(database: Database, postgres_version: int) -> None:
+    assert database.value("select current_setting('server_version_num')::int / 10000") == postgres_version
+    write_and_compare(database)
+    database.execute("truncate item")
+    assert database.value(f"select operation from {EVENTS} order by number desc limit 1") == "TRUNCATE"
+    assert database.value("select syncline_triggers.purge_events('0 s')") == 0  # its reader has seen none of them
+    source(database).remove(everything=True)
+    assert database.value("select to_regnamespace('syncline_triggers')::text") is None
+
+
+def test_triggers_that_notify_wake_a_reader_whose_next_look_is_far(
+    plain_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database = plain_database
+    monkeypatch.setattr("syncline.capture.horizon.stream._SOONER", 1)
+    database.execute("create table item (id int primary key)")
+    found, tables, place = prepared(database, poll_s=60, notify=True)
+    with reading(found, tables, place) as reader:
+        for key in (1, 2, 3):  # the first may be there before the first look
+            database.execute("insert into item values (%s)", key)
+            eventually(lambda key=key: key in keys_of(reader.entries))
+
+
+def write_and_compare(database: Database) -> None:
+    """Statements of every kind on a table with triggers, and what is read of their events."""
     database.execute("create table item (id int primary key, name text, t int, s int, o int, n int)")
     found, tables, place = prepared(database)
     database.execute("insert into item select g, 'n' || g from generate_series(1, 20) g")
