@@ -63,8 +63,10 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """Members that a run of ``table`` could not read, by name, with their reasons. ``looked_at`` are those that it
-    asked for (None: everybody): who is among them and not set aside can be read, or is gone. Empty where it says nothing.
+    """Members that a run of ``table`` could not read, by name, with their reasons.
+
+    ``looked_at`` are those that it asked for (None: everybody): who is among them and not set aside can be read, or is
+    gone. Empty where it says nothing of that.
     """
 
     table: str

@@ -100,6 +100,7 @@ class Difference:
     def close(self) -> None:
         self._staged.close()
         self._db.close()
+        pa.default_memory_pool().release_unused()  # it would keep what it had at most, for hours until the next run
 
     def _create(self) -> None:
         key, *rest = self.schema.columns
