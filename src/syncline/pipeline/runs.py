@@ -100,8 +100,8 @@ class RecordedRuns:
         _log.info("periodic sync completed", source=self._name, state=row.state, **row.figures)
 
     def park(self, run: int, aside: SetAside) -> None:
-        """See :class:`~syncline.capture.runs.RunRecords`. What is parked already stays as it is, until its reason is
-        another one."""
+        """See :class:`~syncline.capture.runs.RunRecords` (Guarantee 7). What is parked already stays as it is,
+        until its reason is another one."""
         letters = self._control.letters_of(self._name, [aside.table], "")
         parked = {bytes(r["key_hash"]): r["reason"] for r in letters if r["target"] == set_aside_as(self._name)}
         reasons = dict(zip(_hashes(aside.members), aside.reasons, strict=True))
