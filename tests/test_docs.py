@@ -149,7 +149,7 @@ def test_configurations_in_the_documents_are_valid(snippet: str, tmp_path: Path)
     file.write_text(snippet)
     environment = dict.fromkeys(
         ("DATABASE_URL", "SHOP_URL", "CRM_URL", "COPY_URL", "NEO4J_PASSWORD"), "postgresql://localhost/shop"
-    )
+    ) | {"REDIS_URL": "redis://localhost"}
     assert load_config(file, variables_from=environment).targets
 
 

@@ -161,7 +161,7 @@ class RedisSource:
 
     def _begin_with_nothing(self) -> None:
         """Where rows are edited on both sides, each row of the first run is judged like any other."""
-        with Meeting(self.settings, None) as difference:
+        with self.told.scratch() as scratch, Meeting(self.settings, None, scratch) as difference:
             difference.compare()
             difference.write(self.told.next_path(1))
         self.told.keep(1)
