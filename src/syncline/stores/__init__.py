@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # a store's own process may have no use for them
     import pyarrow as pa
@@ -23,13 +23,17 @@ __all__ = [
     "STORES",
     "UNCHANGED",
     "VERSION",
+    "Asking",
     "BackingUp",
     "Choosing",
     "CopyReader",
+    "Counting",
     "Exporting",
+    "Fetching",
     "Folded",
     "Limits",
     "Meeting",
+    "Referring",
     "Store",
     "TableWork",
     "Work",
@@ -221,6 +225,47 @@ class Choosing(Protocol):
 
     def chosen(self, schema: TableSchema, chosen: Chosen) -> Iterator[pa.RecordBatch]:
         """As :meth:`CopyReader.scan`, of some buckets that are ranges of the key."""
+
+
+@runtime_checkable
+class Fetching(Protocol):
+    """A reader that finds rows by their keys: an optional capability of a :class:`CopyReader`."""
+
+    def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
+        """As :meth:`Store.fetch`."""
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A reader that counts where the rows are: an optional capability of a :class:`CopyReader`."""
+
+    def counted(self, schema: TableSchema, since: int) -> tuple[int, int]:
+        """How many rows :meth:`CopyReader.scan` would give, and how many of them have a version at or above
+        ``since``."""
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A reader that people ask in the store's own language: an optional capability of a :class:`CopyReader`."""
+
+    def ask(self, query: str, timeout_s: float) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query, of which nothing is kept whatever it does. Exhaust or close the iterator.
+
+        Raises:
+            Misconfigured: the store refuses the query; what it says of values is not repeated.
+            Unavailable: it takes longer than ``timeout_s``, or the store is away.
+        """
+
+
+@runtime_checkable
+class Referring(Protocol):
+    """A reader that finds rows which refer to nothing: an optional capability of a :class:`CopyReader`."""
+
+    def dangling(
+        self, schema: TableSchema, columns: Sequence[str], to: TableSchema, key: Sequence[str], timeout_s: float
+    ) -> Iterator[tuple[Any, ...]] | None:
+        """The keys of rows of ``schema`` whose ``columns``, all of them not NULL, are the ``key`` of no row of ``to``;
+        None if the copy holds no such reference. Both tables are recorded. Raises as :meth:`Asking.ask`."""
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
 from syncline.digests import Chosen, whole_key
+from syncline.errors import Misconfigured, Unavailable
 from syncline.stores.duckdb.database import DuckDBConfig
-from syncline.stores.duckdb.door import open_reader
+from syncline.stores.duckdb.door import Deadline, QueryError, open_reader
 from syncline.stores.duckdb.sql import VERSION_COLUMN, Statements, literal, quote
 from syncline.stores.duckdb.store import as_contract, contract_schema
 
@@ -26,6 +27,7 @@ class DuckDBCopy:
     """
 
     def __init__(self, config: DuckDBConfig) -> None:
+        self._path = config.path
         self._reader = open_reader(config.path)
 
     def cursor(self, source: str) -> Cursor | None:
@@ -72,6 +74,45 @@ class DuckDBCopy:
         for batch in self._reader.batches(Statements(schema).chosen(chosen)):
             yield as_contract(schema, batch)
 
+    def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
+        lists = [[_text(v, c.type) for v in keys.column(j).to_pylist()] for j, c in enumerate(schema.key)]
+        rows = [", ".join(f"{literal(v)} as c{j}" for j, v in enumerate(row)) for row in zip(*lists, strict=True)]
+        view = "(" + " union ".join(f"select {row}" for row in rows) + ")"  # a key may come twice, its row must not
+        statements = Statements(schema, keys=(pa.string(),) * len(schema.key))
+        found = self._reader.query(statements.select(view)) if rows else pa.table({})
+        return pa.Table.from_batches([as_contract(schema, b) for b in found.to_batches()], contract_schema(schema))
+
+    def counted(self, schema: TableSchema, since: int) -> tuple[int, int]:
+        found = self._reader.query(f"select count(*), count_if(v >= {since}) from ({Statements(schema).select()})")
+        return int(found.column(0)[0].as_py()), int(found.column(1)[0].as_py())
+
+    def ask(self, query: str, timeout_s: float) -> Iterator[tuple[Any, ...]]:
+        """On a reader of its own, which is cut off when the time is over, or when nobody wants more of its rows."""
+        with open_reader(self._path) as reader, Deadline(reader, timeout_s) as deadline:
+            try:
+                for batch in reader.batches(query):
+                    yield from zip(*(c.to_pylist() for c in batch.columns), strict=True)
+            except (QueryError, Unavailable) as error:
+                if deadline.passed:
+                    raise Unavailable(f"The query took DuckDB longer than {timeout_s:g} s.") from None
+                if isinstance(error, Unavailable):
+                    raise
+                raise Misconfigured(f"DuckDB refused the query: {_said(error.message)}.") from None
+
+    def dangling(
+        self, schema: TableSchema, columns: Sequence[str], to: TableSchema, key: Sequence[str], timeout_s: float
+    ) -> Iterator[tuple[Any, ...]] | None:
+        mine, theirs = Statements(schema), Statements(to)
+        told = ", ".join(f"t.{quote(c.name)}" for c in schema.key)
+        given = " and ".join(f"t.{quote(c)} is not null" for c in columns)
+        match = " and ".join(f"p.{quote(k)} = t.{quote(c)}" for c, k in zip(columns, key, strict=True))
+        mark, marked = (f" and {a}.{s.mark} is null" if s.mark else "" for a, s in (("t", mine), ("p", theirs)))
+        return self.ask(
+            f"select {told} from {mine.target} as t where {given}{mark}"
+            f" and not exists (select 1 from {theirs.target} as p where {match}{marked})",
+            timeout_s,
+        )
+
     def close(self) -> None:
         self._reader.close()
 
@@ -82,3 +123,17 @@ class DuckDBCopy:
             return None
         found = self._reader.query(query)
         return found.column(0)[0].as_py() if found.num_rows else None
+
+
+def _text(value: Any, logical: str) -> str:
+    """A key as PostgreSQL writes it, from which the statements make the value that is stored."""
+    if isinstance(value, bytes):
+        return value.hex() if logical == "uuid" else "\\x" + value.hex()
+    return str(value)
+
+
+def _said(message: str) -> str:
+    """What DuckDB says of a query, as long as that can't hold a value of a row (Guarantee 11)."""
+    kind, _, text = message.strip().partition(": ")
+    about_the_query = kind in ("Parser Error", "Binder Error", "Catalog Error")
+    return f"{kind}: {text.splitlines()[0]}".rstrip(". ") if about_the_query and text else kind.splitlines()[0]

@@ -34,7 +34,7 @@ from pyarrow import ipc
 
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 
-__all__ = ["Door", "Reader", "open_reader", "socket_path"]
+__all__ = ["Deadline", "Door", "QueryError", "Reader", "open_reader", "socket_path"]
 
 _HEAD = struct.Struct(">cI")
 _DATA, _END, _ERROR, _QUERY = b"A", b"E", b"X", b"Q"
@@ -274,6 +274,9 @@ class Reader(Protocol):
     def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
         """The same, batch by batch, in constant memory. Exhaust it before the next query, or close the reader."""
 
+    def cut(self) -> None:
+        """End what another thread reads, with an error there."""
+
     def close(self) -> None: ...
     def __enter__(self) -> Reader: ...
     def __exit__(
@@ -322,6 +325,11 @@ class _DoorReader(_Closing):
                 "The engine closed the query door.",
                 remedy="Open the reader again; without an engine it reads the file.",
             ) from error
+
+    def cut(self) -> None:
+        """End what is being read: the engine sees that nobody listens any more."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
@@ -385,9 +393,38 @@ class _FileReader(_Closing):
         except duckdb.Error as error:
             raise QueryError(str(error)) from error
 
+    def cut(self) -> None:
+        """End what is being read."""
+        self._connection.interrupt()
+
     def close(self) -> None:
         """Close the file, so that an engine can open it. Idempotent."""
         self._connection.close()
+
+
+class Deadline:
+    """Cuts a reader off when ``seconds`` are over before the block is; ``passed`` says whether."""
+
+    def __init__(self, reader: Reader, seconds: float) -> None:
+        self._reader, self._seconds = reader, seconds
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="query-deadline", daemon=True)
+        self.passed = False
+
+    def _watch(self) -> None:
+        if not self._done.wait(self._seconds):
+            self.passed = True
+            # More than once: DuckDB misses an interrupt that comes between two steps.
+            while not self._done.wait(0.05):
+                self._reader.cut()
+
+    def __enter__(self) -> Deadline:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
 
 
 def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], T]) -> T:

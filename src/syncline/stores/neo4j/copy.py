@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
+from syncline.errors import Unavailable
 from syncline.stores.neo4j.cypher import CURSOR, TABLE, TOMBSTONE, slot
 from syncline.stores.neo4j.database import Database, Neo4jConfig
 from syncline.stores.neo4j.layout import layout_of
-from syncline.stores.neo4j.reading import contract_schema, read_all
+from syncline.stores.neo4j.reading import contract_schema, read_all, read_keys, waiting_rows
 from syncline.stores.neo4j.tables import recorded
-from syncline.stores.neo4j.values import read_values, shown
+from syncline.stores.neo4j.values import exact, read_values, shown, store
 
 __all__ = ["Neo4jCopy"]
+
+_FETCHED = 1_000  # rows of an answer at a time
 
 
 class Neo4jCopy:
@@ -67,6 +72,36 @@ class Neo4jCopy:
     def swept(self, table: str) -> tuple[int, int]:
         found = self._database.run(f"MATCH (t:{TABLE} {{name: $table}}) RETURN t.truncated, t.horizon", table=table)
         return (int(found[0][0]), int(found[0][1])) if found else (0, 0)
+
+    def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
+        columns = [store(exact(keys.column(j), c)[0], c) for j, c in enumerate(schema.key)]
+        with self._database.reading() as tx:
+            _, batch = read_keys(tx, layout_of(schema), columns)
+        return pa.Table.from_batches([batch], contract_schema(schema))
+
+    def ask(self, query: str, timeout_s: float) -> Iterator[tuple[Any, ...]]:
+        """In Cypher."""
+        return self._asked(query, {}, timeout_s)
+
+    def _asked(self, query: str, parameters: Mapping[str, Any], timeout_s: float) -> Iterator[tuple[Any, ...]]:
+        began = time.monotonic()
+        try:
+            with self._database.asking(timeout_s) as tx:
+                for rows in tx.stream(query, parameters, _FETCHED):
+                    yield from map(tuple, rows)
+        except Unavailable:
+            if time.monotonic() - began < timeout_s:
+                raise
+            raise Unavailable(f"The query took Neo4j longer than {timeout_s:g} s.") from None
+
+    def dangling(
+        self, schema: TableSchema, columns: Sequence[str], to: TableSchema, key: Sequence[str], timeout_s: float
+    ) -> Iterator[tuple[Any, ...]] | None:
+        """Rows whose relationship waits at a stub (decision record 0014): of a node those with a waiting relationship
+        of this reference, of a join table those whose end on this side is a stub. Neo4j itself keeps no relationship
+        without its ends."""
+        found = waiting_rows(layout_of(schema), columns)
+        return None if found is None else self._asked(*found, timeout_s)
 
     def close(self) -> None:
         self._database.close()

@@ -200,6 +200,18 @@ class Database:
             inner.rollback()
 
     @contextmanager
+    def asking(self, timeout_s: float) -> Iterator[Transaction]:
+        """A transaction for what people ask: the server lets it read only, ends it after ``timeout_s``, and nothing of
+        it is kept, whatever a server that only speaks as Neo4j does makes of that."""
+        database = self.config.database
+        with self.translated(), self._driver.session(database=database, default_access_mode=neo4j.READ_ACCESS) as asked:
+            inner = asked.begin_transaction(timeout=timeout_s)
+            try:
+                yield Transaction(inner, self.compatible)
+            finally:
+                inner.close()  # rolls back
+
+    @contextmanager
     def _begun(self, timeout_s: float) -> Iterator[neo4j.Transaction]:
         with self.translated(), self._session() as session, session.begin_transaction(timeout=timeout_s) as inner:
             yield inner

@@ -35,7 +35,7 @@ from syncline.stores.neo4j.layout import EdgeLayout, Endpoint, Layout, Link, Nod
 from syncline.stores.neo4j.values import Values, read_values, shown
 from syncline.stores.neo4j.waiting import match
 
-__all__ = ["contract_schema", "read_all", "read_keys"]
+__all__ = ["contract_schema", "read_all", "read_keys", "waiting_rows"]
 
 _ROWS = 10_000
 _Record = list[Any]
@@ -84,6 +84,28 @@ def read_keys(tx: Transaction, layout: Layout, key: Sequence[Values]) -> tuple[l
             read[name] = rest
     # A key may be asked for more than once: two rows may take values from the same one.
     return _edges(layout, [[i, *read[name]] for i, name in enumerate(keys) if name in read])
+
+
+def waiting_rows(layout: Layout, columns: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
+    """The statement, and its parameters, that gives the keys of rows whose reference by these columns waits at a stub;
+    None if the table has no such reference here."""
+    names = [c.name for c in layout.schema.columns]
+    wanted = {names.index(c) for c in columns}
+    if isinstance(layout, NodeLayout):
+        link = next((link for link in layout.links if set(link.to.positions) == wanted), None)
+        if link is None:
+            return None
+        told = ", ".join(f"n.{quote(k)}" for k in layout.key.key)
+        waiting = f"MATCH (n{layout.key.match}){link.arrow('w', WAITING)}(:{STUB})"
+        of_link = f"w.{MARK} = $mark AND w.{TYPE} = $type"
+        return f"{waiting} WHERE {of_link} RETURN {told}", {"mark": link.mark, "type": link.type}
+    ends = (("a", layout.start), ("b", layout.end))
+    variable = next((name for name, end in ends if set(end.positions) == wanted), None)
+    if variable is None:
+        return None
+    told = ", ".join(_end(layout.schema, end, name) for name, end in ends)
+    mine = f"e.{KEY} STARTS WITH $prefix AND {variable}:{STUB}"
+    return f"MATCH (a)-[e:{WAITING}]->(b) WHERE {mine} RETURN {told}", {"prefix": edge_prefix(layout)}
 
 
 # ------------------------------------------------------------------------------------------------ nodes

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
+import psycopg
 import pyarrow as pa
 
 from syncline.change import Cursor, TableSchema
-from syncline.stores.postgres.reading import scan_rows, scan_tombstones
+from syncline.errors import SynclineError, Unavailable
+from syncline.stores.postgres.reading import fetch_rows, scan_rows, scan_tombstones
 from syncline.stores.postgres.server import PostgresConfig
-from syncline.stores.postgres.sql import quote
+from syncline.stores.postgres.sql import VERSION_COLUMN, place_of, quote, soft_delete_of
 from syncline.stores.postgres.store import reading
 from syncline.stores.postgres.tables import table_state
+from syncline.stores.postgres.writing import incoming_keys
 
 __all__ = ["PostgresCopy"]
+
+_FETCHED = 1_000  # rows of an answer at a time
 
 
 class PostgresCopy:
@@ -55,6 +60,54 @@ class PostgresCopy:
     def swept(self, table: str) -> tuple[int, int]:
         found = self._row("tables", "select truncated, horizon from {} where name = $1", table)
         return (found[0], found[1]) if found else (0, 0)
+
+    def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
+        with reading(self._config) as connection:
+            state = table_state(connection, self._own, schema)
+            given, wires = incoming_keys(state, keys)
+            return fetch_rows(connection, state, given, wires)
+
+    def counted(self, schema: TableSchema, since: int) -> tuple[int, int]:
+        mark, (namespace, name) = soft_delete_of(schema), place_of(schema)
+        where = f" where {quote(mark)} is null" if mark else ""
+        with reading(self._config) as connection:
+            found = connection.execute(
+                f"select count(*), count(*) filter (where {quote(VERSION_COLUMN)} >= $1)"
+                f" from {quote(namespace)}.{quote(name)}{where}",
+                [since],
+            ).fetchone()
+        assert found is not None
+        return int(found[0]), int(found[1])
+
+    def ask(self, query: str, timeout_s: float) -> Iterator[tuple[Any, ...]]:
+        """Through a cursor, in a transaction that only reads: what nobody fetches is not computed."""
+        try:
+            with reading(self._config) as connection:
+                connection.execute(f"set local statement_timeout = {int(timeout_s * 1000)}")
+                connection.execute(f"declare asked no scroll cursor for {query.strip().rstrip(';')}")
+                while rows := connection.execute(f"fetch forward {_FETCHED} from asked").fetchall():
+                    yield from rows
+        except SynclineError as error:
+            if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                raise Unavailable(f"The query took PostgreSQL longer than {timeout_s:g} s.") from None
+            raise
+
+    def dangling(
+        self, schema: TableSchema, columns: Sequence[str], to: TableSchema, key: Sequence[str], timeout_s: float
+    ) -> Iterator[tuple[Any, ...]] | None:
+        mine, theirs = (".".join(quote(part) for part in place_of(s)) for s in (schema, to))
+        mark, marked = (
+            f" and {alias}.{quote(soft_delete_of(s))} is null" if soft_delete_of(s) else ""
+            for alias, s in (("t", schema), ("p", to))
+        )
+        told = ", ".join(f"t.{quote(c.name)}" for c in schema.key)
+        given = " and ".join(f"t.{quote(c)} is not null" for c in columns)
+        match = " and ".join(f"p.{quote(k)} = t.{quote(c)}" for c, k in zip(columns, key, strict=True))
+        return self.ask(
+            f"select {told} from {mine} as t where {given}{mark}"
+            f" and not exists (select from {theirs} as p where {match}{marked})",
+            timeout_s,
+        )
 
     def close(self) -> None:
         """Nothing is held between two looks."""

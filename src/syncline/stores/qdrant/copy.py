@@ -9,7 +9,7 @@ import pyarrow as pa
 from syncline.change import Cursor, TableSchema
 from syncline.stores.qdrant.books import read_cursor, read_table, read_tables
 from syncline.stores.qdrant.reader import readable
-from syncline.stores.qdrant.reading import buried_rows, scan_rows, swept_table
+from syncline.stores.qdrant.reading import buried_rows, fetch_rows, scan_rows, swept_table
 from syncline.stores.qdrant.store import QdrantConfig
 
 __all__ = ["QdrantCopy"]
@@ -42,6 +42,9 @@ class QdrantCopy:
 
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         return scan_rows(self._points, schema)
+
+    def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
+        return fetch_rows(self._points, schema, keys)
 
     def buried(self, schema: TableSchema, since: int) -> pa.Table:
         return buried_rows(self._points, schema, since)

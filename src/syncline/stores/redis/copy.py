@@ -11,11 +11,12 @@ import pyarrow as pa
 from syncline.change import Cursor, TableSchema, arrow_type
 from syncline.stores.redis.config import RedisConfig
 from syncline.stores.redis.layout import Layout, layout_of
-from syncline.stores.redis.reading import Keyspace, key_texts, read
+from syncline.stores.redis.reading import Keyspace, as_rows, key_texts, read
 from syncline.stores.redis.scan import companion, rows_of
 from syncline.stores.redis.server import Connection
 from syncline.stores.redis.tables import recorded
 from syncline.stores.redis.text import from_text
+from syncline.stores.redis.writing import ids_of
 
 __all__ = ["RedisCopy"]
 
@@ -47,6 +48,13 @@ class RedisCopy:
 
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         yield from rows_of(self._connection, self._keys, layout_of(schema, self._config.prefix))
+
+    def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
+        layout = layout_of(schema, self._config.prefix)
+        ids = ids_of(layout, keys)
+        pages = range(0, max(1, len(ids)), 5_000)
+        found = [read(self._connection, self._keys, layout, ids.slice(begin, 5_000)) for begin in pages]
+        return pa.Table.from_batches([as_rows(layout, page) for page in found])
 
     def buried(self, schema: TableSchema, since: int) -> pa.Table:
         """Tombstones; of a cache also the rows that were evicted or have expired, which are no differences."""
