@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 import psycopg
 import pyarrow as pa
+from psycopg import sql
 
 from syncline.capture import SOURCE_OLDER, Again, Identity, LoadProgress, Point, Pressure, Seen, Stream
 from syncline.capture.digests import chosen_in, digested
 from syncline.capture.facts import table_facts
 from syncline.capture.heal import read_rows
+from syncline.capture.integrity import Constraint, asked, constraints, orphans, row_filters
 from syncline.capture.outbox.expand import EventParking
 from syncline.capture.outbox.stream import OutboxCapture
 from syncline.capture.outbox.tables import as_captured, newly_captured, outbox_table, streamed
@@ -36,13 +38,13 @@ from syncline.capture.slot import (
     refuse_in_use,
     with_publication,
 )
-from syncline.capture.snapshot import consistent_point, read_table
+from syncline.capture.snapshot import consistent_point, count_table, read_table
 from syncline.capture.source import SourceConfig, connect, translated
 from syncline.capture.tables import TableInfo, catalogue_mark, matching_tables
 from syncline.capture.wal import WalCapture, emit_progress
 from syncline.change import Batch, TableSchema
 from syncline.digests import Buckets, Chosen
-from syncline.errors import Gap, SynclineError
+from syncline.errors import Gap, SynclineError, Unavailable
 from syncline.finding import Finding
 from syncline.mapping import Facts
 
@@ -122,6 +124,39 @@ class PostgresTables:
         self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event
     ) -> pa.RecordBatch:
         return read_rows(self._settings, schema, keys, xids, stop)
+
+    def counted(self, info: TableInfo, point: Point) -> int:
+        """How many rows :meth:`rows` would give. An optional capability of a source; raises as it does."""
+        return count_table(self._settings, info, point.snapshot)
+
+    def ask(self, query: str, timeout_s: float) -> Iterator[tuple[Any, ...]]:
+        """The rows of somebody's query, in a transaction that only reads: an optional capability of a source, with the
+        errors of :meth:`syncline.stores.Asking.ask`."""
+        return self._asked(query, timeout_s)
+
+    def constraints(self, tables: Sequence[TableInfo]) -> list[Constraint]:
+        """The foreign keys of the tables: an optional capability of a source."""
+        with self.connected("verify") as connection:
+            return constraints(connection, tables)
+
+    def filtered(self, tables: Sequence[TableInfo]) -> set[str]:
+        """Of these tables those of which the publication leaves out some rows, by name."""
+        with self.connected("verify") as connection:
+            found = row_filters(connection, self._settings.published_by, [info.oid for info in tables])
+        return {info.qualified for info in tables if info.oid in found}
+
+    def orphans(self, constraint: Constraint, timeout_s: float) -> Iterator[tuple[Any, ...]]:
+        """What is told of the rows that break a foreign key. Raises as :meth:`ask`."""
+        return self._asked(orphans(constraint), timeout_s)
+
+    def _asked(self, query: str | sql.Composed, timeout_s: float) -> Iterator[tuple[Any, ...]]:
+        try:
+            with self.connected("verify") as connection:
+                yield from asked(connection, query, timeout_s)
+        except SynclineError as error:
+            if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                raise Unavailable(f"The query took PostgreSQL longer than {timeout_s:g} s.") from None
+            raise
 
     def park_events(self, parking: EventParking) -> None:
         self._parking = parking

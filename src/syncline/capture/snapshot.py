@@ -32,7 +32,7 @@ from syncline.change import Batch, Entry, Item, Loaded, Marker, Truncate
 from syncline.errors import Damaged, Gap, Misconfigured, Unavailable
 from syncline.pgvalues.pgtypes import binary_exact
 
-__all__ = ["Load", "Rewritten", "TableReader", "consistent_point", "load", "read_table", "unframed"]
+__all__ = ["Load", "Rewritten", "TableReader", "consistent_point", "count_table", "load", "read_table", "unframed"]
 
 _COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 _COPY_HEADER = 19
@@ -203,6 +203,15 @@ def read_table(
         reader.close()
 
 
+def count_table(config: PostgresSettings, info: TableInfo, snapshot: str) -> int:
+    """How many rows :func:`read_table` would give. Raises as it does."""
+    reader = TableReader(config, info, snapshot)
+    try:
+        return sum(reader.count(oid, name) for oid, name, _ in TableReader.leaves(info))
+    finally:
+        reader.close()
+
+
 class _Gathered:
     """Raw rows on their way from spans to entries: the spans are even in bytes, the entries in rows."""
 
@@ -290,9 +299,26 @@ class TableReader:
         return self.copied(span.oid, self._statement(span))
 
     def copied(self, oid: int, statement: str, settings: Sequence[str] = ()) -> list[bytes]:
-        """The raw rows that a COPY of the leaf ``oid`` gives, in a transaction of its own, so that no table lock
-        outlives it."""
+        """The raw rows that a COPY of the leaf ``oid`` gives."""
         sink = _Rows()
+        with self._seen(oid, settings) as cursor:
+            cursor.copy_expert(statement, sink)
+        return unframed(sink.rows, describe(self._config.replication))
+
+    def count(self, oid: int, name: str) -> int:
+        """How many rows one leaf has, of those that are published."""
+        with self._seen(oid) as cursor:
+            cursor.execute(f"select count(*) from only {name} where true{self.filter}")
+            counted = int(cursor.fetchone()[0])
+        return counted
+
+    @contextmanager
+    def _seen(self, oid: int, settings: Sequence[str] = ()) -> Iterator[Any]:
+        """A transaction in the snapshot, in which a leaf is read; one of its own, so that no table lock outlives it.
+
+        Raises:
+            Rewritten: what was read is not what the snapshot should show.
+        """
         with self._cursor() as cursor:
             cursor.execute("begin isolation level repeatable read, read only")
             try:
@@ -302,7 +328,7 @@ class TableReader:
             except _SNAPSHOT_GONE as error:
                 raise _snapshot_gone(self._config) from error
             try:
-                cursor.copy_expert(statement, sink)
+                yield cursor
             except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
                 raise Unavailable(f"Table {self._info.qualified} changed its shape while it was read.") from error
             cursor.execute("select relfilenode = pg_relation_filenode(oid) from pg_class where oid = %s", [oid])
@@ -310,7 +336,6 @@ class TableReader:
             cursor.execute("commit")
         if same is None or not same[0]:
             raise Rewritten(self._info.qualified)
-        return unframed(sink.rows, describe(self._config.replication))
 
     def decoded(self, rows: list[bytes], version: int, first_ordinal: int) -> Batch:
         """The batch of raw COPY rows."""

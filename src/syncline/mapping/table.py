@@ -110,6 +110,20 @@ class MappedTable:
         return self.schema == self.source
 
     @property
+    def of_every_row(self) -> bool:
+        """Whether each row of the source becomes one here."""
+        return self._filter is None and self._transform is None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What columns of the source are called here, of those that are here as they are; without a transform."""
+        if self._transform is not None:
+            return {}
+        taken = [t for t in self._taken if t.position >= 0]
+        columns = self._staged.columns
+        return {columns[t.position].name: t.column.name for t in taken if columns[t.position].type == t.column.type}
+
+    @property
     def digest(self) -> str:
         """What rows become, in short; '' where they stay what they are. With another digest the table has to be read
         again (correctness rule 21)."""
