@@ -38,6 +38,7 @@ __all__ = [
     "SyncPause",
     "SyncPeriodic",
     "SyncPeriodicRun",
+    "SyncReport",
     "SyncRequest",
     "SyncStatus",
 ]
@@ -267,3 +268,19 @@ class SyncPeriodicRun(Base):
     wish: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     code: Mapped[str] = mapped_column(server_default="")
     message: Mapped[str] = mapped_column(server_default="")
+
+
+class SyncReport(Base):
+    """What a verification found, as JSON without keys. ``unknown`` counts what could not be compared or checked."""
+
+    __tablename__ = "sync_reports"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    finished_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    checks: Mapped[list[str]] = mapped_column(JSONB(none_as_null=True))
+    score: Mapped[float]
+    differences: Mapped[int]
+    broken: Mapped[int]
+    unknown: Mapped[int]
+    seconds: Mapped[float]
+    report: Mapped[dict[str, Any]] = mapped_column(JSONB(none_as_null=True))

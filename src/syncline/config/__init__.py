@@ -14,6 +14,7 @@ from syncline.config.tree import (
     TargetConfig,
     store_class,
 )
+from syncline.config.verification import RuleConfig, VerifyConfig
 from syncline.nearest import hint
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "ControlConfig",
     "LogConfig",
     "LoggingConfig",
+    "RuleConfig",
     "TargetConfig",
+    "VerifyConfig",
     "hint",
     "load_config",
     "store_class",

@@ -88,6 +88,8 @@ def _about(model: type[BaseModel]) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return yaml.safe_dump([str(item) for item in value], default_flow_style=True, width=1000).strip()
+    if value == {}:
+        return "{}"
     if not isinstance(value, (int, float, type(None))):
         value = str(value)
     return yaml.safe_dump(value, width=1000).partition("\n")[0]

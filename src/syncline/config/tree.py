@@ -30,6 +30,7 @@ from pydantic_core.core_schema import ErrorType
 
 from syncline.capture import DEFAULT_SOURCE, SOURCES, Source
 from syncline.capture.settings import SourceSettings
+from syncline.config.verification import VerifyConfig
 from syncline.dsn import SecretDsn
 from syncline.errors import Misconfigured
 from syncline.log.embedded import EmbeddedLogConfig
@@ -314,6 +315,7 @@ class Config(BaseModel):
     apply: ApplyConfig = Field(default_factory=ApplyConfig)
     control: ControlConfig = Field(default_factory=ControlConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    verify: VerifyConfig = Field(default_factory=VerifyConfig)
     environment: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$",
@@ -378,6 +380,7 @@ class Config(BaseModel):
         self._check_claims()
         self._check_places()
         self._check_both_ways()
+        self._check_rules()
         for name, source in self.sources.items():
             source.called("source" if list(self.sources) == ["main"] else f"sources.{name}")
             source.followed_by({t: c.type for t, c in self.targets.items() if name in self.followed_by(t)})
@@ -500,6 +503,18 @@ class Config(BaseModel):
                         "one target with all their tables, or give each a place of its own",
                         {"one": other, "other": name, "place": place},
                     )
+
+    def _check_rules(self) -> None:
+        """Each rule is about a source or a target that there is."""
+        sources = [f"source.{name}" for name in self.sources]
+        known = [*(["source"] if len(self.sources) == 1 else []), *sources, *self.targets]
+        for name, rule in self.verify.rules.items():
+            if rule.on not in known:
+                raise PydanticCustomError(
+                    "no_place",
+                    "verify.rules.{rule}.on is {on}, which is neither a source nor a target ({known})",
+                    {"rule": name, "on": rule.on, "known": ", ".join(known)},
+                )
 
 
 def settings_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
