@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from syncline.config import Config, load_config
     from syncline.errors import Damaged, Gap, Misconfigured, Rejected, SynclineError, Unavailable
     from syncline.pipeline import SyncService
+    from syncline.verify import run_consistency_check
 
 __all__ = [
     "Config",
@@ -23,11 +24,12 @@ __all__ = [
     "SynclineError",
     "Unavailable",
     "load_config",
+    "run_consistency_check",
 ]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Config": "config", "load_config": "config", "SyncService": "pipeline"}
+_HOMES = {"Config": "config", "load_config": "config", "SyncService": "pipeline", "run_consistency_check": "verify"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from syncline.bars import RowBars
+from syncline.errors import Misconfigured
 from syncline.service.figures import amount
+from syncline.service.record import tell_record
 from syncline.service.session import DIFFERENT, chosen, print_json, session_of, stdout, talk
-from syncline.verify.report import KINDS
+from syncline.verify.report import BROKEN, CHECKS, KINDS, NOT_CHECKED
 
 if TYPE_CHECKING:
     from syncline.verify import Report
 
-__all__ = ["verify"]
+__all__ = ["tell", "verify"]
 
 
 def verify(
@@ -26,6 +29,14 @@ def verify(
     target: Annotated[
         str | None, typer.Option("--target", metavar="NAME", help="Only this target (default: all).")
     ] = None,
+    checks: Annotated[
+        str | None,
+        typer.Option("--checks", metavar="LIST", help=f"Check types, separated by commas: {', '.join(CHECKS)}."),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", metavar="VALUE", help="Show one record everywhere: its key, or COLUMN=VALUE for each."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
     show_keys: Annotated[bool, typer.Option("--show-keys", help="Name the keys of some rows that differ.")] = False,
     full: Annotated[
@@ -34,7 +45,7 @@ def verify(
 ) -> None:
     """Compare sources and targets by content; rows in flight are no differences.
 
-    Exit code 4 if there are any, or if nothing of what was asked for could be compared.
+    Exit code 4 if there are any, if a check does not hold, or if nothing of what was asked for could be compared.
     """
     from syncline.pipeline import SyncService
     from syncline.verify import verify as compare
@@ -42,28 +53,72 @@ def verify(
     config = session_of(context).config(quiet=True)
     chosen("target", target, config.targets)
     names = [name if "." in name else f"public.{name}" for name in tables or ()]
+    if key:
+        if len(names) != 1 or checks is not None:
+            raise Misconfigured("--key shows one record of one table.", remedy="For example: verify orders --key 5")
+        raise typer.Exit(tell_record(config, names[0], key, target, as_json=as_json))
+    kinds = None if checks is None else [kind.strip() for kind in checks.split(",")]
     with RowBars(talk) as bars:
-        report = compare(config, names, target, bars.show, engine=SyncService, talk=talk.print, full=full)
+        report = compare(config, names, target, bars.show, engine=SyncService, talk=talk.print, full=full, checks=kinds)
     if as_json:
         print_json(report.to_dict(show_keys=show_keys))
     else:
-        _tell(report, show_keys=show_keys)
-    unproven = not report.tables or (report.not_compared and (tables or report.not_compared == len(report.tables)))
-    raise typer.Exit(DIFFERENT if report.differences or unproven else 0)
+        tell(report.to_dict(show_keys=show_keys))
+    raise typer.Exit(DIFFERENT if report.differences or report.broken or _unproven(report, names) else 0)
 
 
-def _tell(report: Report, *, show_keys: bool) -> None:
-    """A line for each table: what was compared, then what is other than nothing."""
-    for table in report.tables:
-        found = table.to_dict(show_keys=show_keys)
-        counts = {kind: found[kind] for kind in (*KINDS, "in_flight", "parked") if found[kind]}
-        notes = [f"{amount(count)} {kind.replace('_', ' ')}" for kind, count in counts.items()]
-        notes += [f"columns differ: {', '.join(table.columns)}"] if table.columns else []
-        state = "" if table.state == "compared" else f" ({table.state})"
-        verdict = "equal" if table.compared else f"not compared. {table.reason}".rstrip(". ")
-        what = f"{amount(table.rows)} rows  {', '.join(notes) or verdict}" if table.compared else verdict
-        stdout.print(f"{table.source} -> {table.target}  {table.table}{state}  {what}")
-        for kind, keys in found.get("keys", {}).items():
-            stdout.print(f"    {kind}: {'; '.join(keys)}")
-    left = f", {report.not_compared} table(s) not compared" if report.not_compared else ""
-    stdout.print(f"{amount(report.differences)} difference(s){left} in {report.seconds:.1f} s.")
+def _unproven(report: Report, names: Sequence[str]) -> bool:
+    """Whether something that was asked for by name, or all there is, could not be looked at."""
+    if report.not_checked:
+        return True
+    looked_at = bool(report.tables or report.checks)
+    return not looked_at or bool(report.not_compared and (names or report.not_compared == len(report.tables)))
+
+
+def tell(report: Mapping[str, Any]) -> None:
+    """A line for each table: what was compared, then what is other than nothing; then a line for each check."""
+    for table in report["tables"]:
+        _tell_table(table)
+    for check in report["checks"]:
+        _tell_check(check)
+    left = f", {report['not_compared']} table(s) not compared" if report["not_compared"] else ""
+    left += f", {report['broken']} check(s) broken" if report["broken"] else ""
+    left += f", {report['not_checked']} not checked" if report["not_checked"] else ""
+    number = f" Report {report['report']}." if report.get("report") else ""
+    score = f"{report['score'] * 100:.4f}".rstrip("0").rstrip(".")
+    counts = f"{amount(report['differences'])} difference(s){left} in {report['seconds']:.1f} s."
+    stdout.print(f"{counts} Score {score} %.{number}")
+
+
+def _tell_table(table: Mapping[str, Any]) -> None:
+    counts = {kind: table[kind] for kind in (*KINDS, "in_flight", "parked") if table[kind]}
+    notes = [f"{amount(count)} {kind.replace('_', ' ')}" for kind, count in counts.items()]
+    notes += [f"columns differ: {', '.join(table['columns'])}"] if table.get("columns") else []
+    compared = table["state"] in ("compared", "gap")
+    state = "" if table["state"] == "compared" else f" ({table['state']})"
+    verdict = "equal" if compared else f"not compared. {table.get('reason', '')}".rstrip(". ")
+    what = f"{amount(table['rows'])} rows  {', '.join(notes) or verdict}" if compared else verdict
+    stdout.print(f"{table['source']} -> {table['target']}  {table['table']}{state}  {what}")
+    digests = table.get("digests")
+    if digests:
+        stdout.print(f"    {digests['algorithm']} source {digests['source']}")
+        stdout.print(f"    {digests['algorithm']} target {digests['target']}")
+    for kind, keys in table.get("keys", {}).items():
+        stdout.print(f"    {kind}: {'; '.join(keys)}")
+
+
+def _tell_check(check: Mapping[str, Any]) -> None:
+    where = f"{check['source']} -> {check['target']}" if check["target"] else check["source"]
+    what = "  ".join(part for part in (where, check["table"], f"{check['kind']} {check['name']}") if part)
+    told = check["state"]
+    if told == BROKEN:
+        told = f"broken: {'at least ' if check.get('at_least') else ''}{amount(check['violations'])}"
+    if "source_rows" in check:
+        told += f" ({amount(check['source_rows'])} at the source, {amount(check['target_rows'])} at the target)"
+    if check.get("not_valid"):
+        told += " (NOT VALID at the source)"
+    if check["state"] == NOT_CHECKED:
+        told = f"not checked. {check['reason']}".rstrip(". ")
+    stdout.print(f"{what}  {told}")
+    if check.get("keys"):
+        stdout.print(f"    violating: {'; '.join(check['keys'])}")

@@ -23,6 +23,9 @@ from syncline.config import Config, hint
 from syncline.errors import Gap, Misconfigured
 from syncline.logs import logger
 from syncline.mapping import TargetMapping
+from syncline.verify.checks import chosen_checks, run_checks
+from syncline.verify.checks.at import Wanted
+from syncline.verify.kept import keep
 from syncline.verify.point import Engine, engine_running, reach
 from syncline.verify.report import KINDS, Report, TableReport
 from syncline.verify.table import Copy, Outcome, Point, Progress, compare_table
@@ -45,23 +48,27 @@ def verify(
     engine: type[Engine] | None = None,
     talk: Callable[[str], None] | None = None,
     full: bool = False,
+    checks: Sequence[str] | None = None,
 ) -> Report:
-    """Compare the monitored tables (or those named, ``namespace.table``) with their copies (or the one named).
+    """Compare the monitored tables (or those named, ``namespace.table``) with their copies (or the one named), or make
+    these ``checks`` of them (:data:`~syncline.verify.report.CHECKS`; None: the comparison, and the rules of the
+    configuration). The report is kept in the control schema.
 
     ``progress`` hears a table, the rows read of it, and about how many there are. ``engine`` is run until the targets
     are up to date when no engine runs; None then raises. ``full`` reads every row, whatever digests say. Tables that
     can't be captured are in the report as left out, with the reason.
 
     Raises:
-        Misconfigured: a name is unknown, or a target can't be read from here.
+        Misconfigured: a name or a check is unknown, or a target can't be read from here.
         Unavailable: a server is away, or a target does not reach the point.
         Gap: a table is rewritten again and again while it is read, or our own engine met a gap.
     """
     began = time.monotonic()
+    kinds = chosen_checks(checks, config)
     run = _Run(config, tuple(tables), target, progress or _silent, talk or _log.info, full)
     run.refuse_unknown()
     with engine_running(config, engine, run.talk, target) as check:
-        found = run.look(check, None)
+        found = run.look(check, None) if "data_hash" in kinds else {}
         deadline = time.monotonic() + _SETTLE_S
         run.settle(check, found, {}, deadline)
         suspects = {key: one for key, one in found.items() if one.report.differences}
@@ -69,7 +76,13 @@ def verify(
             time.sleep(_AGAIN_S)
             found |= run.look(check, suspects)
             run.settle(check, found, suspects, deadline)
-    return Report([one.report for one in found.values()], time.monotonic() - began)
+        wanted = Wanted(config, run.wanted, target, run.talk)
+        others, digests = run_checks(wanted, kinds, digests="data_hash" in (checks or ()), check=check)
+    for key, both in digests.items():
+        if key in found and found[key].report.compared:
+            found[key].report.digests = both
+    report = Report([one.report for one in found.values()], time.monotonic() - began, others)
+    return keep(config, report, kinds, run.talk)
 
 
 def _silent(table: str, rows: int, of: int | None) -> None:
