@@ -83,7 +83,7 @@ def test_digests_of_both_sides_are_equal_until_something_differs(filled: Pipelin
 def test_rules_are_asked_at_the_source_and_at_a_target(filled: Pipeline) -> None:
     config = ruled(
         filled,
-        cheap={"table": "public.orders", "query": "select id from orders where price > 298"},
+        cheap={"table": "orders", "query": "select id from orders where price > 298"},
         enough={"query": "select count(*) = 300 from orders"},
         named={"on": "main", "query": "select id from customers where name is null"},
         odd={"on": "main", "query": "select count(*) > 1000 from orders"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = ["RuleConfig", "VerifyConfig"]
 
@@ -16,11 +16,16 @@ class RuleConfig(BaseModel):
 
     on: str = Field("source", description="Where: source (source.NAME of several), or the name of a target.")
     table: str | None = Field(
-        None, description="Table (namespace.name) that it is about, for `verify TABLE` and for the score."
+        None, description="Table that it is about, for `verify TABLE` and for the score."
     )
     query: str = Field(
         min_length=1, description="A query for the rows that violate it, or for one boolean, which is to be true."
     )
+
+    @field_validator("table")
+    @classmethod
+    def _qualified(cls, table: str | None) -> str | None:
+        return table if table is None or "." in table else f"public.{table}"
 
 
 class VerifyConfig(BaseModel):

@@ -76,7 +76,8 @@ def verify(
             time.sleep(_AGAIN_S)
             found |= run.look(check, suspects)
             run.settle(check, found, suspects, deadline)
-        wanted = Wanted(config, run.wanted, target, run.talk)
+        targets = tuple(name for name in config.targets if target in (None, name))
+        wanted = Wanted(config, run.wanted, targets, target is None, run.talk)
         others, digests = run_checks(wanted, kinds, digests="data_hash" in (checks or ()), check=check)
     for key, both in digests.items():
         if key in found and found[key].report.compared:

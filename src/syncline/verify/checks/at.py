@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from syncline.capture import Point, Source
 from syncline.capture.captured import Captured
@@ -22,12 +22,17 @@ __all__ = ["At", "Copy", "Wanted", "not_checked", "places"]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What somebody asked for: tables by name (none: all), one target or all."""
+    """What somebody asked for: tables by name (none: all), targets, and whether the sources themselves."""
 
     config: Config
     tables: tuple[str, ...]
-    target: str | None
+    targets: tuple[str, ...]
+    sources: bool
     talk: Callable[[str], None]
+
+    def takes(self, table: str) -> bool:
+        """Whether the table is asked for."""
+        return not self.tables or table in self.tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,8 @@ class Copy:
 class At:
     """One place. ``target`` is empty and ``copy`` None for the source itself; a target that can't be looked at has no
     ``copy`` either, for the reason ``held``. ``tables`` are those to be looked at, ``known`` all that are captured.
-    ``only``: on a second look, the identities of the checks that count."""
+    ``left_out`` are tables that can't be captured, and why. ``only``: on a second look, the identities of the checks
+    that count."""
 
     wanted: Wanted
     source: str
@@ -61,6 +67,7 @@ class At:
     tables: tuple[TableInfo, ...]
     copy: Copy | None
     only: frozenset[tuple[str, ...]] | None
+    left_out: Mapping[str, str] = field(default_factory=dict)
     held: str = ""
 
     @property
@@ -87,13 +94,14 @@ def places(
 ) -> Iterator[At]:
     """The source, then each target that follows it and is asked for, held at a point while it is looked at."""
     looked = wanted.config.source(source)
-    tables = tuple(i for i in now.tables if not wanted.tables or i.qualified in wanted.tables)
+    tables = tuple(i for i in now.tables if wanted.takes(i.qualified))
     itself = At(wanted, source, "", looked, now.tables, tables, None, only)
-    if only is None and wanted.target is None:
+    if only is None and wanted.sources:
         yield itself
-    for target in wanted.config.targets:
-        asked = wanted.target in (None, target) and source in wanted.config.followed_by(target)
-        if asked and (only is None or any(key[1:3] == (source, target) for key in only)):
+    for target in wanted.targets:
+        if source in wanted.config.followed_by(target) and (
+            only is None or any(key[1:3] == (source, target) for key in only)
+        ):
             yield from _at(replace(itself, target=target), now, check)
 
 
@@ -102,17 +110,19 @@ def _at(place: At, now: Captured, check: Callable[[], None]) -> Iterator[At]:
     config = place.wanted.config
     mapping = config.targets[place.target].mapping(now.facts)
     taken = tuple(i for i in place.tables if mapping.takes(i.qualified))
+    out = {t: f.message for t, f in now.left_out.items() if mapping.takes(t) and place.wanted.takes(t)}
+    place = replace(place, tables=taken, left_out=out)
     with place.looked.point("verify", place.wanted.talk) as point:
         parked, paused = _set_aside(config, place)
         if "" in paused:
-            yield replace(place, tables=taken, held=paused[""])
+            yield replace(place, held=paused[""])
             return
         reached = point.reached
         cursor, reader = reach(place.looked, place.source, (place.target, config.targets[place.target]), reached, check)
         with closing(reader):
             loading = {i.qualified: "its rows are being read" for i in taken if i.qualified not in cursor.loaded}
             copy = Copy(reader, mapping, point, cursor.base + point.number, parked, loading | paused)
-            yield replace(place, tables=taken, copy=copy)
+            yield replace(place, copy=copy)
 
 
 def _set_aside(config: Config, place: At) -> tuple[dict[str, int], dict[str, str]]:

@@ -18,6 +18,8 @@ def look(at: At) -> Iterator[Check]:
     """A check for each rule of this place that is about the tables that are asked for."""
     config = at.wanted.config
     here = {at.target} if at.target else {f"source.{at.source}", *(["source"] if len(config.sources) == 1 else [])}
+    if at.target and at.source != config.followed_by(at.target)[0]:
+        return  # a target that follows several sources is asked once
     for name, rule in config.verify.rules.items():
         if rule.on not in here or not _asked_for(at, rule.table):
             continue
