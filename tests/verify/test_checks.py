@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -147,6 +149,40 @@ def test_references_are_followed_at_the_source_and_within_the_copy(filled: Pipel
     assert (source.state, source.violations, dict(source.figures)) == ("broken", 1, {"not_valid": 1})
     assert source.to_dict(show_keys=True)["keys"] == ["999"]
     assert (target.state, target.violations) == ("broken", 16)  # 15 of the customer that is gone, and that one
+
+
+def write(pipeline: Pipeline, stop: threading.Event) -> None:
+    """Insert, delete and move rows, customers before their orders and after them."""
+    with pipeline.database.connect(autocommit=False) as connection:
+        for n in itertools.count(1_000):
+            if stop.is_set():
+                return
+            connection.execute("insert into customers values (%s, 'new')", [n])
+            connection.execute("insert into orders values (%s, %s, 1, 1), (%s, %s, 1, 1)", [n, n, n + 1_000_000, n])
+            connection.execute("delete from orders where id in (%s, %s)", [n - 900, n - 1])
+            connection.execute(
+                "delete from customers where id = %s and id not in (select customer from orders)", [n - 5]
+            )
+            connection.execute("update orders set id = id + 1000000 where id = %s", [n + 1_000_000])
+            connection.commit()
+
+
+def test_checks_of_a_running_pipeline_report_nothing_that_is_in_flight(filled: Pipeline) -> None:
+    config = ruled(filled, whole={"on": "main", "query": "select id from orders where customer is null"})
+    stop = threading.Event()
+    with filled.running():
+        thread = threading.Thread(target=write, args=(filled, stop))
+        thread.start()
+        try:
+            kinds = ["row_count", "business_rules", "referential_integrity"]
+            reports = [run_consistency_check(None, kinds, config=config) for _ in range(10)]
+        finally:
+            stop.set()
+            thread.join()
+        assert [c for report in reports for c in report.checks if c.state != "holds"] == []
+        counted = [c.figures for report in reports for c in report.checks if c.kind == "row_count"]
+        assert any(one["source_rows"] != one["target_rows"] for one in counted), "nothing was on its way"
+        assert check(config, "row_count").score == 1.0
 
 
 def test_an_unknown_check_and_a_rule_of_no_place_are_refused(filled: Pipeline) -> None:

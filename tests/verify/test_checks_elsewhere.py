@@ -57,7 +57,7 @@ def check(config: Config) -> Report:
 
 def counts(report: Report, kind: str) -> dict[str, tuple[str, int]]:
     """State and violations of the target's checks of a type."""
-    return {c.name if c.name != "rows" else c.table: (c.state, c.violations) for c in report.checks
+    return {c.name or c.table: (c.state, c.violations) for c in report.checks
             if c.target and c.kind == kind}  # fmt: skip
 
 

@@ -65,3 +65,31 @@ def test_a_target_is_compared_though_another_can_not_be_opened(pipeline: Pipelin
     pipeline.path.with_name(pipeline.path.name + ".d").write_text("a file where a folder should be")
     told = command(pipeline, "--target", "a")
     assert (told.returncode, told.stdout.splitlines()[0]) == (0, "main -> a  public.items  1 rows  equal")
+
+
+def test_checks_are_chosen_by_name_and_one_that_is_broken_or_cannot_be_made_ends_with_4(pipeline: Pipeline) -> None:
+    pipeline.database.execute(
+        "create table items (id int primary key, name text); insert into items values (41, 'one')"
+    )
+    with pipeline.path.with_name("syncline.yaml").open("a") as file:
+        file.write("verify:\n  rules:\n    named: {table: items, query: select id from items where name is null}\n")
+    held = command(pipeline, "--checks", "row_count,business_rules")
+    assert (held.returncode, held.stdout.splitlines()) == (
+        0,
+        [
+            "main  public.items  business_rules named  holds",
+            "main -> main  public.items  row_count  holds (1 at the source, 1 at the target)",
+            held.stdout.splitlines()[2],
+        ],
+    )
+    assert held.stdout.endswith("Score 100 %. Report 1.\n")
+
+    pipeline.database.execute("insert into items values (4711, null)")
+    broken = command(pipeline, "--checks", "business_rules")
+    assert (broken.returncode, "broken: 1" in broken.stdout, "4711" in broken.stdout) == (4, True, False)
+    shown = command(pipeline, "items", "--show-keys")
+    assert (shown.returncode, "    violating: 4711" in shown.stdout.splitlines()) == (4, True)
+    pipeline.database.execute("alter table items rename name to title")
+    unmade = command(pipeline, "--checks", "business_rules")
+    assert (unmade.returncode, "named  not checked. PostgreSQL at" in unmade.stdout) == (4, True)
+    assert command(pipeline, "--checks", "row_counts").returncode == 2

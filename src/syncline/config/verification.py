@@ -15,9 +15,7 @@ class RuleConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     on: str = Field("source", description="Where: source (source.NAME of several), or the name of a target.")
-    table: str | None = Field(
-        None, description="Table that it is about, for `verify TABLE` and for the score."
-    )
+    table: str | None = Field(None, description="Table that it is about, for `verify TABLE` and for the score.")
     query: str = Field(
         min_length=1, description="A query for the rows that violate it, or for one boolean, which is to be true."
     )

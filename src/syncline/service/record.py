@@ -31,7 +31,7 @@ def tell_record(config: Config, table: str, key: Sequence[str], target: str | No
             stdout.print(line)
         for one in found:
             _tell_more(one)
-    return 0 if all(one.equal for one in found) else DIFFERENT
+    return 0 if all(one.equal and one.state != "unknown" for one in found) else DIFFERENT
 
 
 def _lines(found: Sequence[Seen]) -> list[str]:

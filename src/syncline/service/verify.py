@@ -109,7 +109,7 @@ def _tell_table(table: Mapping[str, Any]) -> None:
 
 def _tell_check(check: Mapping[str, Any]) -> None:
     where = f"{check['source']} -> {check['target']}" if check["target"] else check["source"]
-    what = "  ".join(part for part in (where, check["table"], f"{check['kind']} {check['name']}") if part)
+    what = "  ".join(part for part in (where, check["table"], f"{check['kind']} {check['name']}".rstrip()) if part)
     told = check["state"]
     if told == BROKEN:
         told = f"broken: {'at least ' if check.get('at_least') else ''}{amount(check['violations'])}"

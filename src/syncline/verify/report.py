@@ -22,9 +22,10 @@ class Check:
     """One fact that was looked at beside the rows themselves.
 
     ``kind`` is one of :data:`CHECKS`, ``target`` empty for what is a fact of the source itself, ``table`` empty where a
-    rule names none, ``name`` that of the rule or of the foreign key. ``state``: :data:`HOLDS`, :data:`BROKEN` (by
-    ``violations`` rows, at least that many where ``more``), or :data:`NOT_CHECKED` for the ``reason``. ``figures`` are
-    counts. ``rows`` are keys of violating rows, the first ones: shown when asked for, never kept.
+    rule names none, ``name`` that of the rule or of the foreign key, empty for a count. ``state``: :data:`HOLDS`,
+    :data:`BROKEN` (by ``violations`` rows, at least that many where ``more``), or :data:`NOT_CHECKED` for the
+    ``reason``. ``figures`` are counts. ``rows`` are keys of violating rows, the first ones: shown when asked for, never
+    kept.
     """
 
     kind: str

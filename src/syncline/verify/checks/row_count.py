@@ -26,7 +26,7 @@ KIND = "row_count"
 def look(at: At) -> Iterator[Check]:
     """A check for each table of a target."""
     for info in at.tables if at.target else ():
-        begun, apart = at.begun(KIND, info.qualified, "rows"), at.apart(info.qualified)
+        begun, apart = at.begun(KIND, info.qualified, ""), at.apart(info.qualified)
         if begun is None:
             continue
         if at.copy is None or apart:
@@ -34,7 +34,7 @@ def look(at: At) -> Iterator[Check]:
         else:
             yield _counted(begun, at, at.copy, info)
     for table, reason in at.left_out.items():
-        begun = at.begun(KIND, table, "rows")
+        begun = at.begun(KIND, table, "")
         if begun is not None:
             yield not_checked(begun, reason)
 
