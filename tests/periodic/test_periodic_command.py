@@ -16,10 +16,11 @@ import yaml
 from boards import Board
 
 from servers import eventually
-from syncline.config import load_config
+from syncline.config import RuleConfig, load_config
 from syncline.pipeline import SyncService
 from syncline.systems.periodic_sync import PeriodicSyncService
 from syncline.verify import verify
+from syncline.verify.record import record
 
 ALERTS = "select code, resolved_at is null from syncline.sync_alerts where code like 'SL-PERIODIC%%' order by 1"
 
@@ -102,6 +103,16 @@ def test_verification_compares_the_copies_with_redis_as_it_is_now(board: Board, 
         board.database.execute("update pomo_leaderboard set daily_pomo = 99 where user_id = 'u2'")
         report = verify(config)
         assert [(t.target, t.differences) for t in report.tables] == [("copy", 1), ("file", 0)]
+        rule = RuleConfig(on="source.board", query="KEYS *")
+        ruled = config.model_copy(update={"verify": config.verify.model_copy(update={"rules": {"any": rule}})})
+        checked = verify(ruled, checks=["row_count", "business_rules"])
+        assert {(c.target, c.state) for c in checked.checks} == {
+            ("", "not checked"),
+            ("copy", "holds"),
+            ("file", "holds"),
+        }
+        seen = record(config, "public.pomo_leaderboard", ["u2"])
+        assert [(one.target, one.equal) for one in seen] == [("", True), ("copy", False), ("file", True)]
     finally:
         service.stop()
 

@@ -71,6 +71,10 @@ def test_a_store_that_the_file_names_by_its_class_is_run_and_verified(
     told = command("verify", "--json")
     (table,) = json.loads(told.stdout)["tables"]
     assert (told.returncode, table["missing"], table["rows"]) == (4, 1, 491)
+    # Its reader has nothing but what it must: rows are counted and found by reading them.
+    counted = command("verify", "--checks", "row_count")
+    assert (counted.returncode, "491 at the source, 490 at the target" in counted.stdout) == (4, True)
+    assert [command("verify", "items", "--key", key).returncode for key in ("1", "2")] == [4, 0]
 
 
 @pytest.mark.parametrize(
