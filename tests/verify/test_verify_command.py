@@ -93,3 +93,5 @@ def test_checks_are_chosen_by_name_and_one_that_is_broken_or_cannot_be_made_ends
     unmade = command(pipeline, "--checks", "business_rules")
     assert (unmade.returncode, "named  not checked. PostgreSQL at" in unmade.stdout) == (4, True)
     assert command(pipeline, "--checks", "row_counts").returncode == 2
+    nothing = command(pipeline, "--checks", "referential_integrity")
+    assert (nothing.returncode, nothing.stdout.splitlines()[0][:23]) == (4, "Nothing was looked at: ")

@@ -81,6 +81,8 @@ def tell(report: Mapping[str, Any]) -> None:
         _tell_table(table)
     for check in report["checks"]:
         _tell_check(check)
+    if not report["tables"] and not report["checks"]:
+        stdout.print("Nothing was looked at: there are no tables, rules or foreign keys of these names.")
     left = f", {report['not_compared']} table(s) not compared" if report["not_compared"] else ""
     left += f", {report['broken']} check(s) broken" if report["broken"] else ""
     left += f", {report['not_checked']} not checked" if report["not_checked"] else ""

@@ -23,6 +23,9 @@ def look(at: At) -> Iterator[Check]:
     """A check for each foreign key of the tables that are asked for."""
     declared = getattr(at.looked, "constraints", None)
     if declared is None:
+        begun = at.begun(KIND, "", "") if not at.target else None
+        if begun is not None:
+            yield not_checked(begun, f"A source of type {at.looked.settings.type} declares no foreign keys.")
         return
     for constraint in declared(at.tables):
         begun = at.begun(KIND, constraint.qualified, constraint.name)
