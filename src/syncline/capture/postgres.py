@@ -129,6 +129,10 @@ class PostgresTables:
         """How many rows :meth:`rows` would give. An optional capability of a source; raises as it does."""
         return count_table(self._settings, info, point.snapshot)
 
+    def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows with these keys as they are now: an optional capability of a source."""
+        return read_rows(self._settings, schema, keys, (), threading.Event())
+
     def ask(self, query: str, timeout_s: float) -> Iterator[tuple[Any, ...]]:
         """The rows of somebody's query, in a transaction that only reads: an optional capability of a source, with the
         errors of :meth:`syncline.stores.Asking.ask`."""

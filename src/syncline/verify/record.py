@@ -20,6 +20,7 @@ from syncline.apply.keys import key_bytes, key_hashes
 from syncline.capture import Source
 from syncline.capture.captured import Captured, captured
 from syncline.capture.schema import table_schema
+from syncline.capture.tables import TableInfo
 from syncline.catalog.repository import ControlSchema
 from syncline.change import TableSchema, arrow_type
 from syncline.config import Config
@@ -119,12 +120,25 @@ class _Lookup:
         info = next(i for i in self.now.tables if i.qualified == self.table)
         schema = table_schema(info)
         keys = _keys(schema, self.key)
-        row = self.source.heal(schema, keys, (), threading.Event())
+        row = self._row(info, schema, keys)
         state = "there" if row.num_rows else "absent"
         yield Seen(self.name, "", state, _fields(row), expected=bool(row.num_rows))
         for target in self.config.targets:
             if self.target in (None, target) and self.name in self.config.followed_by(target):
                 yield self._at(target, schema, keys, row)
+
+    def _row(self, info: TableInfo, schema: TableSchema, keys: pa.RecordBatch) -> pa.RecordBatch:
+        """The record at the source, looked up where it can be, else found among all that the source last told."""
+        fetch = getattr(self.source, "fetch", None)
+        if fetch is not None:
+            row: pa.RecordBatch = fetch(schema, keys)
+            return row
+        with self.source.point("record", lambda _: None) as point:
+            for batch in self.source.rows(info, point, 0, threading.Event(), lambda _: None):
+                found = _of_key(batch.data(), schema.key_positions, keys)
+                if found.num_rows:
+                    return found
+        return pa.RecordBatch.from_pylist([], pa.schema([(c.name, arrow_type(c.type)) for c in schema.columns]))
 
     def _at(self, target: str, schema: TableSchema, keys: pa.RecordBatch, row: pa.RecordBatch) -> Seen:
         mapping = self.config.targets[target].mapping(self.now.facts)
