@@ -36,7 +36,7 @@ from syncline.capture.slot import (
     refuse_in_use,
     with_publication,
 )
-from syncline.capture.snapshot import consistent_point, read_table
+from syncline.capture.snapshot import consistent_point, read_keys, read_table
 from syncline.capture.source import SourceConfig, connect, translated
 from syncline.capture.tables import TableInfo, catalogue_mark, matching_tables
 from syncline.capture.wal import WalCapture, emit_progress
@@ -117,6 +117,9 @@ class PostgresTables:
         progress: Callable[[LoadProgress], None],
     ) -> Iterator[Batch]:
         return chosen_in(self._settings, info, point.snapshot, chosen, stop, progress)
+
+    def rows_of(self, info: TableInfo, point: Point, keys: pa.RecordBatch, version: int) -> Batch:
+        return read_keys(self._settings, info, point.snapshot, keys, version)
 
     def heal(
         self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event

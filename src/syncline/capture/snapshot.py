@@ -19,9 +19,11 @@ from typing import Any
 
 import psycopg
 import psycopg2
+import pyarrow as pa
 from psycopg import sql
 
 from syncline.capture import LoadProgress, Source
+from syncline.capture.heal import key_lists
 from syncline.capture.pgoutput import decode_copy
 from syncline.capture.schema import table_schema
 from syncline.capture.settings import PostgresSettings
@@ -29,10 +31,10 @@ from syncline.capture.slot import Talk, snapshot_point
 from syncline.capture.source import Dsn, SourceConfig, connect, connect_plain, describe, printed, translated
 from syncline.capture.tables import TableInfo
 from syncline.change import Batch, Entry, Item, Loaded, Marker, Truncate
-from syncline.errors import Damaged, Gap, Misconfigured, Unavailable
+from syncline.errors import SCHEMA_DRIFT, Damaged, Gap, Misconfigured, Unavailable
 from syncline.pgvalues.pgtypes import binary_exact
 
-__all__ = ["Load", "Rewritten", "TableReader", "consistent_point", "load", "read_table", "unframed"]
+__all__ = ["Load", "Rewritten", "TableReader", "consistent_point", "load", "read_keys", "read_table", "unframed"]
 
 _COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 _COPY_HEADER = 19
@@ -59,6 +61,11 @@ _SNAPSHOT_GONE = (
     psycopg2.errors.UndefinedObject,
     psycopg2.errors.InvalidParameterValue,
 )
+# Of relations that are read, or were dropped meanwhile, whether each is still the one that the snapshot shows.
+_SAME_FILES = """
+select coalesce(bool_and(coalesce(c.relfilenode = pg_relation_filenode(c.oid), false)), true)
+from unnest(%s::oid[]) as wanted(oid) left join pg_class c on c.oid = wanted.oid
+"""
 _RESTARTS = 5
 
 
@@ -200,6 +207,15 @@ def read_table(
         reader.close()
 
 
+def read_keys(config: PostgresSettings, info: TableInfo, snapshot: str, keys: pa.RecordBatch, version: int) -> Batch:
+    """The rows of one table with these keys; see :meth:`syncline.capture.Source.rows_of`."""
+    reader = TableReader(config, info, snapshot)
+    try:
+        return reader.decoded(reader.copy_keys(keys), version, 0)
+    finally:
+        reader.close()
+
+
 class _Gathered:
     """Raw rows on their way from spans to entries: the spans are even in bytes, the entries in rows."""
 
@@ -287,8 +303,20 @@ class TableReader:
         return self.copied(span.oid, self._statement(span))
 
     def copied(self, oid: int, statement: str, settings: Sequence[str] = ()) -> list[bytes]:
-        """The raw rows that a COPY of the leaf ``oid`` gives, in a transaction of its own, so that no table lock
-        outlives it."""
+        """The raw rows that a COPY of the leaf ``oid`` gives."""
+        return self._copied([oid], statement, settings)
+
+    def copy_keys(self, keys: pa.RecordBatch) -> list[bytes]:
+        """The raw rows of these keys."""
+        if keys.schema.names != [c.name for c in self.schema.key]:
+            raise Gap(f"Table {self._info.qualified} has another key by now.", code=SCHEMA_DRIFT)
+        leaves = [self._info.oid]
+        if self._info.relkind != "r":
+            leaves = [leaf.oid for leaf in self._info.partition_leaves]
+        return self._copied(leaves, self._with_keys(key_lists(self.schema, keys)))
+
+    def _copied(self, oids: Sequence[int], statement: str, settings: Sequence[str] = ()) -> list[bytes]:
+        """Raw rows of these relations, in a transaction of its own, so that no table lock outlives it."""
         sink = _Rows()
         with self._cursor() as cursor:
             cursor.execute("begin isolation level repeatable read, read only")
@@ -302,10 +330,10 @@ class TableReader:
                 cursor.copy_expert(statement, sink)
             except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
                 raise Unavailable(f"Table {self._info.qualified} changed its shape while it was read.") from error
-            cursor.execute("select relfilenode = pg_relation_filenode(oid) from pg_class where oid = %s", [oid])
+            cursor.execute(_SAME_FILES, [list(oids)])
             same = cursor.fetchone()
             cursor.execute("commit")
-        if same is None or not same[0]:
+        if not same[0]:
             raise Rewritten(self._info.qualified)
         return unframed(sink.rows, describe(self._config.replication))
 
@@ -335,6 +363,19 @@ class TableReader:
         upper = f" and ctid < '({span.end},0)'" if span.end is not None else ""
         where = f"ctid >= '({span.start},0)'{upper}{self.filter}"
         return f"copy (select {self.selected()} from only {span.name} where {where}) to stdout (format binary)"
+
+    def _with_keys(self, values: Sequence[Sequence[str]]) -> str:
+        """The keys stand in a query of their own, whose names can't be taken for those in the row filter."""
+        names = [f"k{i}" for i in range(len(values))]
+        typed = ", ".join(f"{name}::{c.source_type}" for name, c in zip(names, self.schema.key, strict=True))
+        with self._cursor() as cursor:
+            lists = ", ".join(cursor.mogrify("%s::text[]", [list(column)]).decode() for column in values)
+        own = sql.SQL(", ").join(sql.Identifier(c.name) for c in self.schema.key).as_string(None)
+        only = "only " if self._info.relkind == "r" else ""
+        wanted = f"select {typed} from unnest({lists}) as wanted({', '.join(names)})"
+        where = f"({own}) in ({wanted}){self.filter}"
+        relation = f"{only}{self._info.sql_name}"
+        return f"copy (select {self.selected()} from {relation} where {where}) to stdout (format binary)"
 
     def _published(self) -> tuple[list[str] | None, str]:
         """Column list and row filter of the publication: what they leave out must not come in by the load (rule 22)."""

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from syncline.bars import RowBars
+from syncline.errors import Misconfigured
 from syncline.service.figures import amount
+from syncline.service.repair import DryRun, Force, MaxShare, limits_of, repair_and_tell
 from syncline.service.session import DIFFERENT, chosen, print_json, session_of, stdout, talk
 from syncline.verify.report import KINDS
 
@@ -31,10 +33,15 @@ def verify(
     full: Annotated[
         bool, typer.Option("--full", help="Read every row, also where digests say that rows are equal.")
     ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Write what differs once more, from the source.")] = False,
+    dry_run: DryRun = False,
+    force: Force = False,
+    max_share: MaxShare = None,
 ) -> None:
     """Compare sources and targets by content; rows in flight are no differences.
 
-    Exit code 4 if there are any, or if nothing of what was asked for could be compared.
+    Exit code 4 if there are any (with --repair: if some are left), or if nothing of what was asked for could be
+    compared.
     """
     from syncline.pipeline import SyncService
     from syncline.verify import verify as compare
@@ -42,6 +49,11 @@ def verify(
     config = session_of(context).config(quiet=True)
     chosen("target", target, config.targets)
     names = [name if "." in name else f"public.{name}" for name in tables or ()]
+    if repair:
+        limits = limits_of(config, max_share, dry_run=dry_run, force=force)
+        raise typer.Exit(repair_and_tell(config, names, target, limits, as_json=as_json, show_keys=show_keys))
+    if dry_run or force or max_share is not None:
+        raise Misconfigured("--dry-run, --force and --max-share go with --repair.", remedy="Add --repair.")
     with RowBars(talk) as bars:
         report = compare(config, names, target, bars.show, engine=SyncService, talk=talk.print, full=full)
     if as_json:

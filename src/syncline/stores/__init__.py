@@ -28,6 +28,7 @@ __all__ = [
     "CopyReader",
     "Exporting",
     "Folded",
+    "Forgetting",
     "Limits",
     "Store",
     "TableWork",
@@ -242,6 +243,16 @@ class BackingUp(Protocol):
         """Copy the table's rows as they are, durable on return, and forget all but the latest ``keep`` such copies; the
         name of this one. ``label`` rises from one to the next; a copy that has it already stays as it is. After
         ``migrate``; raises as ``apply``, without ``Rejected``."""
+
+
+@runtime_checkable
+class Forgetting(Protocol):
+    """A store that can let go of what the guard would defend for ever: an optional capability of a :class:`Store`."""
+
+    def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
+        """Remove what stands under these keys (a batch of the key columns) with a version above ``above``, rows (with
+        their relationships) and tombstones, durable on return. No change ever had such a version (correctness rule 4),
+        so nothing that came is lost by it. Idempotent. After ``migrate``; raises as ``apply``, without ``Rejected``."""
 
 
 def stored_columns(schema: TableSchema) -> Sequence[str]:
