@@ -1,4 +1,4 @@
-"""What repairs may do by themselves, and when copies are compared and repaired without being asked."""
+"""What repairs may do by themselves, and what is kept of reconciliations."""
 
 from __future__ import annotations
 
@@ -20,14 +20,8 @@ class RepairConfig(BaseModel):
 
 
 class ReconcileConfig(BaseModel):
-    """When a running engine compares its copies and repairs what differs, by itself."""
+    """What is kept of reconciliations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    every_s: float | None = Field(
-        None, ge=1, description="Seconds from the beginning of one reconciliation to that of the next; null: never."
-    )
-    cron: str | None = Field(
-        None, description="A cron expression of five fields, in UTC, instead of `every_s`: when they begin."
-    )
     keep_runs: int = Field(1_000, ge=1, description="So many runs are kept in reconciliation_runs.")

@@ -30,7 +30,7 @@ from pydantic_core.core_schema import ErrorType
 
 from syncline.capture import DEFAULT_SOURCE, SOURCES, Source
 from syncline.capture.settings import SourceSettings
-from syncline.config.repairing import RepairConfig
+from syncline.config.repairing import ReconcileConfig, RepairConfig
 from syncline.dsn import SecretDsn
 from syncline.errors import Misconfigured
 from syncline.log.embedded import EmbeddedLogConfig
@@ -316,6 +316,7 @@ class Config(BaseModel):
     control: ControlConfig = Field(default_factory=ControlConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     repair: RepairConfig = Field(default_factory=RepairConfig)
+    reconcile: ReconcileConfig = Field(default_factory=ReconcileConfig)
     environment: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$",

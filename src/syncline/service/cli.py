@@ -34,6 +34,7 @@ from syncline.service import (
     periodic,
     plan,
     query,
+    reconcile,
     run,
     setup,
     status,
@@ -114,6 +115,7 @@ app.command("pause")(control.pause)
 app.command("resume")(control.resume)
 app.command("resync")(control.resync)
 app.command("verify")(verify.verify)
+app.command("reconcile")(reconcile.reconcile)
 app.command("plan")(plan.plan)
 app.command("apply")(plan.apply)
 app.command("query")(query.query)

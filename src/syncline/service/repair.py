@@ -29,12 +29,11 @@ MaxShare = Annotated[
 
 def limits_of(config: Config, max_share: float | None, *, dry_run: bool, force: bool) -> Limits:
     """The limits of the configuration, and what the options say instead."""
-    from syncline.verify.repair import Limits
+    from syncline.verify.repair import limits_of as configured
 
-    settings = config.repair
-    share = settings.max_share if max_share is None else max_share
-    limits = Limits(share, settings.batch_size, settings.passes, dry_run=dry_run)
-    return replace(limits, max_share=float("inf")) if force else limits
+    limits = replace(configured(config), dry_run=dry_run)
+    share = float("inf") if force else max_share
+    return limits if share is None else replace(limits, max_share=share)
 
 
 def repair_and_tell(
@@ -77,7 +76,7 @@ def _tell_tables(done: Repaired) -> None:
         said = "would be repaired" if done.dry_run else "repaired"
         line = f"{table.source} -> {table.target}  {table.table}  {f'{counted} {said}' if counted else 'not repaired'}"
         stdout.print(f"{line}. {table.reason}".rstrip(". "))
-    before, after = done.first.differences, done.last.differences
+    before, after = sum(done.before.values()), done.left
     counts = f"{amount(before)} difference(s)"
     if not done.dry_run:
         counts += f", {amount(after)} left after {done.passes} pass(es)"

@@ -247,12 +247,14 @@ class BackingUp(Protocol):
 
 @runtime_checkable
 class Forgetting(Protocol):
-    """A store that can let go of what the guard would defend for ever: an optional capability of a :class:`Store`."""
+    """A store that can let go of versions that the guard would defend for ever: an optional capability of a
+    :class:`Store`."""
 
     def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
-        """Remove what stands under these keys (a batch of the key columns) with a version above ``above``, rows (with
-        their relationships) and tombstones, durable on return. No change ever had such a version (correctness rule 4),
-        so nothing that came is lost by it. Idempotent. After ``migrate``; raises as ``apply``, without ``Rejected``."""
+        """Under these keys (a batch of the key columns), take their version from rows that have one above ``above``, so
+        that they are older than everything, and remove such tombstones, durable on return. No change ever had such a
+        version (correctness rule 4), so nothing that came is lost by it. What ``scan`` shows under a key and ``apply``
+        would not find goes, too. Idempotent. After ``migrate``; raises as ``apply``, without ``Rejected``."""
 
 
 def stored_columns(schema: TableSchema) -> Sequence[str]:

@@ -25,10 +25,10 @@ from syncline.config import Config
 from syncline.errors import Misconfigured, Unavailable
 from syncline.verify.compare import Collector, Comparison, comparing
 from syncline.verify.point import Engine
-from syncline.verify.report import Report, TableReport
-from syncline.verify.table import Progress
+from syncline.verify.report import KINDS, Report, TableReport
+from syncline.verify.table import Progress, shown
 
-__all__ = ["LIMIT", "Limits", "Repaired", "TableRepair", "repair"]
+__all__ = ["LIMIT", "Limits", "Repaired", "TableRepair", "limits_of", "repair"]
 
 LIMIT = "SL-REPAIR-LIMIT"
 
@@ -43,12 +43,19 @@ _Key = tuple[str, str, str]  # source, target, table
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How far a repair may go: the share of a table's rows that it writes without asking, how many keys one request
-    holds, how often it compares. ``dry_run`` writes nothing."""
+    holds, how often it compares. ``dry_run`` writes nothing. ``only`` these keys, as people write them (several columns
+    joined by ", "), are repaired; None: all."""
 
     max_share: float = 0.1
     batch_size: int = 5_000
     passes: int = 5
     dry_run: bool = False
+    only: frozenset[str] | None = None
+
+
+def limits_of(config: Config) -> Limits:
+    """Those that the configuration gives."""
+    return Limits(config.repair.max_share, config.repair.batch_size, config.repair.passes)
 
 
 @dataclass(slots=True)
@@ -73,7 +80,8 @@ class TableRepair:
 @dataclass(frozen=True, slots=True)
 class Repaired:
     """The first comparison and the last one (the same in a dry run), how many passes there were, and what was written;
-    in a dry run what would be. ``refused`` says which tables differ in more rows than may be written."""
+    in a dry run what would be. ``refused`` says which tables differ in more rows than may be written. ``before`` counts
+    the differences that were to be repaired by kind, ``left`` those that stay."""
 
     first: Report
     last: Report
@@ -81,6 +89,8 @@ class Repaired:
     tables: Sequence[TableRepair]
     refused: Sequence[str] = ()
     dry_run: bool = False
+    before: Mapping[str, int] = field(default_factory=dict)
+    left: int = 0
 
     @property
     def written(self) -> int:
@@ -94,8 +104,15 @@ class Repaired:
 
     @property
     def clean(self) -> bool:
-        """Whether the last pass found nothing."""
-        return not self.last.differences
+        """Whether the last pass found nothing that was to be repaired."""
+        return not self.left
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """Counts, as a run of the reconciliation is recorded by them."""
+        rows = sum(t.rows for t in self.last.tables)
+        written = {} if self.dry_run else {"written": self.written, "removed": self.removed}
+        return {**self.before, **written, "passes": self.passes, "row_count": rows, "left_over": self.left}
 
     def to_dict(self, *, show_keys: bool = False) -> dict[str, Any]:
         """JSON-able: the last report, and what led to it."""
@@ -128,9 +145,10 @@ def repair(
         Misconfigured, Unavailable, Gap: as ``verify``.
         Unavailable: the engine does not take the repair, or does not get it to the target.
     """
-    keys = _Keys()
+    limits = limits or Limits()
+    keys = _Keys(limits.only)
     with comparing(config, tables, target, progress, engine=engine, talk=talk, collect=keys) as comparison:
-        return _Repair(config, comparison, keys, limits or Limits(), talk or _silent).run()
+        return _Repair(config, comparison, keys, limits, talk or _silent).run()
 
 
 def _silent(_: str) -> None:
@@ -140,7 +158,8 @@ def _silent(_: str) -> None:
 class _Keys(Collector):
     """The keys that differ, by table and kind; of a table that is beyond :data:`_MOST`, no more than that."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: frozenset[str] | None) -> None:
+        self._only = only
         self.by_table: dict[_Key, dict[str, list[pa.Table]]] = {}
 
     def begin(self, source: str, target: str, table: str) -> None:
@@ -148,6 +167,8 @@ class _Keys(Collector):
 
     def found(self, source: str, target: str, table: str, kind: str, keys: pa.Table) -> None:
         kinds = self.by_table.setdefault((source, target, table), {})
+        if self._only is not None:
+            keys = keys.filter(pa.array([shown(keys, row) in self._only for row in range(keys.num_rows)], pa.bool_()))
         if keys.num_rows and sum(t.num_rows for found in kinds.values() for t in found) < _MOST:
             kinds.setdefault(kind, []).append(keys)
 
@@ -165,7 +186,7 @@ class _Repair:
 
     def run(self) -> Repaired:
         first = last = self.comparison.compare()
-        passes = 1
+        before, passes = self._counted(first), 1
         while True:
             wanted = {_key_of(t): t for t in last.tables if self._can_be_repaired(t)}
             refused = [self._refusal(t) for t in wanted.values() if self._is_too_much(t)]
@@ -180,13 +201,24 @@ class _Repair:
             last, passes = self.comparison.compare(), passes + 1
         self._explain(last)
         tables = [t for t in self.written.values() if t.missing or t.different or t.extra or t.reason]
-        return Repaired(first, last, passes, tables, refused, self.limits.dry_run)
+        left = last.differences if self.limits.only is None else sum(self._counted(last).values())
+        return Repaired(first, last, passes, tables, refused, self.limits.dry_run, before, left)
+
+    def _counted(self, report: Report) -> dict[str, int]:
+        """How many differences were to be repaired, by kind."""
+        if self.limits.only is None:
+            return {kind: sum(getattr(t, kind) for t in report.tables) for kind in KINDS}
+        found = [self.keys.by_table.get(_key_of(t), {}) for t in report.tables]
+        return {kind: sum(keys.num_rows for kinds in found for keys in kinds.get(kind, [])) for kind in KINDS}
 
     # ------------------------------------------------------------------------------------------------ what is repaired
 
     def _can_be_repaired(self, table: TableReport) -> bool:
         """Whether rows differ, and writing them is all that it takes. In a gap the target takes no change of it."""
-        return table.state == "compared" and bool(table.missing or table.different or table.extra)
+        differs = table.missing or table.different or table.extra
+        if self.limits.only is not None:
+            differs = sum(t.num_rows for found in self.keys.by_table.get(_key_of(table), {}).values() for t in found)
+        return table.state == "compared" and bool(differs)
 
     def _is_too_much(self, table: TableReport) -> bool:
         rows = table.missing + table.different + table.extra

@@ -30,7 +30,7 @@ from syncline.verify.exact import INEXACT, comparable, comparable_fields, exact_
 from syncline.verify.pairing import VERSION, Bounds, Side, pair
 from syncline.verify.report import EXAMPLES, KINDS, TableReport
 
-__all__ = ["Collect", "Copy", "Outcome", "Point", "Progress", "Suspects", "compare_table"]
+__all__ = ["Collect", "Copy", "Outcome", "Point", "Progress", "Suspects", "compare_table", "shown"]
 
 _BUCKET_BYTES = 16 * 1024 * 1024
 _MAX_BUCKETS = 400  # each an open file while its side is read
@@ -314,7 +314,7 @@ def _count(
         _remember(outcome, kind, [known[i] for i in chosen])
         collect(kind, keys if len(chosen) == keys.num_rows else keys.take(pa.array(chosen, pa.int64())))
         examples = outcome.report.examples.setdefault(kind, [])
-        examples += [_shown(keys, i) for i in chosen[: EXAMPLES - len(examples)]]
+        examples += [shown(keys, i) for i in chosen[: EXAMPLES - len(examples)]]
 
 
 def _suspected(key: bytes, suspects: Suspects) -> bool:
@@ -329,7 +329,7 @@ def _remember(outcome: Outcome, kind: str, keys: list[bytes]) -> None:
         outcome.suspects[kind] = before | frozenset(keys)
 
 
-def _shown(keys: pa.Table, row: int) -> str:
+def shown(keys: pa.Table, row: int) -> str:
     """A key as a person reads it."""
     return ", ".join(_text(column[row]) for column in keys.columns)
 

@@ -228,11 +228,11 @@ class Statements:
         return f"insert into {self.tombstones} select {', '.join(keys)}, i.v from {view} as i where {present}"
 
     def forget(self, view: str, above: int) -> Iterator[str]:
-        """Remove rows and tombstones of the view's keys that have a version above this one."""
-        for relation in (self.target, self.tombstones):
-            matching = self._match("t", self.key_values())
-            newer = f"t.{quote(VERSION_COLUMN)} > {above}"
-            yield f"delete from {relation} as t using {view} as i where {matching} and {newer}"
+        """Rows of the view's keys that have a version above this one lose it, and such tombstones go."""
+        version = quote(VERSION_COLUMN)
+        found = f"{self._match('t', self.key_values())} and t.{version} > {above}"
+        yield f"update {self.target} as t set {version} = null from {view} as i where {found}"
+        yield f"delete from {self.tombstones} as t using {view} as i where {found}"
 
     def guard(self, keys: Sequence[str], guard: Guard) -> str:
         """The condition under which an incoming row ``i`` may be written (Guarantee 5).

@@ -242,7 +242,7 @@ class DuckDBStore:
             return True
 
     def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
-        """Remove rows and tombstones of these keys with a version above ``above``, in one transaction."""
+        """Rows and tombstones of these keys with a version above ``above`` lose it, in one transaction."""
         statements = Statements(schema, keys=tuple(keys.schema.types[: len(schema.key)]))
         with self._counted([schema]), self._transaction() as connection:
             connection.register("syncline_keys", view_of_keys(schema, keys))
