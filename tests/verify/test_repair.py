@@ -7,11 +7,13 @@ import random
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import psycopg
 import pytest
 from piped import Pipeline
 
+from syncline.config import load_config
 from syncline.pipeline import SyncService
 from syncline.verify import compare
 from syncline.verify.repair import Limits, Repaired, repair
@@ -146,3 +148,20 @@ def command(pipeline: Pipeline, *options: str) -> subprocess.CompletedProcess[st
     file = pipeline.path.with_name("syncline.yaml")
     arguments = [sys.executable, "-m", "syncline", "-c", str(file), "verify", *options]
     return subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_a_source_without_a_slot_is_read_by_keys_too(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "_AGAIN_S", 0.0)
+    file = pipeline.path.with_name("syncline.yaml")
+    file.write_text(file.read_text().replace("source:\n", "source:\n  type: triggers\n"))
+    pipeline = replace(pipeline, config=load_config(file))
+    pipeline.database.execute("create table items (id uuid primary key, made timestamptz, name text)")
+    pipeline.database.execute("insert into items select gen_random_uuid(), now(), 'n' from generate_series(1, 100)")
+    assert pipeline.verify().differences == 0
+    pipeline.damage(
+        "delete from items where rowid < 3",
+        "update items set name = 'x' where rowid = 5",
+        "insert into items select uuid(), made, name, _syncline_version from items where rowid = 7",
+    )
+    found = repaired(pipeline)
+    assert (found.clean, found.written, found.removed) == (True, 4, 1)
