@@ -311,6 +311,7 @@ class Marker:
     - ``reshaped``: the table is ``known`` by another shape now, and its rows are as they were;
     - ``gap``: changes of the table behind it could not be captured, so it waits for a load;
     - ``left``: nobody wants changes of the table behind it; should it come back, it is loaded;
+    - ``repair``: the rows in the entry stand for what differed at the target, so what would hinder them goes first;
     - ``backup``: a target that can sets a copy of the table aside before what follows, labelled ``known.since``, and
       keeps as many as ``known.shape`` says.
     """

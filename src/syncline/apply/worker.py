@@ -26,7 +26,7 @@ from syncline.config import ApplyConfig
 from syncline.errors import SCHEMA_DRIFT, Gap, Misconfigured, Policy, Rejected, SynclineError, policy
 from syncline.log import Log
 from syncline.mapping import MappedTable
-from syncline.stores import BackingUp, Meeting, Store, TableWork, Work
+from syncline.stores import BackingUp, Forgetting, Meeting, Store, TableWork, Work
 
 __all__ = ["Host", "Surroundings", "Worker"]
 
@@ -209,10 +209,12 @@ class Worker:
         self._back_up([m for m in step.markers if m.kind == "backup"])
         works = [work for items in step.tables.values() for work in fold(items)]
         works = [self._parking.follow(work, step.incarnation) for work in works]
-        begun: set[str] = set()
+        repaired = {m.table for m in step.markers if m.kind == "repair"}
+        begun: set[str] = set(repaired)
         works = [made for work in works for made in self._map(work, step, begun)]
         if step.based:
             works = [replace(work, bases=_bases(work.schema, step)) for work in works]
+        self._make_way([work for work in works if work.schema.qualified in repaired], step)
         layers = _layers(works)
         for layer in layers[:-1]:
             amid = msgspec.structs.replace(self.cursor, amid=self.cursor.amid or "step")
@@ -226,6 +228,18 @@ class Worker:
             schema = self._schemas.get(marker.table)
             if schema is not None and marker.known is not None and isinstance(self._store, BackingUp):
                 self._store.back_up(schema, marker.known.since, int(marker.known.shape))
+
+    def _make_way(self, works: Sequence[TableWork], step: Step) -> None:
+        """What a repair would be hindered by goes before it. Killed in between, the same repair comes again from the
+        log; the keys of other changes in the step lose nothing, for what goes did not come from the log."""
+        if not works or not isinstance(self._store, Forgetting):
+            return
+        above = max(self.cursor.version, step.version, self._log.status().max_version)
+        for work in works:
+            positions = list(work.schema.key_positions)
+            for rows, places in ((work.rows.upserts, positions), (work.rows.deletes, list(range(len(positions))))):
+                if rows is not None and rows.num_rows:
+                    self._store.forget(work.schema, rows.select(places), above)
 
     def _write(self, works: list[TableWork], cursor: Cursor, step: Step) -> None:
         # Older letters before the write: killed in between, the same work comes again from the log and settles the same
@@ -362,6 +376,8 @@ class Worker:
         """A table is not loaded from the start of a load or a gap to the end of a load: a crash begins that anew."""
         loaded = {**self.cursor.loaded, **step.kept}
         for marker in step.markers:
+            if marker.kind == "repair":
+                continue
             known = loaded.pop(marker.table, None)
             if marker.kind == "loaded" and marker.known and self._host.wanted(marker.table):
                 digest = self._host.mapping_digest(marker.table)

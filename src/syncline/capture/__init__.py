@@ -274,6 +274,11 @@ class Source(Protocol):
             Unavailable: ``stop`` was set.
         """
 
+    def rows_of(self, info: TableInfo, point: Point, keys: pa.RecordBatch, version: int) -> Batch:
+        """The rows of one table with these keys (its key columns by their names) at the point, as :meth:`rows` gives
+        them. Keys that are not there are missing from the result. Raises ``Rewritten`` as :meth:`rows` does, and
+        ``Gap`` (:data:`~syncline.errors.SCHEMA_DRIFT`) where the keys are not those of the table."""
+
     def heal(
         self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event
     ) -> pa.RecordBatch:

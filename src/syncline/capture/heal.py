@@ -17,7 +17,7 @@ from syncline.change import TableSchema, arrow_type, without_negative_zeros
 from syncline.errors import SCHEMA_DRIFT, Gap, Unavailable
 from syncline.pgvalues.pgtypes import cast_text
 
-__all__ = ["read_rows"]
+__all__ = ["key_lists", "read_rows"]
 
 _VISIBLE_WITHIN_S = 30.0
 
@@ -57,7 +57,7 @@ def _found(
     connection: psycopg.Connection[Any], schema: TableSchema, keys: pa.RecordBatch
 ) -> list[tuple[str | None, ...]]:
     try:
-        return connection.execute(_statement(schema), _key_lists(schema, keys)).fetchall()
+        return connection.execute(_statement(schema), key_lists(schema, keys)).fetchall()
     except (psycopg.ProgrammingError, psycopg.DataError) as error:
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             raise
@@ -93,7 +93,12 @@ def _statement(schema: TableSchema) -> sql.Composed:
     )
 
 
-def _key_lists(schema: TableSchema, keys: pa.RecordBatch) -> list[list[str]]:
+def key_lists(schema: TableSchema, keys: pa.RecordBatch) -> list[list[str]]:
+    """The values of each key column as PostgreSQL reads them.
+
+    Raises:
+        Gap: Python has no value for one (:data:`~syncline.errors.SCHEMA_DRIFT`).
+    """
     try:
         return [[_text(v, c.type) for v in keys.column(c.name).to_pylist()] for c in schema.key]
     except (ValueError, OverflowError) as error:

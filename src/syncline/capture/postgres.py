@@ -38,7 +38,7 @@ from syncline.capture.slot import (
     refuse_in_use,
     with_publication,
 )
-from syncline.capture.snapshot import consistent_point, count_table, read_table
+from syncline.capture.snapshot import consistent_point, count_table, read_keys, read_table
 from syncline.capture.source import SourceConfig, connect, translated
 from syncline.capture.tables import TableInfo, catalogue_mark, matching_tables
 from syncline.capture.wal import WalCapture, emit_progress
@@ -119,6 +119,9 @@ class PostgresTables:
         progress: Callable[[LoadProgress], None],
     ) -> Iterator[Batch]:
         return chosen_in(self._settings, info, point.snapshot, chosen, stop, progress)
+
+    def rows_of(self, info: TableInfo, point: Point, keys: pa.RecordBatch, version: int) -> Batch:
+        return read_keys(self._settings, info, point.snapshot, keys, version)
 
     def heal(
         self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event

@@ -19,9 +19,11 @@ from typing import Any
 
 import psycopg
 import psycopg2
+import pyarrow as pa
 from psycopg import sql
 
 from syncline.capture import LoadProgress, Source
+from syncline.capture.heal import key_lists
 from syncline.capture.pgoutput import decode_copy
 from syncline.capture.schema import table_schema
 from syncline.capture.settings import PostgresSettings
@@ -29,10 +31,20 @@ from syncline.capture.slot import Talk, snapshot_point
 from syncline.capture.source import Dsn, SourceConfig, connect, connect_plain, describe, printed, translated
 from syncline.capture.tables import TableInfo
 from syncline.change import Batch, Entry, Item, Loaded, Marker, Truncate
-from syncline.errors import Damaged, Gap, Misconfigured, Unavailable
+from syncline.errors import SCHEMA_DRIFT, Damaged, Gap, Misconfigured, Unavailable
 from syncline.pgvalues.pgtypes import binary_exact
 
-__all__ = ["Load", "Rewritten", "TableReader", "consistent_point", "count_table", "load", "read_table", "unframed"]
+__all__ = [
+    "Load",
+    "Rewritten",
+    "TableReader",
+    "consistent_point",
+    "count_table",
+    "load",
+    "read_keys",
+    "read_table",
+    "unframed",
+]
 
 _COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 _COPY_HEADER = 19
@@ -59,6 +71,11 @@ _SNAPSHOT_GONE = (
     psycopg2.errors.UndefinedObject,
     psycopg2.errors.InvalidParameterValue,
 )
+# Of relations that are read, or were dropped meanwhile, whether each is still the one that the snapshot shows.
+_SAME_FILES = """
+select coalesce(bool_and(coalesce(c.relfilenode = pg_relation_filenode(c.oid), false)), true)
+from unnest(%s::oid[]) as wanted(oid) left join pg_class c on c.oid = wanted.oid
+"""
 _RESTARTS = 5
 
 
@@ -203,6 +220,15 @@ def read_table(
         reader.close()
 
 
+def read_keys(config: PostgresSettings, info: TableInfo, snapshot: str, keys: pa.RecordBatch, version: int) -> Batch:
+    """The rows of one table with these keys; see :meth:`syncline.capture.Source.rows_of`."""
+    reader = TableReader(config, info, snapshot)
+    try:
+        return reader.decoded(reader.copy_keys(keys), version, 0)
+    finally:
+        reader.close()
+
+
 def count_table(config: PostgresSettings, info: TableInfo, snapshot: str) -> int:
     """How many rows :func:`read_table` would give. Raises as it does."""
     reader = TableReader(config, info, snapshot)
@@ -300,21 +326,34 @@ class TableReader:
 
     def copied(self, oid: int, statement: str, settings: Sequence[str] = ()) -> list[bytes]:
         """The raw rows that a COPY of the leaf ``oid`` gives."""
+        return self._copied([oid], statement, settings)
+
+    def copy_keys(self, keys: pa.RecordBatch) -> list[bytes]:
+        """The raw rows of these keys."""
+        if keys.schema.names != [c.name for c in self.schema.key]:
+            raise Gap(f"Table {self._info.qualified} has another key by now.", code=SCHEMA_DRIFT)
+        leaves = [self._info.oid]
+        if self._info.relkind != "r":
+            leaves = [leaf.oid for leaf in self._info.partition_leaves]
+        return self._copied(leaves, self._with_keys(key_lists(self.schema, keys)))
+
+    def _copied(self, oids: Sequence[int], statement: str, settings: Sequence[str] = ()) -> list[bytes]:
+        """Raw rows of these relations."""
         sink = _Rows()
-        with self._seen(oid, settings) as cursor:
+        with self._seen(oids, settings) as cursor:
             cursor.copy_expert(statement, sink)
         return unframed(sink.rows, describe(self._config.replication))
 
     def count(self, oid: int, name: str) -> int:
         """How many rows one leaf has, of those that are published."""
-        with self._seen(oid) as cursor:
+        with self._seen([oid]) as cursor:
             cursor.execute(f"select count(*) from only {name} where true{self.filter}")
             counted = int(cursor.fetchone()[0])
         return counted
 
     @contextmanager
-    def _seen(self, oid: int, settings: Sequence[str] = ()) -> Iterator[Any]:
-        """A transaction in the snapshot, in which a leaf is read; one of its own, so that no table lock outlives it.
+    def _seen(self, oids: Sequence[int], settings: Sequence[str] = ()) -> Iterator[Any]:
+        """A transaction in the snapshot, in which leaves are read; one of its own, so that no table lock outlives it.
 
         Raises:
             Rewritten: what was read is not what the snapshot should show.
@@ -331,10 +370,10 @@ class TableReader:
                 yield cursor
             except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
                 raise Unavailable(f"Table {self._info.qualified} changed its shape while it was read.") from error
-            cursor.execute("select relfilenode = pg_relation_filenode(oid) from pg_class where oid = %s", [oid])
+            cursor.execute(_SAME_FILES, [list(oids)])
             same = cursor.fetchone()
             cursor.execute("commit")
-        if same is None or not same[0]:
+        if not same[0]:
             raise Rewritten(self._info.qualified)
 
     def decoded(self, rows: list[bytes], version: int, first_ordinal: int) -> Batch:
@@ -363,6 +402,19 @@ class TableReader:
         upper = f" and ctid < '({span.end},0)'" if span.end is not None else ""
         where = f"ctid >= '({span.start},0)'{upper}{self.filter}"
         return f"copy (select {self.selected()} from only {span.name} where {where}) to stdout (format binary)"
+
+    def _with_keys(self, values: Sequence[Sequence[str]]) -> str:
+        """The keys stand in a query of their own, whose names can't be taken for those in the row filter."""
+        names = [f"k{i}" for i in range(len(values))]
+        typed = ", ".join(f"{name}::{c.source_type}" for name, c in zip(names, self.schema.key, strict=True))
+        with self._cursor() as cursor:
+            lists = ", ".join(cursor.mogrify("%s::text[]", [list(column)]).decode() for column in values)
+        own = sql.SQL(", ").join(sql.Identifier(c.name) for c in self.schema.key).as_string(None)
+        only = "only " if self._info.relkind == "r" else ""
+        wanted = f"select {typed} from unnest({lists}) as wanted({', '.join(names)})"
+        where = f"({own}) in ({wanted}){self.filter}"
+        relation = f"{only}{self._info.sql_name}"
+        return f"copy (select {self.selected()} from {relation} where {where}) to stdout (format binary)"
 
     def _published(self) -> tuple[list[str] | None, str]:
         """Column list and row filter of the publication: what they leave out must not come in by the load (rule 22)."""

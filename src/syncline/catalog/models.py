@@ -5,7 +5,7 @@ by ``version_table_schema`` when a migration does. The migrations are what makes
 
 Names of sources, targets and tables are texts from the configuration, and ``''`` stands for all of them. Places,
 versions and positions are the int64 of :mod:`syncline.change`. No table holds a row value but
-``sync_dead_letters.payload`` (Guarantee 11).
+``sync_dead_letters.payload`` and, until a repair is done, ``sync_requests.keys`` (Guarantee 11).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
     "Base",
+    "ReconciliationRun",
     "SyncAlert",
     "SyncDeadLetter",
     "SyncGap",
@@ -205,7 +206,7 @@ class SyncGap(Base):
 
 class SyncRequest(Base):
     """What an operator asks of a running engine. ``tables`` is a list of qualified names, NULL for all; so is ``''`` as
-    the target."""
+    the target. ``keys`` (an Arrow IPC stream) are those to repair; they are forgotten once that is done."""
 
     __tablename__ = "sync_requests"
     __table_args__ = (Index("sync_requests_open_idx", "source", "id", postgresql_where=text("done_at is null")),)
@@ -219,6 +220,7 @@ class SyncRequest(Base):
     done_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     target: Mapped[str] = mapped_column(server_default="")
+    keys: Mapped[bytes | None]
 
 
 class SyncPeriodic(Base):
@@ -266,6 +268,42 @@ class SyncPeriodicRun(Base):
     missing: Mapped[list[str] | None] = mapped_column(JSONB(none_as_null=True))
     number: Mapped[int] = mapped_column(server_default=text("0"))
     wish: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    code: Mapped[str] = mapped_column(server_default="")
+    message: Mapped[str] = mapped_column(server_default="")
+
+
+class ReconciliationRun(Base):
+    """One comparison of tables with their copies, and the repair of what differed.
+
+    ``missing``, ``different`` and ``extra`` were found by the first pass; ``written`` and ``removed`` are the keys that
+    repairs wrote and deleted in all passes, ``left_over`` what differed behind the last one.
+    """
+
+    __tablename__ = "reconciliation_runs"
+    __table_args__ = (
+        CheckConstraint(
+            "state in ('running', 'clean', 'differences', 'refused', 'failed', 'died')",
+            name="state",
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    state: Mapped[str]
+    started_by: Mapped[str] = mapped_column(server_default="")
+    target: Mapped[str] = mapped_column(server_default="")
+    entity_types: Mapped[list[str] | None] = mapped_column(JSONB(none_as_null=True))
+    dry_run: Mapped[bool]
+    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    finished_at: Mapped[datetime | None]
+    batch_size: Mapped[int] = mapped_column(server_default=text("0"))
+    passes: Mapped[int] = mapped_column(server_default=text("0"))
+    row_count: Mapped[int] = mapped_column(server_default=text("0"))
+    missing: Mapped[int] = mapped_column(server_default=text("0"))
+    different: Mapped[int] = mapped_column(server_default=text("0"))
+    extra: Mapped[int] = mapped_column(server_default=text("0"))
+    written: Mapped[int] = mapped_column(server_default=text("0"))
+    removed: Mapped[int] = mapped_column(server_default=text("0"))
+    left_over: Mapped[int] = mapped_column(server_default=text("0"))
     code: Mapped[str] = mapped_column(server_default="")
     message: Mapped[str] = mapped_column(server_default="")
 

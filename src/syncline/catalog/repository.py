@@ -148,13 +148,15 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an operator asked for. ``tables`` None means all, and so does ``''`` as the target."""
+    """What an operator asked for, a ``resync`` or a ``repair``. ``tables`` None means all, and so does ``''`` as the
+    target. A repair is of one table at one target; ``keys`` is an Arrow IPC stream of the source's key columns."""
 
     id: int
     kind: str
     source: str
     tables: tuple[str, ...] | None
     target: str = ""
+    keys: bytes | None = None
 
 
 class ControlSchema:
@@ -404,8 +406,21 @@ class ControlSchema:
     def request_resync(self, source: str, tables: Sequence[str] | None = None, *, target: str = "") -> int:
         """Ask the engine to read these tables (None: all) of the source again, for one target or all; its id."""
         wanted = None if tables is None else list(tables)
-        values = {"kind": "resync", "source": source, "tables": wanted, "target": target}
+        values = {"kind": "resync", "source": source, "tables": wanted, "target": target, "keys": None}
         return int(self._rows(q.REQUEST, values)[0]["id"])
+
+    def request_repair(self, source: str, table: str, target: str, keys: bytes) -> int:
+        """Ask the engine to write the rows of these keys (an Arrow IPC stream) once more, for one target; its id."""
+        values = {"kind": "repair", "source": source, "tables": [table], "target": target, "keys": keys}
+        return int(self._rows(q.REQUEST, values)[0]["id"])
+
+    def outcomes(self, requests: Sequence[int]) -> dict[int, str]:
+        """How those of the requests ended that did, by id."""
+        return {row["id"]: row["outcome"] or "" for row in self._rows(q.OUTCOMES, {"ids": list(requests)})}
+
+    def withdraw(self, requests: Sequence[int]) -> int:
+        """Nobody waits any more for these; how many had not ended. What an engine has begun, it may still do."""
+        return self._change(q.WITHDRAW, {"ids": list(requests)})
 
     def take_requests(self, source: str, *, again: bool = False) -> list[Request]:
         """Take the requests for a source, the oldest first; each is given to one caller only.
@@ -414,7 +429,8 @@ class ControlSchema:
         """
         rows = self._rows(q.TAKE_AGAIN if again else q.TAKE, {"source_": source})
         found = [
-            Request(r["id"], r["kind"], r["source"], r["tables"] and tuple(r["tables"]), r["target"]) for r in rows
+            Request(r["id"], r["kind"], r["source"], r["tables"] and tuple(r["tables"]), r["target"], _bytes(r["keys"]))
+            for r in rows
         ]
         return sorted(found, key=lambda request: request.id)
 
@@ -444,6 +460,10 @@ def _valid(schema_name: str) -> None:
 def _clean(message: str) -> str:
     """A text that PostgreSQL can hold: neither NUL nor half of a surrogate pair, as a driver's message may."""
     return message.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def _bytes(value: Any) -> bytes | None:
+    return None if value is None else bytes(value)
 
 
 def _silent(_: str) -> None:

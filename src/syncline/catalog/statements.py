@@ -340,6 +340,9 @@ STATUSES = _all("sync_status", SyncStatus.source, SyncStatus.target, SyncStatus.
 # ------------------------------------------------------------------------------------------------------- requests
 
 
+_REQUEST = ("id", "kind", "source", "tables", "target", "keys")
+
+
 def _take(*conditions: ColumnElement[bool]) -> Any:
     waiting = (
         select(SyncRequest.id)
@@ -347,18 +350,22 @@ def _take(*conditions: ColumnElement[bool]) -> Any:
         .with_for_update(skip_locked=True)
     )
     taken: Update = update(SyncRequest).where(SyncRequest.id.in_(waiting)).values(taken_at=_NOW)
-    return taken.returning(SyncRequest.id, SyncRequest.kind, SyncRequest.source, SyncRequest.tables, SyncRequest.target)
+    return taken.returning(*(getattr(SyncRequest, name) for name in _REQUEST))
 
 
-REQUEST = (
-    insert(SyncRequest)
-    .values({name: bindparam(name) for name in ("kind", "source", "tables", "target")})
-    .returning(SyncRequest.id)
-)
+REQUEST = insert(SyncRequest).values({name: bindparam(name) for name in _REQUEST[1:]}).returning(SyncRequest.id)
 TAKE = _take(SyncRequest.taken_at.is_(None))
 TAKE_AGAIN = _take()
 FINISH = (
     update(SyncRequest)
     .where(SyncRequest.id == bindparam("id_"))
-    .values(done_at=_NOW, outcome=bindparam("outcome", type_=Text()))
+    .values(done_at=_NOW, outcome=bindparam("outcome", type_=Text()), keys=None)
+)
+OUTCOMES = select(SyncRequest.id, SyncRequest.outcome).where(
+    SyncRequest.id == func.any(bindparam("ids", type_=ARRAY(BigInteger()))), SyncRequest.done_at.is_not(None)
+)
+WITHDRAW = (
+    update(SyncRequest)
+    .where(SyncRequest.id == func.any(bindparam("ids", type_=ARRAY(BigInteger()))), SyncRequest.done_at.is_(None))
+    .values(done_at=_NOW, outcome="withdrawn", keys=None)
 )

@@ -30,6 +30,7 @@ from pydantic_core.core_schema import ErrorType
 
 from syncline.capture import DEFAULT_SOURCE, SOURCES, Source
 from syncline.capture.settings import SourceSettings
+from syncline.config.repairing import ReconcileConfig, RepairConfig
 from syncline.config.verification import VerifyConfig
 from syncline.dsn import SecretDsn
 from syncline.errors import Misconfigured
@@ -316,6 +317,8 @@ class Config(BaseModel):
     control: ControlConfig = Field(default_factory=ControlConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     verify: VerifyConfig = Field(default_factory=VerifyConfig)
+    repair: RepairConfig = Field(default_factory=RepairConfig)
+    reconcile: ReconcileConfig = Field(default_factory=ReconcileConfig)
     environment: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$",

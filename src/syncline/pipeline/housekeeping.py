@@ -223,20 +223,32 @@ class Housekeeping:
         return None
 
     def _serve(self, name: str, source: SourcePipeline) -> None:
-        """Hand on requests: whole resyncs at once, single tables to the next load.
+        """Hand on requests: whole resyncs at once, single tables to the next load, keys to the next repair.
 
         One is finished when all that was read is at the targets; killed before, the next start takes it again. Finished
         when it is in the log, a target whose cursor is still of the log before would be in a gap then.
         """
         self._requests[name] += self._control.take_requests(name)
         for request in [r for r in self._requests[name] if r.id not in self._begun]:
-            if request.target in source.targets or not request.target:
+            if request.kind == "repair":
+                source.repairs.request(request)
+            elif request.target in source.targets or not request.target:
                 source.resync(None if request.tables is None else list(request.tables), request.target or None)
             self._begun.add(request.id)
+        self._finish_repairs(name, source)
         if not source.busy and source.has_applied_loads:
-            for request in self._requests[name]:
+            for request in [r for r in self._requests[name] if r.kind != "repair"]:
                 self._control.finish_request(request.id, "done")
-            self._requests[name] = []
+            self._requests[name] = [r for r in self._requests[name] if r.kind == "repair"]
+
+    def _finish_repairs(self, name: str, source: SourcePipeline) -> None:
+        """Each as its target has it: one target that is away keeps no repair of another waiting."""
+        for request in [r for r in self._requests[name] if r.kind == "repair"]:
+            outcome = source.repairs.outcome(request.id)
+            if outcome is not None:
+                self._control.finish_request(request.id, outcome)
+                source.repairs.forget(request.id)
+                self._requests[name].remove(request)
 
     def _apply_pauses(self, name: str, source: SourcePipeline) -> None:
         pauses = self._control.pauses()

@@ -16,6 +16,7 @@ from syncline.pipeline.catalogue import Catalogue
 from syncline.pipeline.context import Context
 from syncline.pipeline.loads import Loads
 from syncline.pipeline.outbox import ParkedEvents, Reached
+from syncline.pipeline.repairs import Repairs
 from syncline.pipeline.runs import RecordedRuns
 from syncline.pipeline.targets import Targets
 from syncline.stores import Store
@@ -49,6 +50,7 @@ class SourcePipeline:
         self._targets = Targets(context, stores, self)
         self.targets = self._targets.by_name
         self.loads = Loads(context, self.targets, self._append_beside, self.stopping)
+        self.repairs = Repairs(context, self.targets, self._append_repair, self.stopping)
         self._catalogue = Catalogue(context, self.targets, self.loads, self._append_beside)
         parks = context.settings.parks_events
         self._parked_events = None if parks is None else ParkedEvents(context.control, self.name, *parks)
@@ -97,6 +99,7 @@ class SourcePipeline:
         parts = {
             f"the capture of source {self.name}": self._thread.is_alive(),
             f"a load of source {self.name}": self.loads.running,
+            f"a repair of source {self.name}": self.repairs.running,
             **{f"target {name}, which is writing": target.running for name, target in self.targets.items()},
         }
         return [what for what, alive in parts.items() if alive]
@@ -141,8 +144,8 @@ class SourcePipeline:
 
     @property
     def loading(self) -> bool:
-        """Whether tables are being read, or are about to be."""
-        return self.loads.busy
+        """Whether tables, or rows to repair, are being read, or are about to be."""
+        return self.loads.busy or self.repairs.busy
 
     @property
     def busy(self) -> bool:
@@ -160,7 +163,7 @@ class SourcePipeline:
     @property
     def due(self) -> bool:
         """Whether :meth:`refresh` has something to do that should not wait."""
-        return self.loads.due or self._targets.renewing
+        return self.loads.due or self.repairs.due or self._targets.renewing
 
     @property
     def ended(self) -> bool:
@@ -278,12 +281,13 @@ class SourcePipeline:
         self._targets.start_late()
         self._request_unfinished()
         incarnation = self.log.incarnation()
-        if not self._catalogue.look_again(incarnation):
-            return True
-        if self._capture is not None:
+        changed = self._catalogue.look_again(incarnation)
+        if changed and self._capture is not None:
             self._capture.widen(self.tables)
-        if self.loads.due and incarnation is not None:
+        if changed and self.loads.due and incarnation is not None:
             self.loads.start_due(self.tables, incarnation)
+        if self.repairs.due and incarnation is not None:
+            self.repairs.start_due(incarnation)
         return True
 
     def reached(self, incarnation: Incarnation) -> Reached:
@@ -343,6 +347,13 @@ class SourcePipeline:
         self._read_through = self._append(entries).n
         for entry in entries:
             self._settle_events(entry)
+
+    def _append_repair(self, entry: Entry) -> tuple[str, int]:
+        """Append a repair; the log, and the number in it. Raises as :meth:`_append_beside`."""
+        if self.log.incarnation() is None:
+            raise Unavailable("The source is being started over.")
+        at = self._append([entry])
+        return at.log, at.n
 
     def _settle_events(self, entry: Entry) -> None:
         """A load that has begun for all who take the table, and is done again until it succeeds, settles what is parked

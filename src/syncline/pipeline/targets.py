@@ -46,7 +46,7 @@ class Owner(Protocol):
 
     @property
     def loading(self) -> bool:
-        """Whether tables are being read, or are about to be."""
+        """Whether tables, or rows to repair, are being read, or are about to be."""
 
 
 class Targets:

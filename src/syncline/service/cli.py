@@ -34,6 +34,7 @@ from syncline.service import (
     periodic,
     plan,
     query,
+    reconcile,
     reports,
     run,
     setup,
@@ -116,6 +117,7 @@ app.command("resume")(control.resume)
 app.command("resync")(control.resync)
 app.command("verify")(verify.verify)
 app.command("reports")(reports.reports)
+app.command("reconcile")(reconcile.reconcile)
 app.command("plan")(plan.plan)
 app.command("apply")(plan.apply)
 app.command("query")(query.query)

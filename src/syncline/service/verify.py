@@ -11,6 +11,7 @@ from syncline.bars import RowBars
 from syncline.errors import Misconfigured
 from syncline.service.figures import amount
 from syncline.service.record import tell_record
+from syncline.service.repair import DryRun, Force, MaxShare, limits_of, repair_and_tell
 from syncline.service.session import DIFFERENT, chosen, print_json, session_of, stdout, talk
 from syncline.verify.report import BROKEN, CHECKS, KINDS, NOT_CHECKED
 
@@ -42,10 +43,15 @@ def verify(
     full: Annotated[
         bool, typer.Option("--full", help="Read every row, also where digests say that rows are equal.")
     ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Write what differs once more, from the source.")] = False,
+    dry_run: DryRun = False,
+    force: Force = False,
+    max_share: MaxShare = None,
 ) -> None:
     """Compare sources and targets by content; rows in flight are no differences.
 
-    Exit code 4 if there are any, if a check does not hold, or if nothing of what was asked for could be compared.
+    Exit code 4 if there are any (with --repair: if some are left), if a check does not hold, or if nothing of what was
+    asked for could be compared.
     """
     from syncline.pipeline import SyncService
     from syncline.verify import verify as compare
@@ -58,6 +64,11 @@ def verify(
             raise Misconfigured("--key shows one record of one table.", remedy="For example: verify orders --key 5")
         raise typer.Exit(tell_record(config, names[0], key, target, as_json=as_json))
     kinds = None if checks is None else [kind.strip() for kind in checks.split(",")]
+    if repair:
+        limits = limits_of(config, max_share, dry_run=dry_run, force=force)
+        raise typer.Exit(repair_and_tell(config, names, target, limits, as_json=as_json, show_keys=show_keys))
+    if dry_run or force or max_share is not None:
+        raise Misconfigured("--dry-run, --force and --max-share go with --repair.", remedy="Add --repair.")
     with RowBars(talk) as bars:
         report = compare(config, names, target, bars.show, engine=SyncService, talk=talk.print, full=full, checks=kinds)
     if as_json:

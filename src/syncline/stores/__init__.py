@@ -31,6 +31,7 @@ __all__ = [
     "Exporting",
     "Fetching",
     "Folded",
+    "Forgetting",
     "Limits",
     "Meeting",
     "Referring",
@@ -296,6 +297,18 @@ class BackingUp(Protocol):
         """Copy the table's rows as they are, durable on return, and forget all but the latest ``keep`` such copies; the
         name of this one. ``label`` rises from one to the next; a copy that has it already stays as it is. After
         ``migrate``; raises as ``apply``, without ``Rejected``."""
+
+
+@runtime_checkable
+class Forgetting(Protocol):
+    """A store that can let go of versions that the guard would defend for ever: an optional capability of a
+    :class:`Store`."""
+
+    def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
+        """Under these keys (a batch of the key columns), take their version from rows that have one above ``above``, so
+        that they are older than everything, and remove such tombstones, durable on return. No change ever had such a
+        version (correctness rule 4), so nothing that came is lost by it. What ``scan`` shows under a key and ``apply``
+        would not find goes, too. Idempotent. After ``migrate``; raises as ``apply``, without ``Rejected``."""
 
 
 @runtime_checkable

@@ -109,6 +109,16 @@ class MemoryStore:
             self._database.tables.update(changed)
             self._database.cursors[work.cursor.source] = work.cursor
 
+    def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
+        """Rows and tombstones of these keys with a version above ``above`` no longer hinder anything."""
+        with self._database.lock:
+            table = self._database.tables[schema.qualified]
+            for key in _keys(keys, schema.key):
+                if key in table.rows and table.rows[key].version > above:
+                    table.rows[key] = _Row(table.rows[key].values, 0)
+                if table.tombstones.get(key, 0) > above:
+                    del table.tombstones[key]
+
     def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
         """The stored rows of these keys."""
         with self._database.lock:

@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from syncline.config import load_config
 from syncline.events import EventType, SyncEvent
 from syncline.pipeline import SyncService
 from syncline.publisher import SyncPublisher, get_sync_publisher
+from syncline.verify.reconcile import Wanted, reconcile
+from syncline.verify.repair import Repaired, limits_of
 
-__all__ = ["EventType", "SyncEvent", "SyncPublisher", "get_sync_publisher", "run_consumer"]
+__all__ = ["EventType", "ReconciliationJob", "SyncEvent", "SyncPublisher", "get_sync_publisher", "run_consumer"]
 
 
 def run_consumer(
@@ -37,3 +41,35 @@ def run_consumer(
     finally:
         service.stop()
     return 0 if code is None else code
+
+
+class ReconciliationJob:
+    """Compares the copies of syncline.yaml (or of the file ``config``) with their sources, and repairs what differs."""
+
+    def __init__(self, config: Path | str | None = None, *, talk: Callable[[str], None] | None = None) -> None:
+        self._config = load_config(None if config is None else Path(config))
+        self._talk = talk
+
+    def run_full_reconciliation(
+        self,
+        entity_types: Iterable[str] | None = None,
+        entity_ids: Iterable[object] | None = None,
+        batch_size: int | None = None,
+    ) -> Repaired:
+        """Do it now, with the engine that runs, or one of its own; recorded in ``reconciliation_runs``.
+
+        ``entity_types`` are those of an outbox, or tables; ``entity_ids`` keys among them. ``batch_size`` keys are
+        repaired at a time (``repair.batch_size``).
+
+        Raises:
+            Unavailable: another reconciliation is under way, or a server is away.
+            Misconfigured, Gap: as :func:`syncline.verify.verify`.
+        """
+        limits = limits_of(self._config)
+        if batch_size is not None:
+            limits = replace(limits, batch_size=batch_size)
+        wanted = Wanted(
+            None if entity_types is None else list(entity_types),
+            None if entity_ids is None else frozenset(map(str, entity_ids)),
+        )
+        return reconcile(self._config, wanted, limits, engine=SyncService, talk=self._talk)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from syncline.change import Column, Cursor, Position, TableSchema, arrow_type
 from syncline.errors import Misconfigured, Rejected
-from syncline.stores import Folded, Store, TableWork, Work
+from syncline.stores import Folded, Forgetting, Store, TableWork, Work
 from syncline.stores.memory import MemoryConfig, MemoryStore
 from syncline.testing.store_works import (
     I32,
@@ -134,6 +134,22 @@ class StoreConformance:
         store.apply(work(Rows().upsert(200, 1, "first", None)))
         store.apply(work(Rows().upsert(200, 1, "second", None)))
         assert contents(store) == {1: ("second", None, 200)}
+
+    def test_versions_that_no_change_had_are_forgotten_and_nothing_else_is(self, store: Store) -> None:
+        if not isinstance(store, Forgetting):
+            pytest.skip("the store forgets no versions")
+        store.apply(work(Rows().upsert(100, 1, "one", None).upsert(900, 2, "late", None).upsert(901, 4, "far", None)))
+        store.apply(work(Rows().delete(900, 3).delete(100, 5)))
+        for _ in range(2):
+            store.forget(ITEM, key_batch(ITEM, (1,), (2,), (3,), (5,), (6,)), 500)
+            store.forget(PAIR, key_batch(PAIR, ("none", bytes(16))), 500)
+        store.apply(work(Rows().upsert(99, 1, "old", None).upsert(200, 2, "new", None).upsert(200, 3, "back", None)))
+        store.apply(work(Rows().upsert(200, 4, "no", None).upsert(99, 5, "old", None)))
+        found = contents(store)
+        assert found == {1: ("one", None, 100), 2: ("new", None, 200), 3: ("back", None, 200), 4: ("far", None, 901)}
+        store.forget(ITEM, key_batch(ITEM, (4,)), 500)
+        store.apply(work(Rows().delete(300, 4)))
+        assert contents(store).keys() == {1, 2, 3}
 
     def test_a_deleted_key_stays_deleted_for_older_changes(self, store: Store) -> None:
         store.apply(work(Rows().upsert(100, 1, "one", None)))

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+
+import pyarrow as pa
 
 from syncline.capture.captured import Captured, captured
 from syncline.capture.snapshot import Rewritten
@@ -30,7 +33,7 @@ from syncline.verify.point import Engine, engine_running, reach
 from syncline.verify.report import KINDS, Report, TableReport
 from syncline.verify.table import Copy, Outcome, Point, Progress, compare_table
 
-__all__ = ["verify"]
+__all__ = ["Collector", "Comparison", "comparing", "verify"]
 
 _log = logger()
 _ATTEMPTS = 5
@@ -63,11 +66,56 @@ def verify(
         Unavailable: a server is away, or a target does not reach the point.
         Gap: a table is rewritten again and again while it is read, or our own engine met a gap.
     """
-    began = time.monotonic()
     kinds = chosen_checks(checks, config)
-    run = _Run(config, tuple(tables), target, progress or _silent, talk or _log.info, full)
+    with comparing(config, tables, target, progress, engine=engine, talk=talk, full=full) as comparison:
+        report = comparison.compare(kinds, digests="data_hash" in (checks or ()))
+    return keep(config, report, kinds, talk or _log.info)
+
+
+@contextmanager
+def comparing(
+    config: Config,
+    tables: Sequence[str] = (),
+    target: str | None = None,
+    progress: Progress | None = None,
+    *,
+    engine: type[Engine] | None = None,
+    talk: Callable[[str], None] | None = None,
+    collect: Collector | None = None,
+    full: bool = False,
+) -> Iterator[Comparison]:
+    """The same as often as wanted: an engine runs for the block. ``collect`` hears the keys of what differs.
+
+    Raises:
+        Misconfigured, Unavailable: as :func:`verify`.
+    """
+    run = _Run(config, tuple(tables), target, progress or _silent, talk or _log.info, full, collect or Collector())
     run.refuse_unknown()
     with engine_running(config, engine, run.talk, target) as check:
+        yield Comparison(run, check)
+
+
+class Collector:
+    """Hears the keys of all rows that differ; this one forgets them. A table that is looked at again begins anew."""
+
+    def begin(self, source: str, target: str, table: str) -> None:
+        """What was heard of this table at this target holds no more."""
+
+    def found(self, source: str, target: str, table: str, kind: str, keys: pa.Table) -> None:
+        """Key columns, as they are at the target, of rows that are missing, different or extra."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Sources and targets with an engine between them. ``check`` raises what ended the engine, if it is our own."""
+
+    _run: _Run
+    check: Callable[[], None]
+
+    def compare(self, kinds: Sequence[str] = ("data_hash",), *, digests: bool = False) -> Report:
+        """Look once, and again at what differs; and do the other checks of these kinds. ``digests``: with a digest of
+        each side."""
+        began, run, check = time.monotonic(), self._run, self.check
         found = run.look(check, None) if "data_hash" in kinds else {}
         deadline = time.monotonic() + _SETTLE_S
         run.settle(check, found, {}, deadline)
@@ -76,14 +124,13 @@ def verify(
             time.sleep(_AGAIN_S)
             found |= run.look(check, suspects)
             run.settle(check, found, suspects, deadline)
-        targets = tuple(name for name in config.targets if target in (None, name))
-        wanted = Wanted(config, run.wanted, targets, target is None, run.talk)
-        others, digests = run_checks(wanted, kinds, digests="data_hash" in (checks or ()), check=check)
-    for key, both in digests.items():
-        if key in found and found[key].report.compared:
-            found[key].report.digests = both
-    report = Report([one.report for one in found.values()], time.monotonic() - began, others)
-    return keep(config, report, kinds, run.talk)
+        targets = tuple(name for name in run.config.targets if run.target in (None, name))
+        wanted = Wanted(run.config, run.wanted, targets, run.target is None, run.talk)
+        others, both = run_checks(wanted, kinds, digests=digests, check=check)
+        for key, sides in both.items():
+            if key in found and found[key].report.compared:
+                found[key].report.digests = sides
+        return Report([one.report for one in found.values()], time.monotonic() - began, others)
 
 
 def _silent(table: str, rows: int, of: int | None) -> None:
@@ -148,6 +195,7 @@ class _Run:
     progress: Progress
     talk: Callable[[str], None]
     full: bool
+    collect: Collector
 
     def refuse_unknown(self) -> None:
         """Raise ``Misconfigured`` if there is no target, or if one or a table is named that there is not."""
@@ -248,11 +296,13 @@ class _Run:
             cursor, reader = reach(looked, source, (target, self.config.targets[target]), at.reached, check)
             with closing(reader):
                 parked, gaps = self._set_aside(source, target)
-                copy = Copy(source, target, reader, pair.mapping, self.config.log, parked, gaps, self.full)
                 point = Point(looked, replace(at, target=target), cursor.base + at.number, self.progress)
                 paused = self._paused(source, target)
                 for info in infos:
                     key = (source, target, info.qualified)
+                    self.collect.begin(*key)
+                    collect = partial(self.collect.found, *key)
+                    copy = Copy(source, target, reader, pair.mapping, self.config.log, parked, gaps, self.full, collect)
                     if info.qualified in paused:
                         yield info, _not_compared(key, "paused")[1]
                     else:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from syncline.apply.keys import key_bytes, key_hashes
 from syncline.capture import Digesting, LoadProgress, Source
@@ -29,15 +30,21 @@ from syncline.verify.exact import INEXACT, comparable, comparable_fields, exact_
 from syncline.verify.pairing import VERSION, Bounds, Side, pair
 from syncline.verify.report import EXAMPLES, KINDS, TableReport
 
-__all__ = ["Copy", "Outcome", "Point", "Progress", "Suspects", "compare_table"]
+__all__ = ["Collect", "Copy", "Outcome", "Point", "Progress", "Suspects", "compare_table", "shown"]
 
 _BUCKET_BYTES = 16 * 1024 * 1024
 _MAX_BUCKETS = 400  # each an open file while its side is read
 _REMEMBERED = 100_000  # keys of a table that a second look goes by; above that they are not differences of timing
 
 Progress = Callable[[str, int, int | None], None]
+Collect = Callable[[str, pa.Table], None]
+"""Hears a kind and the key columns (as they are at the target) of each row that differs; parked ones are none."""
 Suspects = dict[str, frozenset[bytes] | None]
 """Keys that differed on the first look, by kind; None: too many to remember."""
+
+
+def _nobody(kind: str, keys: pa.Table) -> None:
+    """Differing keys that nobody asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class Copy:
     parked: Mapping[str, frozenset[bytes]]
     gaps: frozenset[str]
     full: bool = False
+    collect: Collect = _nobody
 
 
 @dataclass(slots=True)
@@ -133,9 +141,9 @@ def _compare_rows(info: TableInfo, point: Point, copy: Copy, outcome: Outcome, s
         for mine, theirs in zip(left.tables(), right.tables(), strict=True):
             in_flight, found = pair(mine, theirs, names, columns, bounds)
             found["extra"] = _without(found["extra"], reading.refused_keys)
-            _count(outcome, (in_flight, found), suspects, parked)
+            _count(outcome, (in_flight, found), suspects, parked, copy.collect)
         for keys in reading.refused:  # what can't be mapped has to be parked; else it is missing
-            _count(outcome, (0, {"missing": pa.Table.from_batches([keys])}), suspects, parked)
+            _count(outcome, (0, {"missing": pa.Table.from_batches([keys])}), suspects, parked, copy.collect)
 
 
 def _greatest(copy: Copy) -> int:
@@ -269,11 +277,13 @@ def _bounds(copy: Copy, schema: TableSchema, recorded: TableSchema | None, versi
     nothing = pa.array([], pa.binary())
     if recorded is None:
         return Bounds(version, version, nothing, emptied=False)
-    buried = copy.reader.buried(recorded, version).combine_chunks()
+    buried = copy.reader.buried(recorded, version)
+    truncated, horizon = copy.reader.swept(recorded.qualified)
+    greatest = _greatest(copy)
+    buried = buried.filter(pc.less_equal(buried.column(-1), greatest)).combine_chunks()  # a later one no change left
     columns = [buried.column(c.name) for c in schema.key]
     keys = key_bytes([c.chunk(0) for c in columns]) if buried.num_rows else nothing
-    truncated, horizon = copy.reader.swept(recorded.qualified)
-    return Bounds(version, _greatest(copy), keys, emptied=max(truncated, horizon) >= version)
+    return Bounds(version, greatest, keys, emptied=max(truncated, horizon) >= version)
 
 
 def _count(
@@ -281,6 +291,7 @@ def _count(
     pairs: tuple[int, dict[str, pa.Table]],
     suspects: Suspects | None,
     parked: frozenset[bytes] | None,
+    collect: Collect,
 ) -> None:
     """Add one bucket's findings to the report."""
     in_flight, rows = pairs
@@ -301,8 +312,9 @@ def _count(
             chosen = sure
         setattr(outcome.report, kind, getattr(outcome.report, kind) + len(chosen))
         _remember(outcome, kind, [known[i] for i in chosen])
+        collect(kind, keys if len(chosen) == keys.num_rows else keys.take(pa.array(chosen, pa.int64())))
         examples = outcome.report.examples.setdefault(kind, [])
-        examples += [_shown(keys, i) for i in chosen[: EXAMPLES - len(examples)]]
+        examples += [shown(keys, i) for i in chosen[: EXAMPLES - len(examples)]]
 
 
 def _suspected(key: bytes, suspects: Suspects) -> bool:
@@ -317,7 +329,7 @@ def _remember(outcome: Outcome, kind: str, keys: list[bytes]) -> None:
         outcome.suspects[kind] = before | frozenset(keys)
 
 
-def _shown(keys: pa.Table, row: int) -> str:
+def shown(keys: pa.Table, row: int) -> str:
     """A key as a person reads it."""
     return ", ".join(_text(column[row]) for column in keys.columns)
 

@@ -30,7 +30,7 @@ from syncline.capture.runs import RunRecords, Wish
 from syncline.capture.schema import table_schema
 from syncline.capture.settings import SourceSettings
 from syncline.capture.tables import TableInfo
-from syncline.change import Batch, Entry, Op, TableSchema, make_batch
+from syncline.change import Batch, Entry, Op, TableSchema, arrow_type, make_batch
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.finding import Finding
 from syncline.mapping import Facts
@@ -236,18 +236,17 @@ class RedisSource:
             first += len(columns[0])
             progress(LoadProgress(info.qualified, first, first, total))
 
+    def rows_of(self, info: TableInfo, point: Point, keys: pa.RecordBatch, version: int) -> Batch:
+        schema = table_schema(info)
+        found = _with_keys(self._held[point.snapshot], schema, keys)
+        return _inserted(schema, found.columns, version, 0)
+
     def heal(
         self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event
     ) -> pa.RecordBatch:
         """The rows with these keys. Every change carries its whole row, so that nobody asks."""
-        names = [c.name for c in schema.columns]
-        wanted = pa.Table.from_batches([keys])
         with self.told.state() as state:
-            rows = pa.Table.from_batches(
-                [pa.record_batch(columns, names=names) for columns in state.batches(schema, _ROWS)],
-            )
-        found = rows.join(wanted, keys=keys.schema.names, join_type="left semi").combine_chunks()
-        return pa.record_batch([found.column(n).combine_chunks() for n in names], names=names)
+            return _with_keys(state, schema, keys)
 
     def advance(self) -> None:
         """Nothing has to be done for it: each run yields something, and one was done for the :class:`Point`."""
@@ -280,6 +279,15 @@ class RedisSource:
 
     def close(self) -> None:
         """Nothing is kept open."""
+
+
+def _with_keys(state: State, schema: TableSchema, keys: pa.RecordBatch) -> pa.RecordBatch:
+    names = [c.name for c in schema.columns]
+    batches = [pa.record_batch(columns, names=names) for columns in state.batches(schema, _ROWS)]
+    empty = pa.schema([(c.name, arrow_type(c.type)) for c in schema.columns])
+    rows = pa.Table.from_batches(batches, batches[0].schema if batches else empty)
+    found = rows.join(pa.Table.from_batches([keys]), keys=keys.schema.names, join_type="left semi").combine_chunks()
+    return pa.record_batch([found.column(n).combine_chunks() for n in names], names=names)
 
 
 def _inserted(schema: TableSchema, columns: Sequence[pa.Array], version: int, first: int) -> Batch:

@@ -7,7 +7,7 @@ column i unchanged?) and ``f0 f1 ...`` (the key it comes from). No column name o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -226,6 +226,13 @@ class Statements:
         keys = self.key_values()
         present = " and ".join(f"{k} is not null" for k in keys)
         return f"insert into {self.tombstones} select {', '.join(keys)}, i.v from {view} as i where {present}"
+
+    def forget(self, view: str, above: int) -> Iterator[str]:
+        """Rows of the view's keys that have a version above this one lose it, and such tombstones go."""
+        version = quote(VERSION_COLUMN)
+        found = f"{self._match('t', self.key_values())} and t.{version} > {above}"
+        yield f"update {self.target} as t set {version} = null from {view} as i where {found}"
+        yield f"delete from {self.tombstones} as t using {view} as i where {found}"
 
     def guard(self, keys: Sequence[str], guard: Guard) -> str:
         """The condition under which an incoming row ``i`` may be written (Guarantee 5).

@@ -241,6 +241,16 @@ class DuckDBStore:
                 raise
             return True
 
+    def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
+        """Rows and tombstones of these keys with a version above ``above`` lose it, in one transaction."""
+        statements = Statements(schema, keys=tuple(keys.schema.types[: len(schema.key)]))
+        with self._counted([schema]), self._transaction() as connection:
+            connection.register("syncline_keys", view_of_keys(schema, keys))
+            for statement in statements.forget("syncline_keys", above):
+                connection.execute(statement)
+            connection.unregister("syncline_keys")
+        self._states.pop(schema.qualified, None)  # its greatest version may be a lower one now
+
     # ------------------------------------------------------------------------------------------ read and purge
 
     def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:

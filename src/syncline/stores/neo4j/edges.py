@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from syncline.stores.neo4j.cypher import KEY, STUB, TYPE, UNWIND, VERSION, WAITING, Parameters, assignments, quote
+from syncline.stores.neo4j.cypher import KEY, MARK, STUB, TYPE, UNWIND, VERSION, WAITING, Parameters, assignments, quote
 from syncline.stores.neo4j.database import Transaction
 from syncline.stores.neo4j.layout import EdgeLayout
 from syncline.stores.neo4j.nodes import CHUNK
 from syncline.stores.neo4j.values import Stored, Values, key_texts, text_prefix
 from syncline.stores.neo4j.waiting import match, merge_stub, stub_refs
 
-__all__ = ["delete_edges", "edge_keys", "edge_prefix", "find_edges", "write_edges"]
+__all__ = ["delete_edges", "edge_keys", "edge_prefix", "find_edges", "strange_edges", "write_edges"]
 
 
 def edge_prefix(layout: EdgeLayout) -> str:
@@ -53,6 +53,21 @@ def find_edges(
         yield from (f"MATCH (a{layout.start.match})-[e:{quote(kind)}]->(b) WHERE {known}" for kind in layout.types)
     yield f"MATCH (a:{STUB})-[e:{WAITING}]->(b) WHERE {known}"
     yield f"MATCH (b:{STUB})<-[e:{WAITING}]-(a) WHERE {known} AND NOT a:{STUB}"
+
+
+def strange_edges(layout: EdgeLayout, key: Sequence[Values], parameters: Parameters) -> Iterator[str]:
+    """The clauses that find relationships ``e`` of this kind without an identity, where the ends are the key."""
+    columns = layout.schema.key_positions
+    if not set(layout.start.positions + layout.end.positions) <= set(columns):
+        return
+    start, end = (
+        match(node, parameters, [key[columns.index(i)] for i in node.positions]) for node in (layout.start, layout.end)
+    )
+    for kind in layout.types:
+        yield (
+            f"{UNWIND} MATCH (a{start})-[e:{quote(kind)}]->(b{end}) WHERE e.{KEY} IS NULL AND e.{MARK} IS NULL"
+            " WITH DISTINCT e"
+        )
 
 
 def write_edges(tx: Transaction, layout: EdgeLayout, rows: Stored) -> None:

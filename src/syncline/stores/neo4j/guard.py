@@ -13,12 +13,12 @@ from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured
 from syncline.stores.neo4j.cypher import CURSOR, KEY, REF, TABLE, TOMBSTONE, UNWIND, VERSION, Parameters
 from syncline.stores.neo4j.database import Transaction
-from syncline.stores.neo4j.edges import edge_keys, find_edges
+from syncline.stores.neo4j.edges import edge_keys, find_edges, strange_edges
 from syncline.stores.neo4j.layout import Layout, NodeLayout
 from syncline.stores.neo4j.values import Values, key_texts
 from syncline.stores.neo4j.waiting import match
 
-__all__ = ["State", "advance", "lock", "passing"]
+__all__ = ["State", "advance", "forget", "lock", "passing"]
 
 _Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -95,6 +95,26 @@ def passing(
     newest_cut = max(state.truncated, sweep or 0)
     known = np.where(stored >= 0, stored <= incoming, incoming >= state.horizon)
     return known & (incoming >= buried) & (incoming >= newest_cut)
+
+
+def forget(tx: Transaction, layout: Layout, key: Sequence[Values], above: int) -> None:
+    """Rows of these keys that have a version above this one lose it, and such tombstones go. So do relationships
+    without an identity between the very ends that the keys say: somebody else made them."""
+    parameters = Parameters(len(key[0]))
+    if isinstance(layout, NodeLayout):
+        clauses = [f"{UNWIND} MATCH (e{match(layout.key, parameters, key)})"]
+    else:
+        for clause in strange_edges(layout, key, parameters):
+            tx.write(f"{clause} DELETE e", parameters)
+        clauses = list(find_edges(tx, layout, key, edge_keys(layout, key).to_pylist(), parameters))
+    for clause in clauses:
+        tx.write(f"{clause} WITH e WHERE e.{VERSION} > $above REMOVE e.{VERSION}", parameters, above=above)
+    names = key_texts(layout.schema.qualified, key).to_pylist()
+    tx.write(
+        f"UNWIND $names AS name MATCH (t:{TOMBSTONE} {{{REF}: name}}) WHERE t.version > $above DELETE t",
+        names=names,
+        above=above,
+    )
 
 
 def _stored_versions(tx: Transaction, layout: Layout, key: Sequence[Values]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -14,7 +14,7 @@ from syncline.errors import Misconfigured, Rejected, SynclineError, Unavailable
 from syncline.stores import Folded, Limits, TableWork, Work
 from syncline.stores.neo4j.cypher import CURSOR, MOVED, TABLE, TOMBSTONE
 from syncline.stores.neo4j.database import Database, Neo4jConfig, Refused, Transaction
-from syncline.stores.neo4j.guard import advance, lock
+from syncline.stores.neo4j.guard import advance, forget, lock
 from syncline.stores.neo4j.layout import layout_of
 from syncline.stores.neo4j.reading import contract_schema, read_all, read_keys
 from syncline.stores.neo4j.statements import statements
@@ -188,6 +188,12 @@ class Neo4jStore:
         except Refused:
             return True
         return False
+
+    def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
+        """Nodes or relationships, and tombstones, of these keys with a version above ``above`` lose it."""
+        layout = layout_of(schema)
+        with self._db.transaction() as tx:
+            forget(tx, layout, [store(exact(keys.column(j), c)[0], c) for j, c in enumerate(schema.key)], above)
 
     # ------------------------------------------------------------------------------------------ read and purge
 

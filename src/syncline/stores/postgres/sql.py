@@ -309,6 +309,16 @@ class Statements:
         kept = f"coalesce(case when t.{self._version} = i.v then t.{self.soft} end, now())"
         return f"update {self.table} as t set {self.soft} = {kept}, {self._version} = i.v from i where {where}"
 
+    def forget(self, given: Incoming, above: int) -> tuple[str, str]:
+        """Rows of the given keys that have a version above this one lose it, and such tombstones go."""
+        keys, version = self.lone_keys(given), self._version
+        return (
+            f"update {self.table} as t set {version} = null from {given.relation}"
+            f" where {self.match(keys)} and t.{version} > {above}",
+            f"delete from {self.tombstones} as d using {given.relation}"
+            f" where {self._buried(keys)} and d.version > {above}",
+        )
+
     def sweep(self, version: int, span: str = "", spared: Incoming | None = None) -> str:
         """Remove what is at or below the version, but for the keys ``spared``; a row without a version is older than
         everything."""

@@ -444,6 +444,16 @@ class PostgresStore:
         self._states = {n: replace(s, horizon=max(s.horizon, below)) for n, s in self._states.items()}
         return forgotten
 
+    def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
+        """Rows and tombstones of these keys with a version above ``above`` lose it, in one transaction. A row stays
+        where it is: other tables may refer to it."""
+        with self._transaction() as connection:
+            state = self._state(connection, schema)
+            given, wires = incoming_keys(state, keys)
+            for statement in Statements(state.target).forget(given, above):
+                connection.execute(statement, list(wires))
+        self._states.pop(schema.qualified, None)
+
     def back_up(self, schema: TableSchema, label: int, keep: int) -> str:
         """Copy the table as it is; the name of the copy, which is in our own schema. See the capability."""
         with self._transaction() as connection:

@@ -23,10 +23,10 @@ from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured
 from syncline.stores import Limits, Work
 from syncline.stores.qdrant.books import Books, Marker
-from syncline.stores.qdrant.names import KEY
-from syncline.stores.qdrant.points import Points, Refused, Which, scroll
+from syncline.stores.qdrant.names import DELETED, KEY, VERSION, collection_of
+from syncline.stores.qdrant.points import Points, Refused, Stored, Which, scroll
 from syncline.stores.qdrant.reading import fetch_rows, scan_rows
-from syncline.stores.qdrant.rows import rows_of
+from syncline.stores.qdrant.rows import key_ids, rows_of
 from syncline.stores.qdrant.statements import requests
 from syncline.stores.qdrant.tables import TableState, migrate_table, table_state
 from syncline.stores.qdrant.writing import Writer
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from syncline.stores.qdrant.copy import QdrantCopy
 
 __all__ = ["QdrantConfig", "QdrantStore", "connect"]
+
+
+_PAGE = 500
+_GUARDED = (VERSION, DELETED)
 
 
 class QdrantConfig(BaseModel):
@@ -252,6 +256,24 @@ class QdrantStore:
             state = self._states[schema.qualified] = table_state(self._points, self._books, schema)
         return state
 
+    def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
+        """Points of these keys with a version above ``above`` lose it, tombstones go."""
+        collection = collection_of(schema)
+        ids = [found for found in key_ids(schema, keys) if found is not None]
+        with self._writing():
+            for begin in range(0, len(ids), _PAGE):
+                seen = self._points.retrieve(collection, ids[begin : begin + _PAGE], vectors=False, only=_GUARDED)
+                late = [point for point in seen if int(point.payload.get(VERSION) or 0) > above]
+                dead = [point.id for point in late if point.payload.get(DELETED)]
+                rows = [point.id for point in late if not point.payload.get(DELETED)]
+                if dead:
+                    self._points.delete(collection, dead)
+                whole = self._points.retrieve(collection, rows, vectors=True) if rows else []
+                if whole:
+                    self._points.put(collection, [_without_version(point) for point in whole])
+            self._points.sync([collection])
+        self._states.pop(schema.qualified, None)
+
     # ------------------------------------------------------------------------------------------ read and purge
 
     def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
@@ -284,3 +306,7 @@ class QdrantStore:
             forgotten += sum(KEY in point.payload for point in page)
         self._points.sync([collection])
         return forgotten
+
+
+def _without_version(point: Stored) -> Stored:
+    return point._replace(payload={name: value for name, value in point.payload.items() if name != VERSION})

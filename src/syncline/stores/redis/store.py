@@ -197,6 +197,22 @@ class RedisStore:
                 remedy="Its disk is slow or full: see its log.",
             )
 
+    def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
+        """Rows and tombstones of these keys with a version above ``above`` lose it, a key at a time."""
+        ids = ids_of(layout_of(schema, self.config.prefix), keys).to_pylist()
+        rows, dead = self._keys.rows(schema.qualified), self._keys.dead(schema.qualified)
+        with self._writing() as (connection, _):
+            for begin in range(0, len(ids), _PAGE):
+                page = ids[begin : begin + _PAGE]
+                for found, entry in zip(page, connection.call("HMGET", rows, *page), strict=True):
+                    version, blank, tail = (entry or b"0").partition(b" ")
+                    if int(version) > above:
+                        connection.call("HSET", rows, found, b"0" + blank + tail)
+                for found, version in zip(page, connection.call("HMGET", dead, *page), strict=True):
+                    if int(version or 0) > above:
+                        connection.call("HDEL", dead, found)
+            self._sync(connection)
+
     # ------------------------------------------------------------------------------------------ read and purge
 
     def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
