@@ -13,7 +13,7 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from syncline.capture.redis.run import Run
+from syncline.capture.redis.run import Files, Run
 from syncline.capture.redis.settings import RedisSettings
 from syncline.capture.runs import Wish
 from syncline.change import Column, Cursor, Position, TableSchema
@@ -54,6 +54,8 @@ class Edited:
         self._settings.meets(*place)
         self.store, self.client, self._folder, self._n = RedisStore(config, "cache"), client, folder, 0
         self._told: Path | None = None
+        self._scratch = folder.with_name("scratch")
+        self._scratch.mkdir()
 
     def write(self, key: str, score: int | None, *, echo: bool = False) -> None:
         self._n += 1
@@ -72,7 +74,8 @@ class Edited:
     def run(self) -> dict[str, tuple[int | None, int | None]]:
         """What a run tells: by key the score that the edit rests on, and that which it made (None: no row)."""
         told: dict[str, tuple[int | None, int | None]] = {}
-        with Run(self._settings, self._told, Wish("full"), ("full", None), threading.Event(), bool) as run:
+        files = Files(self._told, self._scratch)
+        with Run(self._settings, files, Wish("full"), ("full", None), threading.Event(), bool) as run:
             found = run.look()
             for batch in run.batches(1, 0) if found.differs else ():
                 assert batch.bases is not None
