@@ -54,7 +54,7 @@ class Edited:
         self._settings.meets(*place)
         self.store, self.client, self._folder, self._n = RedisStore(config, "cache"), client, folder, 0
         self._told: Path | None = None
-        self._scratch = folder.with_name("scratch")
+        self._scratch = folder / "scratch"
         self._scratch.mkdir()
 
     def write(self, key: str, score: int | None, *, echo: bool = False) -> None:
