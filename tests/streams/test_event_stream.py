@@ -84,6 +84,32 @@ def test_what_was_published_twice_is_told_once_and_what_is_no_event_is_parked_wi
         assert len(chunks.parked()) == 7
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (
+            {"type": "create", "chunk": '{"id": "a", "metadata": ' + "[" * 100_000 + "]" * 100_000 + "}"},
+            "nested too deep",
+        ),
+        ({"type": "create", "chunk": '{"id": "a"}', "targets": "[" * 100_000}, "nested too deep"),
+        ({"type": "ex\0plode", "chunk": '{"id": "a"}'}, "type is none of"),
+        ({"type": "create", "chunk": '{"id": "a", "un\\u0000heard": 1}'}, "no column is for field un\ufffdheard"),
+    ],
+    ids=["deep", "deep targets", "NUL in type", "NUL in a field"],
+)
+def test_an_event_that_nobody_could_read_or_park_as_it_is_stops_no_other(
+    chunks: Chunks, fields: dict[str, str], reason: str
+) -> None:
+    chunks.client.xadd(STREAM, {"event_id": "1", **fields})
+    chunks.publish("create", "b", content="goes on", position=1)
+    with chunks.engine():
+        assert chunks.compare().differences == 0
+        assert chunks.rows("copy") == [("b", "goes on", 1)]
+        ((code, said),) = chunks.parked()
+        assert code == "SL-EVENT"
+        assert reason in said
+
+
 def test_the_group_shows_what_is_durable_and_trims_what_nobody_else_reads(chunks: Chunks) -> None:
     for n in range(50):
         chunks.publish("create", f"c{n}", position=n)

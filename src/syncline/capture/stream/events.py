@@ -89,9 +89,8 @@ class Events:
             audience = self._audience(event.targets, into)
             row = self._row(texts["chunk"], key)
             self._settle(connection, (number, event, audience), key, row, into)
-        except (Unfit, ValueError) as error:
-            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-            self._park(connection, (number, event_id, kind), key, (BAD_EVENT, reason), fields, into)
+        except (Unfit, ValueError, RecursionError) as error:
+            self._park(connection, (number, event_id, kind), key, (BAD_EVENT, _reason(error)), fields, into)
         except _Behind as behind:
             self._park(connection, (number, event_id, kind), key, (behind.code, str(behind)), fields, into)
 
@@ -212,7 +211,7 @@ class Events:
                 version=self._base + number,
                 ordinal=0,
                 event_id=event_id,
-                operation=kind[:40],
+                operation=kind[:40].replace("\0", "\ufffd"),  # which no text of PostgreSQL holds
                 code=why[0],
                 reason=why[1],
                 partial=kind == "update",
@@ -227,6 +226,12 @@ class _Behind(Exception):
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
         self.code = code
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return "it is nested too deep to be read" if isinstance(error, RecursionError) else str(error)
 
 
 def _state_of(states: Sequence[tuple[str, int, Row | None]], target: str) -> int | None:
