@@ -12,6 +12,7 @@ from pg_target import opened
 
 from servers import Database, eventually
 from syncline.change import Column, Cursor, Position, TableSchema
+from syncline.errors import Rejected
 from syncline.stores import Folded, TableWork, Work
 from syncline.stores.postgres import PostgresStore
 
@@ -73,6 +74,34 @@ def test_a_change_to_what_is_there_already_is_neither_written_nor_counted(propos
     assert proposals.propose("b", "1", None) is None
     assert proposals.store.overruled == 0
     assert proposals.database.value("select xmin::text from player") == before
+
+
+@pytest.mark.parametrize(
+    ("base", "bad"),
+    [(None, "-1"), ("1.5", "-1"), (None, "999999.99"), ("1.5", "999999.99")],
+    ids=["new against a constraint", "against a constraint", "new and too large", "too large"],
+)
+def test_a_change_that_is_refused_and_parked_holds_up_no_other(proposals: Proposals, base: Row, bad: str) -> None:
+    proposals.database.execute("alter table player alter score type numeric(5,2), add check (score >= 0)")
+    proposals.database.execute("insert into player values ('c', 1), ('d', 1)")
+    key = "b" if base is None else "a"
+    pairs = {key: (base, bad), "c": ("1", "2"), "d": ("3", "2")}
+    texts = [
+        json.dumps({w: r and {"id": k, "score": r} for w, r in zip(("base", "new"), p, strict=True)})
+        for k, p in pairs.items()
+    ]
+    bases = pa.record_batch([list(pairs), texts], ["id", "bases"])
+    scores = pa.array([new for _, new in pairs.values()]).cast(pa.decimal128(8, 2))
+    rows = pa.record_batch([pa.array(list(pairs)), scores, pa.array([1, 1, 1])], ["id", "score", "version"])
+    cursor = Cursor("edits", Position("log", 1))
+    with pytest.raises(Rejected) as refused:
+        proposals.store.apply(Work((TableWork(SCHEMA, Folded(upserts=rows), bases=bases),), cursor))
+    assert list(refused.value.rows) == [0]
+    # As the worker goes on: the refused row is parked, and what the others rest on still holds.
+    proposals.store.apply(Work((TableWork(SCHEMA, Folded(upserts=rows.slice(1)), bases=bases),), cursor))
+    found = dict(proposals.database.execute("select id, score::text from player"))
+    assert found == {"a": "1.50", "c": "2.00", "d": "1.00"}
+    assert proposals.store.overruled == 1
 
 
 @pytest.mark.parametrize(

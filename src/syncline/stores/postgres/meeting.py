@@ -23,7 +23,7 @@ __all__ = ["met"]
 def met(connection: Connection, work: TableWork, state: TableState) -> tuple[TableWork, int]:
     """The work without the changes that may not be written, inside the caller's transaction, and how many of those met
     another edit; the rest of them want what is there already."""
-    bases = work.bases
+    bases = None if work.bases is None else _of_rows(work, work.bases)
     if bases is None or not bases.num_rows:
         return work, 0
     texts, sql = bases.column(bases.num_columns - 1).to_pylist(), _Judging(Statements(state.target))
@@ -36,6 +36,17 @@ def met(connection: Connection, work: TableWork, state: TableState) -> tuple[Tab
     lost |= {left[n - 1] for (n,) in late}
     keys = bases.column(0).take(pa.array(sorted(lost), pa.int64()))
     return _without(work, keys), overruled + len(late)
+
+
+def _of_rows(work: TableWork, bases: pa.RecordBatch) -> pa.RecordBatch:
+    """Those of rows that are still to be written: what was parked says what it rests on too, and would be refused once
+    more as it is put there."""
+    found = [
+        rows.column(at).cast(bases.column(0).type)
+        for rows, at in ((work.rows.upserts, work.schema.key_positions[0]), (work.rows.deletes, 0))
+        if rows is not None
+    ]
+    return bases.filter(pc.is_in(bases.column(0), value_set=pa.chunked_array(found, bases.column(0).type)))
 
 
 def _without(work: TableWork, keys: pa.Array) -> TableWork:
