@@ -81,6 +81,8 @@ class SyncEvent:
         put = object.__setattr__  # the class is frozen for everybody else
         put(self, "event_type", _event_type(self.event_type))
         put(self, "entity_id", encode_id(self.entity_id))
+        if isinstance(self.targets, str):  # whose letters would be the names
+            raise ValueError("targets must be a list of names")
         put(self, "targets", None if self.targets is None else tuple(self.targets))
         for name in ("entity_type", "event_id"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):

@@ -209,7 +209,7 @@ class SyncPublisher:
             own.close()
 
     def _write(self, events: Sequence[SyncEvent], session: Any, result: Any) -> Any:
-        if any(event.targets is not None for event in events):
+        if any(event.targets for event in events):
             raise ValueError("events of an outbox are for every target: leave targets out")
         text = _encode(events)
         if session is None:

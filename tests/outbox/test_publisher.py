@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,6 +166,21 @@ def test_many_events_are_one_statement_and_keep_their_order(outbox: Database, pu
         assert publisher.publish_many(events, session=connection) == events
     found = outbox.execute(f"select (payload ->> 'n')::int, event_id from {TABLE} order by id")
     assert found == [(n, event.event_id) for n, event in enumerate(events)]
+
+
+def test_an_event_for_some_targets_is_refused_since_everybody_would_get_it(
+    outbox: Database, publisher: SyncPublisher
+) -> None:
+    event = SyncEvent(EventType.CONTENT_CREATED, "1", "concept", targets=("graph",))
+    with outbox.connect() as connection:
+        with pytest.raises(ValueError, match="leave targets out"):
+            publisher.publish(event, session=connection)
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="leave targets out"):
+            connection.execute("select syncline_outbox.publish_events(%s)", [json.dumps([event.to_dict()])])
+        publisher.publish(SyncEvent(EventType.CONTENT_CREATED, "2", "concept", targets=()), session=connection)
+        for_all = [SyncEvent(EventType.CONTENT_CREATED, "3", "concept").to_dict(), event.to_dict() | {"targets": []}]
+        connection.execute("select syncline_outbox.publish_events(%s)", [json.dumps(for_all)])
+    assert len(ids(outbox)) == 3
 
 
 def test_the_lock_of_an_entity_is_taken_before_the_number_is_drawn(outbox: Database, publisher: SyncPublisher) -> None:

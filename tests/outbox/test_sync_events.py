@@ -59,6 +59,7 @@ def test_an_event_of_a_chunk_is_the_same_class_with_its_writer_and_its_targets()
         ({"payload": "[1]"}, "payload"),
         ({"source_version": "two"}, "source_version"),
         ({"timestamp": "yesterday"}, "timestamp"),
+        ({"targets": "qdrant"}, "targets"),
     ],
 )
 def test_what_is_no_event_is_refused_with_the_name_of_the_field_and_without_its_value(

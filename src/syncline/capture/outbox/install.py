@@ -76,6 +76,10 @@ _FUNCTIONS = """
 create or replace function {schema}.publish_events(events jsonb) returns setof bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
 begin
+  if exists (select from jsonb_array_elements(events) as event
+      where coalesce(event -> 'targets', 'null') not in ('null', '[]')) then
+    raise 'events of an outbox are for every target: leave targets out' using errcode = 'feature_not_supported';
+  end if;
   perform pg_current_xact_id();{notify}
   perform pg_advisory_xact_lock(entity) from (
     select distinct hashtextextended(concat(event ->> 'entity_type', ':', event ->> 'entity_id'), {seed}) as entity
