@@ -52,6 +52,8 @@ def test_only_the_target_where_a_change_began_passes_it_over(tmp_path: Path, set
         ("targets.cache.sources", None, "must follow only sources that capture PostgreSQL's WAL, and edits is none"),
         ("targets.cache.tables", None, "must map public.player to the same hash"),
         ("targets.back.origin", None, "targets.back must be of type postgres with origin: true"),
+        ("targets.back.tables", {"public.player": {"columns": {"name": "title"}}}, "must take public.player as it is"),
+        ("targets.back.tables", {"public.player": {"table": "game.player"}}, "must take public.player as it is"),
         ("targets.back.sources", ["edits", "shop"], "targets.back.tables must name the columns of public.player"),
     ],
 )

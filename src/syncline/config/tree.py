@@ -459,6 +459,9 @@ class Config(BaseModel):
         for target in self.targets:
             if name in self.followed_by(target) and not getattr(self.targets[target].store, "marks_surely", False):
                 yield f"targets.{target} must be of type postgres with origin: true, or its changes come back as new"
+            rule = (self.targets[target].tables or {}).get(source.edits[0])
+            if name in self.followed_by(target) and rule is not None and rule.model_fields_set:
+                yield f"targets.{target}.tables must take {source.edits[0]} as it is: bases of edits are not mapped"
         for other in self.followed_by(twin):
             self.sources[other].expect_writes(source.edits[0])
             yield from self._flaws_of_takers(other, source.edits[0])
