@@ -110,6 +110,26 @@ def test_an_event_that_nobody_could_read_or_park_as_it_is_stops_no_other(
         assert reason in said
 
 
+def test_what_is_parked_is_not_settled_by_a_whole_chunk_for_others(chunks: Chunks) -> None:
+    chunks.publish("create", "a", content="x", position=1)
+    chunks.publish("update", "a", position="many", targets=("copy",))
+    chunks.publish("create", "a", content="for one", position=2, targets=("one",))
+    chunks.publish("update", "a", content="behind it")
+    with chunks.engine():
+        assert chunks.compare().differences == 0
+        assert chunks.rows("copy") == [("a", "x", 1)]
+        assert [code for code, _ in chunks.parked()] == ["SL-EVENT", "SL-PARKED-KEY"]
+        chunks.publish("create", "a", content="whole", position=3, targets=("copy",))
+        assert chunks.compare().differences == 0
+        assert len(chunks.parked()) == 2, "one and two have not got what waits behind it"
+        chunks.publish("delete", "a", targets=("duckdb",))
+        chunks.publish("update", "a", position=4, targets=("copy",))
+        assert chunks.compare().differences == 0
+        assert chunks.parked() == []
+    assert chunks.rows("copy") == [("a", "whole", 4)]
+    assert chunks.rows("one") == chunks.rows("two") == []
+
+
 def test_the_group_shows_what_is_durable_and_trims_what_nobody_else_reads(chunks: Chunks) -> None:
     for n in range(50):
         chunks.publish("create", f"c{n}", position=n)

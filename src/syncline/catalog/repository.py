@@ -104,8 +104,8 @@ class Parked:
         """What a person can do about it."""
         if self.of_events:
             return (
-                "Publish each entity as created once more, or its delete: that settles what is parked of it. So does"
-                " `syncline resync --table` with the table of its entity type."
+                "Publish each entity as created once more, or its delete: that settles what is parked of it. Of an"
+                " outbox (not of a stream), so does `syncline resync --table` with the table of its entity type."
             )
         if self.of_members:
             return (

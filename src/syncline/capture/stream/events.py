@@ -21,7 +21,7 @@ from syncline.capture.outbox.fields import Unfit
 from syncline.capture.schema import table_schema
 from syncline.capture.stream.settings import ENTITY, StreamSettings
 from syncline.capture.stream.texts import printed
-from syncline.capture.stream.told import ALL, BLOCKED, Row, is_blocked, is_new, latest, put, reaches
+from syncline.capture.stream.told import ALL, Row, block, blocked_for, is_new, latest, put, reaches
 from syncline.change import Column, Op
 from syncline.events import SyncEvent
 from syncline.pgvalues.pgtypes import cast_text
@@ -75,7 +75,7 @@ class Events:
     def take(self, connection: sqlite3.Connection, number: int, fields: Mapping[bytes, bytes], into: Changes) -> None:
         """One entry, under its number."""
         key: str | None = None
-        event_id, kind = "", ""
+        event_id, kind, audience = "", "", ALL
         try:
             texts = {name.decode(): value.decode() for name, value in fields.items()}
             event_id, kind = texts.get("event_id") or texts.get("id") or "", texts.get("type", "")
@@ -90,9 +90,10 @@ class Events:
             row = self._row(texts["chunk"], key)
             self._settle(connection, (number, event, audience), key, row, into)
         except (Unfit, ValueError, RecursionError) as error:
-            self._park(connection, (number, event_id, kind), key, (BAD_EVENT, _reason(error)), fields, into)
+            self._park(connection, (number, event_id, kind), (key, audience), (BAD_EVENT, _reason(error)), fields, into)
         except _Behind as behind:
-            self._park(connection, (number, event_id, kind), key, (behind.code, str(behind)), fields, into)
+            why = behind.code, str(behind)
+            self._park(connection, (number, event_id, kind), (key, audience), why, fields, into)
 
     # --------------------------------------------------------------------------------------------------------- reading
 
@@ -144,7 +145,7 @@ class Events:
         assert key is not None
         op = _OPS[event.event_type.verb]
         whole = op is not Op.UPDATE or len(row) == len(self._columns)
-        blocked = is_blocked(connection, key)
+        blocked = blocked_for(connection, key)
         if blocked and not whole:
             raise _Behind(PARKED_KEY, _FOLLOWS)
         made: list[_Part] = [(audience, audience, None)]
@@ -160,8 +161,13 @@ class Events:
             change = Change(number, moment, op, {self._key.name: key} if complete is None else complete)
             into.by_group.setdefault((some, event.source or ""), []).append(change)
         if blocked:
-            put(connection, key, BLOCKED, number, None)
-            into.superseded[entity_hash(ENTITY, key)] = number
+            left = self._members(blocked) - self._members(audience)
+            block(connection, key, number, ",".join(sorted(left)))
+            if not left:  # nobody is without what was parked any more
+                into.superseded[entity_hash(ENTITY, key)] = number
+
+    def _members(self, audience: str) -> set[str]:
+        return {name for name in self._followers if reaches(audience, name)}
 
     def _completed(self, connection: sqlite3.Connection, key: str, audience: str, patch: Row) -> list[_Part]:
         """The row behind an update of some fields, for each part of its audience that had the same before."""
@@ -192,16 +198,17 @@ class Events:
         self,
         connection: sqlite3.Connection,
         about: tuple[int, str, str],
-        key: str | None,
+        whose: tuple[str | None, str],
         why: tuple[str, str],
         fields: Mapping[bytes, bytes],
         into: Changes,
     ) -> None:
-        number, event_id, kind = about
+        (number, event_id, kind), (key, audience) = about, whose
         connection.execute("delete from seen where event_id = ?", (event_id,))  # it may come once more, mended
         entity = entity_hash(ENTITY, key if key is not None else f"\x1f{number}")
         if key is not None:
-            put(connection, key, BLOCKED, number, {})
+            names = {*blocked_for(connection, key).split(","), *audience.split(",")} - {""}
+            block(connection, key, number, ALL if ALL in names else ",".join(sorted(names)))
         into.superseded.pop(entity, None)
         shown = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
         row = {"event_id": [event_id], "entity_type": [ENTITY], "fields": [_raw.encode(shown).decode()]}

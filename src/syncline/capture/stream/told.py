@@ -30,7 +30,8 @@ __all__ = [
     "Seat",
     "State",
     "Told",
-    "is_blocked",
+    "block",
+    "blocked_for",
     "is_new",
     "latest",
     "order",
@@ -291,11 +292,16 @@ def put(connection: sqlite3.Connection, key: str, audience: str, number: int, ro
     connection.execute("insert or replace into rows values (?, ?, ?, ?, ?)", values)
 
 
-def is_blocked(connection: sqlite3.Connection, key: str) -> bool:
-    """Whether something of the key is parked."""
-    query = "select gone from rows where key = ? and audience = ? order by number desc limit 1"
+def block(connection: sqlite3.Connection, key: str, number: int, audience: str) -> None:
+    """Note that something of the key is parked that was for this audience; '' for nobody any more."""
+    put(connection, key, BLOCKED, number, {"for": audience} if audience else None)
+
+
+def blocked_for(connection: sqlite3.Connection, key: str) -> str:
+    """Whom what is parked of the key was for, '' where nothing is."""
+    query = "select gone, row from rows where key = ? and audience = ? order by number desc limit 1"
     found = connection.execute(query, (key, BLOCKED)).fetchone()
-    return found is not None and not found[0]
+    return "" if found is None or found[0] else _decode(found[1]).get("for") or ALL
 
 
 def latest(connection: sqlite3.Connection, key: str) -> list[tuple[str, int, Row | None]]:
