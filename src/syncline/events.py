@@ -188,6 +188,8 @@ def _read(value: Any, name: str) -> Any:
         return value
     try:
         return json.loads(value)
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{name} is no JSON") from error
 

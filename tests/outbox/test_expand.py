@@ -65,11 +65,13 @@ FULL = {
     "at": "2025-01-02T03:04",
 }
 
+NESTED = '{"extra": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
 
 def events(*given: tuple[str, str, object, object]) -> Batch:
-    """A batch of events: type, entity type, entity id, payload; a version each."""
+    """A batch of events: type, entity type, entity id, payload; a version each. A text is JSON as it is."""
     rows = [
-        (n, f"e{n}", kind, entity, key if isinstance(key, str) else json.dumps(key), json.dumps(payload))
+        (n, f"e{n}", kind, entity, *(part if isinstance(part, str) else json.dumps(part) for part in (key, payload)))
         for n, (kind, entity, key, payload) in enumerate(given)
     ]
     columns = [
@@ -156,6 +158,7 @@ def test_a_patch_leaves_what_it_lacks_unchanged_and_null_is_a_value() -> None:
         (("CONTENT_UPDATED", "concept", "c1", {"title": {"de": "x"}}), "column title takes text"),
         (("CONTENT_UPDATED", "concept", "c1", {"concept_id": "c2"}), "names another entity"),
         (("CONTENT_UPDATED", "concept", "c1", [1]), "payload is no object"),
+        (("CONTENT_UPDATED", "concept", "c1", NESTED), "nested too deeply"),
         (("RELATIONSHIP_CREATED", "relates", "c1", {}), "JSON list of 2 texts"),
         (("RELATIONSHIP_CREATED", "relates", ["c1", "x"], {}), "column other_id takes integer"),
         (("CONTENT_UPDATED", "invoice", "1", {}), "names no table"),

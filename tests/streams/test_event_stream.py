@@ -92,10 +92,11 @@ def test_what_was_published_twice_is_told_once_and_what_is_no_event_is_parked_wi
             "nested too deep",
         ),
         ({"type": "create", "chunk": '{"id": "a"}', "targets": "[" * 100_000}, "nested too deep"),
+        ({"event_id": "3\0", "type": "\0", "chunk": '{"id": "b\0"}'}, "chunk must be an object"),
         ({"type": "ex\0plode", "chunk": '{"id": "a"}'}, "type is none of"),
         ({"type": "create", "chunk": '{"id": "a", "un\\u0000heard": 1}'}, "no column is for field un\ufffdheard"),
     ],
-    ids=["deep", "deep targets", "NUL in type", "NUL in a field"],
+    ids=["deep", "deep targets", "NUL in all", "NUL in type", "NUL in a field"],
 )
 def test_an_event_that_nobody_could_read_or_park_as_it_is_stops_no_other(
     chunks: Chunks, fields: dict[str, str], reason: str

@@ -155,6 +155,8 @@ def _read(
         _fill(change, change.entity, payload)
     except Unfit as error:
         change.wrong = str(error)
+    except RecursionError:
+        change.wrong = "its payload or entity_id is nested too deeply"
     return change
 
 
@@ -209,7 +211,7 @@ def entity_keys(ids: Sequence[str], schema: TableSchema) -> tuple[list[int], lis
             key = [_of_column(msgspec.json.encode(text), column) for text, column in parts]
             for text, column in zip(key, schema.key, strict=True):
                 cast_text(pa.array([text], pa.string()), column.type)
-        except (Unfit, ValueError, pa.ArrowInvalid):
+        except (Unfit, ValueError, RecursionError, pa.ArrowInvalid):
             continue
         rows.append(row)
         texts.append(key)

@@ -217,8 +217,8 @@ class Events:
                 entity=entity,
                 version=self._base + number,
                 ordinal=0,
-                event_id=event_id,
-                operation=kind[:40].replace("\0", "\ufffd"),  # which no text of PostgreSQL holds
+                event_id=_kept(event_id),
+                operation=_kept(kind[:40]),
                 code=why[0],
                 reason=why[1],
                 partial=kind == "update",
@@ -235,10 +235,15 @@ class _Behind(Exception):
         self.code = code
 
 
+def _kept(text: str) -> str:
+    """A text as the control schema can hold it: PostgreSQL takes no NUL, and would refuse the whole batch."""
+    return text.replace("\0", "\ufffd")
+
+
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8"
-    return "it is nested too deep to be read" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _state_of(states: Sequence[tuple[str, int, Row | None]], target: str) -> int | None:
