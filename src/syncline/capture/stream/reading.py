@@ -60,6 +60,15 @@ class Facts:
             return f"{missing} entries were trimmed that nobody had read" if missing > 0 else "it was made anew"
         return ""
 
+    def miscount(self, seat: Seat, found: int | None) -> str:
+        """Why ``found`` entries can't be all that were added behind the place; '' where they are. A server that came
+        back as it was a while ago, and got newer entries since, shows itself by nothing else."""
+        if found is None or seat.read is None or self.added == seat.read + found:
+            return ""
+        if self.added < seat.read + found:
+            return "the server lost its last entries, and has newer ones since"
+        return "entries were deleted that nobody had read"
+
     def accepted(self, seat: Seat, number: int) -> Seat:
         """The place behind ``number`` from which it is read on, whatever is missing."""
         entry = "0-0" if order(self.last) < order(seat.entry) else seat.entry
@@ -93,12 +102,12 @@ class StreamReader:
         after = ("XRANGE", self._key, f"({seat.entry}", "+", "COUNT", count)
         found, entries = self._together([("XINFO", "STREAM", self._key), after])
         facts = self._facts(found)
-        self.refuse_lost(facts, seat)
+        self.refuse_lost(facts, seat, len(entries) if len(entries) < count else None)
         return [(ident.decode(), dict(zip(fields[::2], fields[1::2], strict=True))) for ident, fields in entries], facts
 
-    def refuse_lost(self, facts: Facts, seat: Seat) -> None:
-        """Raise ``Gap`` if entries behind the place are missing."""
-        if flaw := facts.flaw(seat):
+    def refuse_lost(self, facts: Facts, seat: Seat, found: int | None) -> None:
+        """Raise ``Gap`` if entries behind the place are missing; ``found`` are all that are there, if that is known."""
+        if flaw := facts.flaw(seat) or facts.miscount(seat, found):
             raise Gap(
                 f"Events of stream {self._key} at Redis {describe(self._settings.url)} behind {seat.entry} are lost: "
                 f"{flaw}.",

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -130,7 +131,7 @@ class StreamSource:
                 return durable
         seat = self.told.seat()
         begin = self._begin(seat, facts)
-        if begin != seat:
+        if seat is None or begin.number != seat.number:
             talk(f"stream {self.settings.stream} is read behind entry {begin.entry}")
         self.told.begin(begin)
         return begin.number
@@ -138,7 +139,9 @@ class StreamSource:
     def _begin(self, seat: Seat | None, facts: Facts) -> Seat:
         if seat is None:
             return facts.accepted(Seat(0), 1)
-        return facts.accepted(seat, seat.number + 1) if facts.flaw(seat) else seat
+        if facts.flaw(seat):
+            return facts.accepted(seat, seat.number + 1)
+        return replace(seat, read=None)  # counted anew: what was missing may be why a log begins
 
     def retire(self, identity: Identity) -> None:
         """Nothing else holds what was told: it stays, and the next log rests on it."""
