@@ -313,6 +313,13 @@ def test_a_load_is_recorded_in_the_cursor_at_its_end_and_not_before(bench: Bench
     assert bench.host.done == [SCHEMA.qualified]
 
 
+def test_a_copy_that_is_set_aside_leaves_the_table_loaded(bench: Bench) -> None:
+    bench.log.append(load(SCHEMA, 100, [1, 2]))
+    before = bench.drain().cursor.loaded
+    bench.log.append([Entry((Marker("backup", SCHEMA.qualified, Loaded("3", 200)), shaped(SCHEMA, 200, [1])))])
+    assert bench.drain().cursor.loaded == before == {SCHEMA.qualified: known(since=99)}
+
+
 def test_a_load_begun_anew_unlearns_the_one_before_it(bench: Bench) -> None:
     bench.log.append(load(SCHEMA, 100, [1, 2]))
     bench.drain()

@@ -376,7 +376,7 @@ class Worker:
         """A table is not loaded from the start of a load or a gap to the end of a load: a crash begins that anew."""
         loaded = {**self.cursor.loaded, **step.kept}
         for marker in step.markers:
-            if marker.kind == "repair":
+            if marker.kind in ("repair", "backup"):
                 continue
             known = loaded.pop(marker.table, None)
             if marker.kind == "loaded" and marker.known and self._host.wanted(marker.table):
