@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from servers import eventually
-from syncline.demo import DEMOS, scenario
+from syncline.config import Config
+from syncline.demo import DEMOS, run, scenario
+from syncline.verify import Report, verify
 
 COMMAND = (sys.executable, "-m", "syncline", "demo")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -33,7 +37,7 @@ def test_json_is_one_object_with_all_figures_and_no_difference(tmp_path: Path) -
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     found = json.loads(out)
-    assert found["differences"] == 0
+    assert (found["differences"], found["not_compared"]) == (0, 0)
     target = found["targets"]["main"]
     assert target["rows_applied"] == found["rows_written"] == 6000
     assert found["rows_per_s"] > 0
@@ -69,6 +73,18 @@ def test_each_demo_ends_without_a_difference_in_any_of_its_copies(
         assert all(table["rows"] > 0 and table["differences"] == 0 for table in of["tables"].values())
     assert found["rows_written"] >= 600
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_whose_tables_could_not_be_compared_does_not_end_as_if_they_were_equal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loading(config: Config) -> Report:
+        return Report([replace(table, state="loading", rows=0) for table in verify(config).tables], 0.0)
+
+    monkeypatch.setattr(run, "verify", loading)
+    assert run.run_demo(scenario("shop"), 600, True, False, Console(stderr=True)) == 4
+    found = json.loads(capsys.readouterr().out)
+    assert (found["differences"], found["not_compared"]) == (0, 4)
 
 
 def test_without_a_terminal_it_says_what_it_does_and_ends_with_the_comparison(tmp_path: Path) -> None:

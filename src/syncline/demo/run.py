@@ -31,7 +31,7 @@ from syncline.errors import SynclineError
 from syncline.pipeline import SyncService
 from syncline.service.figures import amount, span
 from syncline.service.session import DIFFERENT, INTERRUPTED
-from syncline.verify import Report, verify
+from syncline.verify import Report, TableReport, verify
 
 __all__ = ["run_demo"]
 
@@ -40,7 +40,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 def run_demo(scenario: Scenario, rows: int | None, as_json: bool, keep: bool, console: Console) -> int:
-    """Run the demo with a workload of ``rows`` row changes; the exit code: 0 equal, 4 not, 130 if it
+    """Run the demo with a workload of ``rows`` row changes; the exit code: 0 equal, 4 not or not compared, 130 if it
     was interrupted. Talks on ``console``.
 
     ``as_json`` prints one object on stdout instead; ``keep`` leaves the databases' files and says where.
@@ -54,7 +54,7 @@ def run_demo(scenario: Scenario, rows: int | None, as_json: bool, keep: bool, co
             found = _Demo(scenario, folder, rows or scenario.rows, view, stack).run()
         if as_json:
             sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return DIFFERENT if found["differences"] else 0
+        return DIFFERENT if found["differences"] or found["not_compared"] else 0
     except KeyboardInterrupt:
         console.print("Stopped.")
         return INTERRUPTED
@@ -241,9 +241,8 @@ class _Demo:
         self.view.say("Comparing source and copies by content ...")
         report = verify(config)
         for table in report.tables:
-            verdict = "equal" if not table.differences else f"{amount(table.differences)} DIFFERENCES"
             name = table.table if len(config.targets) == 1 else f"{table.target}: {table.table}"
-            self.view.say(f"  {name:<36} {amount(table.rows):>12} rows  {verdict}")
+            self.view.say(f"  {name:<36} {amount(table.rows):>12} rows  {_verdict(table)}")
         return report
 
 
@@ -268,7 +267,19 @@ def _figures(
         **applied,
         "rows_compared": sum(t.rows for t in report.tables),
         "differences": report.differences,
+        "not_compared": report.not_compared,
     }
+
+
+def _unknown(tables: int) -> str:
+    return f", and {amount(tables)} tables that were not compared" if tables else ""
+
+
+def _verdict(table: TableReport) -> str:
+    """Of a table that was not compared nothing is known, which must not read like equality."""
+    if not table.compared:
+        return f"NOT COMPARED: {table.state}"
+    return f"{amount(table.differences)} DIFFERENCES" if table.differences else "equal"
 
 
 def _applied(target: Mapping[str, Any], before: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -289,7 +300,7 @@ def _summary(figures: Mapping[str, Any]) -> str:
     where = "" if len(targets) == 1 else " into each of the copies"
     return (
         f"{changes}: {amount(figures['rows_per_s'])} rows/s{where}; {'; '.join(lines)}. "
-        f"{amount(figures['differences'])} differences."
+        f"{amount(figures['differences'])} differences{_unknown(figures['not_compared'])}."
     )
 
 
