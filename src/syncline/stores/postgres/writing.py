@@ -123,7 +123,10 @@ class TableWriter:
             return
         keys = self._written_behind(self.work.truncated)
         spared, wires = incoming_keys(self.state, keys) if keys is not None else (None, [])
+        # Behind a large update the planner takes the rows for few, and would go through all keys for each of them.
+        self.connection.execute("set local enable_nestloop = off")
         self.connection.execute(self._statements.sweep(self.work.truncated, spared=spared), wires or None)
+        self.connection.execute("set local enable_nestloop to default")
 
     def _written_behind(self, version: int) -> pa.RecordBatch | None:
         """Keys of whole rows that are newer."""
