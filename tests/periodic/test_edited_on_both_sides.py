@@ -53,6 +53,7 @@ class Edited:
         assert place is not None
         self._settings.meets(*place)
         self.store, self.client, self._folder, self._n = RedisStore(config, "cache"), client, folder, 0
+        self.aside: dict[str, int] = {}
         self._told: Path | None = None
         self._scratch = folder / "scratch"
         self._scratch.mkdir()
@@ -77,6 +78,7 @@ class Edited:
         files = Files(self._told, self._scratch)
         with Run(self._settings, files, Wish("full"), ("full", None), threading.Event(), bool) as run:
             found = run.look()
+            self.aside = dict(found.reasons)
             for batch in run.batches(1, 0) if found.differs else ():
                 assert batch.bases is not None
                 for key, text in zip(batch.rows.column(0).to_pylist(), batch.bases.to_pylist(), strict=True):
@@ -140,6 +142,17 @@ def test_an_edit_that_sets_back_what_was_told_once_is_told(edited: Edited) -> No
     edited.write("a", 5)
     edited.edit("a", 2)
     assert edited.run() == {"a": (5, 2)}
+
+
+def test_a_key_of_another_kind_is_set_aside_and_stops_no_other(edited: Edited) -> None:
+    edited.write("a", 1)
+    edited.write("b", 1)
+    edited.run()
+    edited.edit("a", None)
+    edited.client.set("player:a", "x")
+    edited.edit("b", 2)
+    assert edited.run() == {"b": (1, 2)}
+    assert edited.aside == {"its key is no hash": 1}
 
 
 def test_a_row_that_came_and_went_between_two_runs_is_no_base(edited: Edited) -> None:

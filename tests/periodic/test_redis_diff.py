@@ -145,6 +145,20 @@ def test_a_bad_member_is_set_aside_with_its_reason_and_the_rest_is_told(board: B
     assert board.database.execute(alerts) == []
 
 
+def test_a_key_of_another_kind_is_no_hash_and_stops_no_other_member(board: Board) -> None:
+    board.put("u1", 1)
+    board.put("u2", 2)
+    board.run()
+    board.client.delete("user:u2")
+    board.client.set("user:u2", "x")
+    board.client.zadd("leaderboard:daily", {"u1": 5})
+    board.run(Wish(members=("u1", "u2")))
+    assert [row[:2] for row in board.rows()] == [("u1", 5), ("u2", 2)]
+    board.client.zadd("leaderboard:daily", {"u2": 6})
+    board.run()
+    assert [row[:2] for row in board.rows()] == [("u1", 5), ("u2", 6)]
+
+
 PARKED = (
     "select reason, count(*) from syncline.sync_dead_letters where target = 'members of board' and state = 'parked'"
     " group by reason order by reason"

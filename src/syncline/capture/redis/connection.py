@@ -54,6 +54,18 @@ def pool_of(config: Server) -> redis.ConnectionPool:
     return pool
 
 
+def _accepted(answers: Sequence[Any], other_kind: Any) -> list[Any]:
+    """The answers without an error among them; the first one is raised."""
+    found = []
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            if other_kind is None or _word(answer) != "WRONGTYPE":
+                raise answer
+            answer = other_kind
+        found.append(answer)
+    return found
+
+
 class Connection:
     """Answers as the server gives them: the driver's own conversions cost more than the reading."""
 
@@ -101,19 +113,16 @@ class Connection:
             self._connection.send_packed_command(self._connection.pack_commands(commands))
             return self._answers(len(commands))
 
-    def at_once(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """As :meth:`calls`, all of one moment."""
+    def at_once(self, commands: Sequence[Sequence[Any]], other_kind: Any = None) -> list[Any]:
+        """As :meth:`calls`, all of one moment; ``other_kind`` as for :meth:`receive_each`."""
         found = self.calls([("MULTI",), *commands, ("EXEC",)])[-1]
         with self._translated():
-            for answer in found:
-                if isinstance(answer, ResponseError):
-                    raise answer
-        return list(found)
+            return _accepted(found, other_kind)
 
-    def call_each(self, name: str, keys: Sequence[bytes], *arguments: str) -> list[Any]:
-        """The same command for each of many keys, as :meth:`calls`."""
+    def call_each(self, name: str, keys: Sequence[bytes], *arguments: str, other_kind: Any = None) -> list[Any]:
+        """The same command for each of many keys, as :meth:`calls`; ``other_kind`` as for :meth:`receive_each`."""
         self.send_each(name, keys, *arguments)
-        return self.receive_each(len(keys))
+        return self.receive_each(len(keys), other_kind)
 
     def send_each(self, name: str, keys: Sequence[bytes], *arguments: str) -> None:
         """As :meth:`send`, for each of many keys: packed here, which takes a tenth of the time."""
@@ -126,17 +135,14 @@ class Connection:
             packed = [b"%s$%d\r\n%s\r\n%s" % (before, len(key), key, behind) for key in keys]
             self._connection.send_packed_command([b"".join(packed)])
 
-    def receive_each(self, count: int) -> list[Any]:
-        """The next answers; the first error among them is raised once all are read."""
+    def receive_each(self, count: int, other_kind: Any = None) -> list[Any]:
+        """The next answers; the first error among them is raised once all are read. ``other_kind``, if there is one, is
+        the answer of a key that holds another kind of value."""
         with self._translated():
-            return self._answers(count)
+            return self._answers(count, other_kind)
 
-    def _answers(self, count: int) -> list[Any]:
-        answers = [self._answer() for _ in range(count)]
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise answer
-        return answers
+    def _answers(self, count: int, other_kind: Any = None) -> list[Any]:
+        return _accepted([self._answer() for _ in range(count)], other_kind)
 
     def _answer(self) -> Any:
         try:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from syncline.capture.redis.difference import Counts, Difference, in_file, kind_of_column, quoted
 from syncline.capture.redis.told import AWAY, NOTE, note_of
-from syncline.capture.redis.values import parsed
+from syncline.capture.redis.values import OTHER_KIND, parsed
 from syncline.change import Batch, Op
 
 __all__ = ["Meeting"]
@@ -105,6 +105,7 @@ class Meeting(Difference):
                 arrays[f"{letter}{n}"] = values
                 if letter == "c":
                     reasons[bad] = f"column {column.name} holds no {column.type}"
+                    reasons[_equal(texts, OTHER_KIND)] = "its key is no hash"
         arrays["seq"] = pa.array(np.arange(self._seen, self._seen + found.num_rows))
         arrays["bad"] = pa.array(reasons, pa.string())
         self._seen += found.num_rows
@@ -190,3 +191,7 @@ class Meeting(Difference):
 def _field(base: _Base, name: str) -> bytes | None:
     value = base.h.get(name)
     return None if value is None else value.encode()
+
+
+def _equal(values: pa.Array, wanted: bytes) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return pc.fill_null(pc.equal(values, pa.scalar(wanted, pa.binary())), False).to_numpy(zero_copy_only=False)

@@ -17,11 +17,13 @@ import pyarrow as pa
 
 from syncline.capture.redis.connection import Connection
 from syncline.capture.redis.settings import MEMBER, Group, MembersConfig
+from syncline.capture.redis.values import OTHER_KIND
 
 __all__ = ["KeyReader", "Stopped", "literal"]
 
 _SCANS = {"scores": "ZSCAN", "fields": "HSCAN"}
 _LOOKS = {"scores": "ZMSCORE", "fields": "HMGET"}
+_NO_HASH: list[Any] = []  # stands for what HMGET gives of a key of another kind: it stops no other member
 _SPECIAL = re.compile(r"([*?\[\]\\^])")
 
 
@@ -95,8 +97,10 @@ class KeyReader:
                 self._connection.send("SCAN", place, *scan)
             if waiting is not None:
                 yield waiting  # while the server looks for the next ones
-            rows = self._connection.receive_each(len(keys))
-            members = [key[len(before.encode()) : len(key) - len(behind.encode())] for key in keys]
+            rows = self._connection.receive_each(len(keys), _NO_HASH)
+            there = [n for n, row in enumerate(rows) if row is not _NO_HASH]  # it may have become another kind
+            rows = [rows[n] for n in there]
+            members = [keys[n][len(before.encode()) : len(keys[n]) - len(behind.encode())] for n in there]
             waiting = _hashes(group, members, rows) if members else None
             self._pace.took(len(members))
             if place == b"0":
@@ -120,8 +124,10 @@ class KeyReader:
         found: list[tuple[bytes, list[Any]]] = []
         for first in range(0, len(members), self._size):
             some = members[first : first + self._size]
-            rows = self._connection.call_each("HMGET", [group.key_of(member) for member in some], *group.fields)
-            found += zip(some, rows, strict=True)
+            keys = [group.key_of(member) for member in some]
+            rows = self._connection.call_each("HMGET", keys, *group.fields, other_kind=_NO_HASH)
+            # A key of another kind is no hash, as a scan has it.
+            found += [(member, row) for member, row in zip(some, rows, strict=True) if row is not _NO_HASH]
         bare = [member for member, row in found if not any(v is not None for v in row)]
         there = self._connection.call_each("EXISTS", [group.key_of(member) for member in bare])
         gone = {member for member, exists in zip(bare, there, strict=True) if not exists}
@@ -164,7 +170,9 @@ class KeyReader:
                     ("HGET", base_key, member),
                 )
             ]
-            went, *found = self._connection.at_once([("HGET", table_key, "gone"), *asked])
+            went, *found = self._connection.at_once(
+                [("HGET", table_key, "gone"), *asked], [OTHER_KIND] * len(group.fields)
+            )
             gone += [went] * len(some)
             there += map(bool, found[::3])
             values += found[1::3]

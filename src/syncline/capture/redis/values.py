@@ -11,7 +11,10 @@ import pyarrow.compute as pc
 
 from syncline.change import arrow_type
 
-__all__ = ["parsed"]
+__all__ = ["OTHER_KIND", "parsed"]
+
+# Stands for each value of a key of another kind. It is no UTF-8, so no value of any type.
+OTHER_KIND = b"\xffother kind"
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 _OFFSET = r"(Z|[+-]\d\d(:?\d\d)?)$"
