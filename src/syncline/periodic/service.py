@@ -26,6 +26,7 @@ from syncline.catalog.periodic import PeriodicRecords
 from syncline.change import Cursor
 from syncline.config import Config, TargetConfig, hint, store_class
 from syncline.errors import Misconfigured, SynclineError, Unavailable
+from syncline.log.embedded import EmbeddedLog
 from syncline.logs import logger
 from syncline.periodic.result import Result
 from syncline.pipeline import SyncService
@@ -163,7 +164,9 @@ class PeriodicSync:
         while True:
             cursor, reader = self._reached(target, number, check)
             reader.close()
-            if not taken or table in cursor.loaded:
+            log = EmbeddedLog.peek(self._config.log, self.name)
+            # Numbers begin anew with a log: a place in the former one says nothing.
+            if (log is None or cursor.position.log == log.log) and (not taken or table in cursor.loaded):
                 return
             if time.monotonic() - since > _PATIENCE_S:
                 raise Unavailable(
