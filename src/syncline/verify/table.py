@@ -280,7 +280,8 @@ def _bounds(copy: Copy, schema: TableSchema, recorded: TableSchema | None, versi
     buried = copy.reader.buried(recorded, version)
     truncated, horizon = copy.reader.swept(recorded.qualified)
     greatest = _greatest(copy)
-    buried = buried.filter(pc.less_equal(buried.column(-1), greatest)).combine_chunks()  # a later one no change left
+    # A later one no change left. What a cache has evicted stands at the point, which may be behind every change.
+    buried = buried.filter(pc.less_equal(buried.column(-1), max(greatest, version))).combine_chunks()
     columns = [buried.column(c.name) for c in schema.key]
     keys = key_bytes([c.chunk(0) for c in columns]) if buried.num_rows else nothing
     return Bounds(version, greatest, keys, emptied=max(truncated, horizon) >= version)
