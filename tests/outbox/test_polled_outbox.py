@@ -331,6 +331,20 @@ def test_events_that_are_thrown_away_unread_are_a_gap(plain_database: Database, 
     assert isinstance(reader.error, Gap)
 
 
+def test_an_event_of_the_newest_transaction_is_not_passed_while_that_is_open(plain_database: Database) -> None:
+    """A snapshot ends behind the last transaction that has ended: the newest one lies beyond it, though it is open."""
+    found, tables, place = prepared(plain_database)
+    stream = found.capture(tables, 0, 1, lambda *_: None)
+    assert isinstance(stream, PolledOutboxStream)
+    with plain_database.connect(autocommit=False) as session, plain_database.connect() as connection:
+        publish(session, 1, a="open")
+        assert [entry.through for entry in stream._poll(connection, place)] == [1]
+        session.commit()
+        assert max(entry.through for entry in stream._poll(connection, place)) == 2
+    stream.close()
+    stream._wake_read.close()  # as the end of entries() does
+
+
 def test_events_that_were_read_may_be_thrown_away(plain_database: Database) -> None:
     found, tables, place = prepared(plain_database)
     with reading(found, tables, place) as reader, plain_database.connect() as connection:

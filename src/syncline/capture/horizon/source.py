@@ -14,7 +14,7 @@ import psycopg
 
 from syncline.capture import SOURCE_OLDER, Again, Identity, Point
 from syncline.capture.horizon.lock import ReaderLock
-from syncline.capture.horizon.stream import harden, horizons
+from syncline.capture.horizon.stream import harden, horizons, next_id
 from syncline.capture.postgres import PostgresTables
 from syncline.capture.source import describe
 from syncline.errors import Gap
@@ -191,7 +191,7 @@ def one(connection: Connection, query: str) -> tuple[Any, ...]:
 
 def _await_older(connection: Connection, stop: threading.Event, tell: Callable[[str], None]) -> None:
     """Wait until every transaction that is open now has ended."""
-    _, high = horizons(connection)
+    high = next_id(connection)
     began, told = time.monotonic(), 0.0
     while horizons(connection)[0] < high:
         now = time.monotonic()

@@ -30,7 +30,7 @@ from syncline.capture.source import connect, translated
 from syncline.change import MAX_VERSION, Batch, Entry, Item, Marker, Part
 from syncline.errors import Misconfigured
 
-__all__ = ["Connection", "HorizonStream", "drawn", "harden", "horizons"]
+__all__ = ["Connection", "HorizonStream", "drawn", "harden", "horizons", "next_id"]
 
 Connection = psycopg.Connection[Any]
 P = TypeVar("P", bound=Page)
@@ -42,12 +42,21 @@ _BY_INDEX = "set enable_sort = off; set enable_bitmapscan = off; set enable_seqs
 
 
 def horizons(connection: Connection) -> tuple[int, int]:
-    """The transaction id below which all have ended, and the one below which all have begun."""
+    """The transaction id below which all have ended, and the one behind the last that has ended. Some that are open may
+    be above both: for a bound of those there is :func:`next_id`."""
     row = connection.execute(
         "select pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8 from pg_current_snapshot() s"
     ).fetchone()
     assert row is not None
     return int(row[0]), int(row[1])
+
+
+def next_id(connection: Connection) -> int:
+    """A transaction id that every transaction which has one by now is below. It is drawn for this: the end of a
+    snapshot stands behind the last transaction that has *ended*, and later ones may be open."""
+    row = connection.execute("select pg_current_xact_id()::text::int8").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def drawn(connection: Connection, schema: str, sequence: str) -> int:
@@ -91,6 +100,7 @@ class HorizonStream(ABC, Generic[P]):
         self._told = 0.0
         self._through = base + 1  # nothing is below the first number
         self._marks: deque[tuple[int, int]] = deque()  # a number, and the horizon at which all up to it have come
+        self._number = self._behind = -1  # the last number that was seen, and an id behind all that drew it
 
     # ------------------------------------------------------------------------------------------- what the rest says
 
@@ -174,9 +184,11 @@ class HorizonStream(ABC, Generic[P]):
 
     def _poll(self, connection: Connection, place: int) -> Iterator[Entry]:
         """Everything from the place up to the horizon of now; an entry without changes now and then."""
-        number = self._last_number(connection)  # before the horizon: who drew it has an older id than xmax
-        low, high = horizons(connection)
-        below, through = max(low, place), self._covered(number, low, high)
+        number = self._last_number(connection)
+        if number != self._number:  # before the id: whoever drew it has an older one
+            self._number, self._behind = number, next_id(connection)
+        low, _ = horizons(connection)
+        below, through = max(low, place), self._covered(number, low)
         if below > place:
             harden(connection)  # behind the look at the horizon
             yield from self._between(connection, place, below, through)
@@ -184,7 +196,7 @@ class HorizonStream(ABC, Generic[P]):
         if self._told == 0.0 or (below > place and (due or self._awaited(connection, below))):
             yield self._entry([Marker("progress")], below, through)
 
-    def _covered(self, number: int, low: int, high: int) -> int:
+    def _covered(self, number: int, low: int) -> int:
         """What the stream is through with once it has read up to the horizon ``low``."""
         if self._base + number >= MAX_VERSION:
             raise Misconfigured(
@@ -193,7 +205,7 @@ class HorizonStream(ABC, Generic[P]):
         if len(self._marks) >= _MARKS:
             self._marks.pop()
         if not self._marks or self._marks[-1][0] < number:
-            self._marks.append((number, high))
+            self._marks.append((number, self._behind))
         through = self._through
         while self._marks and self._marks[0][1] <= low:
             through = max(through, self._base + self._marks.popleft()[0] + 1)
