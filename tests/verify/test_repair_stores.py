@@ -9,13 +9,16 @@ import pytest
 import redis
 import yaml
 
-from servers import Database, Graph, fresh_database
+from servers import Database, fresh_database
+from stores.graphs import GraphDatabase, graph
 from syncline.config import Config, load_config
 from syncline.embedded import EmbeddedValkey
 from syncline.pipeline import SyncService
 from syncline.stores.qdrant.edge import EdgePoints
 from syncline.verify import compare, verify
 from syncline.verify.repair import Repaired, repair
+
+__all__ = ["graph"]
 
 LATE = 9007199254740000
 
@@ -104,7 +107,7 @@ def test_at_qdrant_points_and_vectors(items: Database, tmp_path: Path) -> None:
     assert counts(repaired(config)) == {"item": (1, 3, 1)}
 
 
-def test_at_a_graph_nodes_and_edges(database: Database, tmp_path: Path, bolt: Graph) -> None:
+def test_at_a_graph_nodes_and_edges(database: Database, tmp_path: Path, graph: GraphDatabase) -> None:
     database.execute(
         "create table author (id int primary key, name text);"
         "create table book (id int primary key, title text, author_id int references author);"
@@ -115,16 +118,15 @@ def test_at_a_graph_nodes_and_edges(database: Database, tmp_path: Path, bolt: Gr
         "insert into book select g, 'b' || g, g % 5 + 1 from generate_series(1, 20) g;"
         "insert into cites select g, g + 1, g from generate_series(1, 19) g"
     )
-    author, book = f"{bolt.prefix}Author", f"{bolt.prefix}Book"
-    user, password = bolt.auth or ("neo4j", "")
+    author, book, at = "Author", "Book", graph.config
     columns = {"from": "book_id", "to": "other_id"}
     ends = {end: {"table": "public.book", "columns": [column]} for end, column in columns.items()}
     target = {
         "type": "neo4j",
-        "uri": bolt.uri,
-        "user": user,
-        "password": password,
-        "database": bolt.database,
+        "uri": at.uri,
+        "user": at.user,
+        "password": at.password.get_secret_value() if at.password else None,
+        "database": at.database,
         "tables": {
             "public.author": {"node": author},
             "public.book": {"node": book, "references": {"author_id": {"type": "BY", "to": "public.author"}}},
@@ -145,9 +147,8 @@ def test_at_a_graph_nodes_and_edges(database: Database, tmp_path: Path, bolt: Gr
         f"MATCH (x:{book} {{id: 8}}), (y:{book} {{id: 10}}) CREATE (x)-[:CITES {{weight: 1}}]->(y)",
         f"CREATE (:{author} {{id: 77, name: 'x'}})",
     ):
-        bolt.query(statement)
+        graph.query(statement)
     found = repaired(config)
     assert found.first.differences >= 10
-    edges = bolt.query(f"MATCH (:{book})-[e:CITES]->(:{book}) RETURN count(e) AS n")
-    assert edges == [{"n": 19}]
-    assert bolt.query(f"MATCH (:{book})-[e:BY]->(:{author}) RETURN count(e) AS n") == [{"n": 20}]
+    assert graph.query(f"MATCH (:{book})-[e:CITES]->(:{book}) RETURN count(e)") == [[19]]
+    assert graph.query(f"MATCH (:{book})-[e:BY]->(:{author}) RETURN count(e)") == [[20]]

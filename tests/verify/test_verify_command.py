@@ -44,6 +44,14 @@ def test_an_unknown_table_is_a_usage_error(pipeline: Pipeline) -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_options_of_which_one_would_be_passed_over_are_refused(pipeline: Pipeline) -> None:
+    pipeline.database.execute("create table items (id int primary key)")
+    for options in (("--repair", "--checks", "row_count"), ("--repair", "--full"), ("items", "--key", "1", "--repair")):
+        refused = command(pipeline, *options)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "don't go together" in refused.stderr
+
+
 def test_a_table_that_cannot_be_captured_is_said_to_be_left_out_and_hinders_no_other(pipeline: Pipeline) -> None:
     pipeline.database.execute("create table items (id int primary key); create table keyless (v text)")
     pipeline.database.execute("insert into items values (1); insert into keyless values ('a')")

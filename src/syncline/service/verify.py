@@ -59,8 +59,10 @@ def verify(
     config = session_of(context).config(quiet=True)
     chosen("target", target, config.targets)
     names = [name if "." in name else f"public.{name}" for name in tables or ()]
+    _refuse_together({"--key": bool(key), "--repair": repair, "--checks": checks is not None})
+    _refuse_together({"--key": bool(key), "--repair": repair, "--full": full})
     if key:
-        if len(names) != 1 or checks is not None:
+        if len(names) != 1:
             raise Misconfigured("--key shows one record of one table.", remedy="For example: verify orders --key 5")
         raise typer.Exit(tell_record(config, names[0], key, target, as_json=as_json))
     kinds = None if checks is None else [kind.strip() for kind in checks.split(",")]
@@ -84,6 +86,13 @@ def _unproven(report: Report, names: Sequence[str]) -> bool:
         return True
     looked_at = bool(report.tables or report.checks)
     return not looked_at or bool(report.not_compared and (names or report.not_compared == len(report.tables)))
+
+
+def _refuse_together(given: Mapping[str, bool]) -> None:
+    """Raise ``Misconfigured`` if two of these options are given: one of them would be passed over in silence."""
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise Misconfigured(f"{' and '.join(names)} don't go together.", remedy="Run `syncline verify` with each.")
 
 
 def tell(report: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ __all__ = ["Collector", "Comparison", "comparing", "verify"]
 _log = logger()
 _ATTEMPTS = 5
 # Before the second look: what was differing in flight has arrived by then.
-_AGAIN_S = 1.0
+_AGAIN_S = 2.0
 _SETTLE_S = 30.0
 
 
