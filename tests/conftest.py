@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,8 +13,10 @@ from hypothesis import settings
 
 from neo4j_server import VERSIONS, fetch_neo4j, find_java
 from servers import POSTGRES_VERSIONS, SETTINGS, TEMPLATE, Database, Graph, fresh_database, required
-from shared_server import Address, shared
+from shared_server import Address, of_all_workers, shared
+from stores.graphs import GraphDatabase
 from syncline.embedded import EmbeddedPostgres, EmbeddedValkey, fetch_binaries
+from syncline.embedded.kept import locked
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("tests", deadline=None)
@@ -103,9 +104,7 @@ def valkey(valkey_of_worker: EmbeddedValkey) -> EmbeddedValkey:
 @pytest.fixture(scope="session")
 def graph_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Address]]:
     """The run's graph servers by kind, each started when the first worker asks for it."""
-    place = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        place = place.parent  # the folder that all workers have in common
+    place = of_all_workers(tmp_path_factory)
     joined: dict[str, Address] = {}
     with ExitStack() as stack:
 
@@ -118,20 +117,26 @@ def graph_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
 
 @pytest.fixture
-def bolt(graph_of: Callable[[str], Address]) -> Iterator[Graph]:
+def bolt(graph_of: Callable[[str], Address], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
     """The embedded graph server, compatible with Neo4j: quick to start, for what need not be shown on the real one."""
-    yield from _graph("bolt", graph_of("bolt"))
+    yield from _graph("bolt", graph_of("bolt"), of_all_workers(tmp_path_factory))
 
 
 @pytest.fixture(params=VERSIONS)
-def neo4j(request: pytest.FixtureRequest, graph_of: Callable[[str], Address]) -> Iterator[Graph]:
+def neo4j(
+    request: pytest.FixtureRequest, graph_of: Callable[[str], Address], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Graph]:
     """A real Neo4j, of each version in turn."""
     required(fetch_neo4j, request.param)
     required(find_java, VERSIONS[request.param])
-    yield from _graph(f"neo4j-{request.param}", graph_of(f"neo4j-{request.param}"))
+    kind = f"neo4j-{request.param}"
+    yield from _graph(kind, graph_of(kind), of_all_workers(tmp_path_factory))
 
 
-def _graph(kind: str, at: Address) -> Iterator[Graph]:
-    graph = Graph(kind, at.uri, at.auth, at.database, prefix=f"T{uuid4().hex[:8]}_")
-    yield graph
-    graph.clean()
+def _graph(kind: str, at: Address, place: Path) -> Iterator[Graph]:
+    """Nobody else's while the test runs: others empty the whole database, and leave cursors of sources of our names."""
+    with locked(place / f"{kind}.whole"):
+        GraphDatabase(kind, at).empty()
+        graph = Graph(kind, at.uri, at.auth, at.database, prefix=f"T{uuid4().hex[:8]}_")
+        yield graph
+        graph.clean()

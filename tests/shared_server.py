@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
+
 from neo4j_server import Neo4j
 from servers import eventually
 from syncline.embedded import EmbeddedBolt
@@ -45,6 +47,12 @@ class Address:
     database: str
     server: int
     keeper: int
+
+
+def of_all_workers(factory: pytest.TempPathFactory) -> Path:
+    """The folder that all workers of a run have in common."""
+    place = factory.getbasetemp()
+    return place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from neo4j_server import VERSIONS, fetch_neo4j, find_java
 from servers import required
-from shared_server import KINDS, Address
+from shared_server import KINDS, Address, of_all_workers
 from syncline.embedded.kept import locked
 from syncline.stores.neo4j import Neo4jConfig, Neo4jStore
 
@@ -64,11 +63,8 @@ def graph(
     if name in VERSIONS:
         required(fetch_neo4j, name)
         required(find_java, VERSIONS[name])
-    place = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        place = place.parent  # the folder that all workers have in common
     at = graph_of(request.param)
-    with locked(place / f"{request.param}.whole"):
+    with locked(of_all_workers(tmp_path_factory) / f"{request.param}.whole"):
         found = GraphDatabase(request.param, at)
         found.empty()
         yield found
