@@ -94,6 +94,7 @@ def _measured(
     for turn in range(repeat):
         with talk.doing(f"run {turn + 1} of {repeat}: syncline verify"), Engine(config, "start") as engine:
             engine.wait(loaded=True)
+            _await_streaming(source)
             ours.append(_verify(source))
         talk(f"syncline: {ours[-1].differences:,} differences in {ours[-1].seconds:.1f} s")
         if reladiff is not None:
@@ -115,6 +116,17 @@ def _measured(
         result["peak_rss_mb"]["reladiff"] = round(max(t["peak_rss"] for t in theirs) / 2**20)
         result["times_faster"] = median([t["seconds"] / s for t, s in zip(theirs, seconds, strict=True)])
     return result
+
+
+def _await_streaming(source: Source, timeout_s: float = 60) -> None:
+    """Verification would wait for an engine that is only starting."""
+    deadline = time.monotonic() + timeout_s
+    while not source.value(
+        "select coalesce(bool_or(active), false) from pg_replication_slots where slot_name = 'bench'"
+    ):
+        if time.monotonic() > deadline:
+            raise Unavailable(f"The engine does not stream after {timeout_s:.0f} s.")
+        time.sleep(0.05)
 
 
 def _verify(source: Source) -> _Looked:
