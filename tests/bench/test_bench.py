@@ -385,6 +385,7 @@ def test_peers_that_are_not_installed_are_none(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", str(tmp_path))
     assert Peers(tmp_path).extension() is None
     assert Peers(tmp_path).ingestr() is None
+    assert Peers(tmp_path).reladiff() is None
 
 
 @pytest.mark.slow
@@ -407,6 +408,13 @@ def test_members_of_redis_keys_are_compared_with_what_was_told(tmp_path: Path) -
     assert found["members_per_s"] == pytest.approx(2000 / found["seconds"], rel=0.01)
     assert found["peak_rss_mb"] > 50
     assert found["cpu_s"].keys() == {"syncline", "server"}
+
+
+def test_verification_finds_just_what_was_planted(tmp_path: Path) -> None:
+    found = run(tmp_path, "verify", "--rows", "20000", "--differences", "100", "--repeat", "1")
+    for look in ("equal", "100_differences"):  # another number of differences than was planted would be an error
+        assert found[look]["seconds"]["syncline"] > 0
+        assert found[look]["peak_rss_mb"]["syncline"] > 50
 
 
 @pytest.mark.slow
