@@ -242,6 +242,41 @@ def test_triggers_that_notify_wake_a_reader_whose_next_look_is_far(
             eventually(lambda key=key: key in keys_of(reader.entries))
 
 
+def test_a_notification_that_comes_with_the_answer_to_a_statement_wakes_the_reader_too(
+    plain_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = plain_database
+    database.execute("create table item (id int primary key)")
+    found, tables, place = prepared(database, poll_s=60, heartbeat_s=60, notify=True)
+    before = TriggerStream._tidy
+
+    def tidy(self: TriggerStream, connection: Any) -> None:
+        monkeypatch.setattr(TriggerStream, "_tidy", before)
+        database.execute("insert into item values (1)")
+        connection.execute("select 1")
+
+    monkeypatch.setattr(TriggerStream, "_tidy", tidy)
+    with reading(found, tables, place) as reader:
+        eventually(lambda: 1 in keys_of(reader.entries))
+
+
+def test_an_event_above_the_horizon_is_read_soon_behind_what_held_it_though_nothing_notifies_of_that(
+    plain_database: Database,
+) -> None:
+    database = plain_database
+    database.execute("create table item (id int primary key)")
+    found, tables, place = prepared(database, poll_s=60, notify=True)
+    database.execute("create table other (id int)")
+    with reading(found, tables, place) as reader, database.connect(autocommit=False) as holder:
+        eventually(lambda: reader.entries)
+        holder.execute("insert into other values (1)")
+        database.execute("insert into item values (1)")
+        time.sleep(0.3)
+        assert keys_of(reader.entries) == []
+        holder.rollback()
+        eventually(lambda: 1 in keys_of(reader.entries))
+
+
 def write_and_compare(database: Database) -> None:
     """Statements of every kind on a table with triggers, and what is read of their events."""
     database.execute("create table item (id int primary key, name text, t int, s int, o int, n int)")

@@ -12,11 +12,18 @@ from servers import Database
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    """Runs engines that may be killed."""
+def nursery_of_worker() -> Iterator[Nursery]:
+    """This worker's process that runs engines."""
     nursery = Nursery()
     yield nursery
     nursery.close()
+
+
+@pytest.fixture
+def nursery(nursery_of_worker: Nursery) -> Iterator[Nursery]:
+    """Runs engines that may be killed, one at a time: one that a failed test left is ended before the next test."""
+    yield nursery_of_worker
+    nursery_of_worker.clear()
 
 
 @pytest.fixture

@@ -243,6 +243,7 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
+        self._running: Child | None = None
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -254,8 +255,22 @@ class Nursery:
     def start(self, rig: Rig, *, point: str = "", nth: int = 1, until: int = 0) -> Child:
         """Begin a run: it ends at the n-th pass of ``point``, when it has ``until``, or when it is told to."""
         job = {"config": str(rig.config), "log": str(rig.folder / "engine.log"), "point": point, "nth": nth}
+        assert self._running is None, "an engine runs"
         self._write({**job, "until": until})
-        return Child(self, int(self._read()["pid"]), rig)
+        self._running = Child(self, int(self._read()["pid"]), rig)
+        return self._running
+
+    def ended(self) -> int:
+        """Wait for the engine that runs; how it ended."""
+        status = int(self._read()["status"])
+        self._running = None
+        return status
+
+    def clear(self) -> None:
+        """Kill the engine that still runs, if one does, and show what it said."""
+        if self._running is not None:
+            child, log = self._running, self._running.rig.folder / "engine.log"
+            print(f"an engine was left that ended with {child.kill()}:\n{log.read_text()[-4000:]}")
 
     def run(self, rig: Rig, *, point: str = "", nth: int = 1) -> int:
         """A run to its end, by the point or with everything that is committed now at the targets; its exit code."""
@@ -295,7 +310,7 @@ class Child:
         return self.wait()
 
     def wait(self) -> int:
-        return int(self._nursery._read()["status"])
+        return self._nursery.ended()
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison

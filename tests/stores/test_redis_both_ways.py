@@ -26,15 +26,15 @@ class Hashed:
     def __init__(self, store: RedisStore, client: redis.Redis) -> None:
         self.store, self.client, self._n = store, client, 0
 
-    def write(self, name: str | None, *, echo: bool = False) -> str | None:
-        """Apply a change of the row (None: its deletion); what the hash has behind it."""
+    def write(self, name: str | None, *, echo: bool = False, truncated: int | None = None) -> str | None:
+        """Apply a change of the row (None: its deletion), perhaps behind a truncation; what the hash has then."""
         self._n += 1
         kinds = [("id", pa.string()), ("name", pa.string()), ("version", pa.int64())]
         if name is None:
             rows = Folded(deletes=pa.record_batch([["a"], [self._n]], pa.schema([kinds[0], kinds[2]])))
         else:
             rows = Folded(upserts=pa.record_batch([["a"], [name], [self._n]], pa.schema(kinds)))
-        self.store.apply(Work((TableWork(SCHEMA, rows),), Cursor("main", Position("log", self._n)), echo))
+        self.store.apply(Work((TableWork(SCHEMA, rows, truncated),), Cursor("main", Position("log", self._n)), echo))
         return self.name
 
     def edit(self, name: str) -> None:
@@ -64,6 +64,48 @@ def test_a_new_change_writes_over_an_edit_and_counts_it(hashed: Hashed) -> None:
     hashed.edit("mine")
     assert hashed.write(None) is None
     assert hashed.store.overruled == 2
+
+
+def test_a_row_that_is_read_again_leaves_an_edit_that_rests_on_it(hashed: Hashed) -> None:
+    hashed.write("one")
+    hashed.edit("mine")
+    assert hashed.write("one") == "mine"
+    assert hashed.write("mine", echo=True) == "mine"
+    hashed.client.delete("player:a")
+    assert hashed.write("mine") is None
+    assert hashed.write(None, echo=True) is None
+    assert hashed.store.overruled == 0
+
+
+@pytest.mark.parametrize("at_once", [10_000, 0])
+def test_a_load_that_ends_leaves_an_edit_of_a_row_that_it_found(
+    hashed: Hashed, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncline.stores.redis.applying._ATOMIC_ROWS", at_once)
+    hashed.write("one")
+    hashed.edit("mine")
+    assert hashed.write("one", truncated=1) == "mine"
+    hashed.client.delete("player:a")
+    assert hashed.write("one", truncated=2) is None
+    assert hashed.write(None, echo=True) is None
+    hashed.write("two")
+    hashed.edit("mine")
+    assert hashed.write("three", truncated=5) == "three"
+    assert hashed.store.overruled == 1
+
+
+def test_a_load_that_ends_takes_away_a_row_that_it_did_not_find(hashed: Hashed) -> None:
+    hashed.write("one")
+    rows = Folded(upserts=pa.record_batch([["b"], ["b"], [2]], names=["id", "name", "version"]))
+    hashed.store.apply(Work((TableWork(SCHEMA, rows, 1),), Cursor("main", Position("log", 2))))
+    assert hashed.name is None
+    assert hashed.client.hget("player:b", "name") == "b"
+
+
+def test_a_hash_that_was_there_before_its_row_is_written_over(hashed: Hashed) -> None:
+    hashed.edit("mine")
+    assert hashed.write("one") == "one"
+    assert hashed.store.overruled == 1
 
 
 def test_what_both_sides_changed_to_the_same_is_no_conflict(hashed: Hashed) -> None:

@@ -37,6 +37,7 @@ P = TypeVar("P", bound=Page)
 
 _MARKS = 1000
 _SOONER = 10  # how much sooner the next poll is due behind one that found something
+_HELD_S = 0.1  # and at most so long behind one that saw a number drawn whose transaction may be open
 # A page is the beginning of what may be a long backlog, which the planner would sort whole for every page.
 _BY_INDEX = "set enable_sort = off; set enable_bitmapscan = off; set enable_seqscan = off"
 
@@ -94,6 +95,7 @@ class HorizonStream(ABC, Generic[P]):
         self._incarnation = incarnation
         self._lock = threading.Lock()
         self._closed = False
+        self._hinted = False  # a notification came with the answer to some statement, and not to the wait
         self._wake_read, self._wake_write = socket.socketpair()
         self._confirmed = 0
         self._tidied = 0.0
@@ -152,24 +154,36 @@ class HorizonStream(ABC, Generic[P]):
         try:
             connection = connect(dsn, timeout_s=settings.connect_timeout_s, application="syncline-capture")
             with translated(dsn), connection:
-                connection.add_notify_handler(lambda _: None)
+                connection.add_notify_handler(self._hint)
                 connection.execute(_BY_INDEX)
                 self._reader.take(connection)
                 self._start(connection, after)
                 connection.execute(f"listen {self.channel}".encode())
                 place = after
                 while not self._closed:
-                    busy = False
+                    busy = self._hinted = False
                     for entry in self._poll(connection, place):
                         yield entry
                         place, busy = max(place, entry.place), bool(entry.rows)
                     self._tidy(connection)
-                    self._wait(connection, settings.poll_s / _SOONER if busy else settings.poll_s)
+                    self._wait(connection, self._rest(busy))
         finally:
             self._wake_read.close()
 
+    def _hint(self, _: object) -> None:
+        self._hinted = True
+
+    def _rest(self, busy: bool) -> float:
+        """How many seconds the next poll may be away: nobody says when the horizon moves, so it is not waited for."""
+        most = self._polled.poll_s
+        if busy:
+            return most / _SOONER
+        return min(most, _HELD_S) if self._marks else most
+
     def _wait(self, connection: Connection, seconds: float) -> None:
         """Until the next poll is due, the source says that there is something, or the stream is closed."""
+        if self._hinted:
+            return
         poll = select.poll()
         poll.register(self._wake_read.fileno(), select.POLLIN)
         poll.register(connection.fileno(), select.POLLIN)

@@ -121,6 +121,23 @@ if #refused > 0 then
   return {'refused', refused}
 end
 
+-- What applications edit too is never taken away to be put back: the edit would be lost with what it rests on.
+for _, c in ipairs(chunks) do
+  if c.t.base ~= '' and c.plan.kind ~= 'remove' and c.plan.kind ~= 'delete' then
+    c.t.again = c.t.again or {}
+    for i, id in ipairs(c.data[1]) do
+      c.t.again[id] = c.t.again[id] or c.win[i]
+    end
+  end
+end
+for _, c in ipairs(chunks) do
+  if c.t.again and c.plan.kind == 'remove' then
+    for i, id in ipairs(c.data[1]) do
+      c.win[i] = c.win[i] and not c.t.again[id]
+    end
+  end
+end
+
 -- ------------------------------------------------------------------------------------------------------------ write
 
 -- A key that has a time to live keeps it; one without gets the mapping's.
@@ -155,19 +172,22 @@ local function values_in(kept, fields)
   return found
 end
 
--- Whether the row stays, and its flag.
-local function judge(now, was, wanted, flag)
+-- Whether the row stays, and its flag. ``known``: the row was written here before.
+local function judge(now, was, wanted, flag, known)
   if same(now, wanted) then
     return true, flag and not head.echo
   end
   if head.echo then
     return not (flag and same(now, was)), flag
   end
-  if not same(now, was) then
-    overruled = overruled + 1
-    return false, true
+  if same(now, was) then
+    return false, flag
   end
-  return false, flag
+  if known and same(was, wanted) then  -- read again, or set to what it was: the edit rests on that, and is accepted
+    return true, flag
+  end
+  overruled = overruled + 1
+  return false, true
 end
 
 local function meet(c)
@@ -187,7 +207,7 @@ local function meet(c)
         held[fields[f]] = value or nil
       end
       local flag
-      c.leave[i], flag = judge(now, was, wanted, base and base.f or false)
+      c.leave[i], flag = judge(now, was, wanted, base and base.f or false, base)
       if not gone then
         if not c.leave[i] then  -- an edit is overruled in every field
           for f = 1, #fields do

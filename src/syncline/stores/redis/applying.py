@@ -140,12 +140,15 @@ class Applier:
             add_rows(part, rows, moved)
 
     def _sweep_first(self, connection: Connection, one: _Ready, table: TableWork) -> None:
-        """A large truncation in batches. Rows that this work completes are left for its own call."""
+        """A large truncation in batches. Rows that this work completes are left for its own call, and so are those that
+        it writes anew where applications edit them too."""
         layout = one.part.layout
         name = layout.schema.qualified
         if not one.truncates or connection.call("HLEN", self._keys.rows(name)) <= _ATOMIC_ROWS:
             return
         spared: set[bytes] = set()
+        if self._keys.both_ways and one.upserts is not None:
+            spared.update(layout.id.render(one.upserts.texts, len(one.upserts)).to_pylist())
         if table.rows.partials is not None:
             origins = table.rows.partials.column(len(table.schema.columns) + 2).flatten()
             names = [c.name for c in table.schema.key]
