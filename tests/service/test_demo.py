@@ -73,12 +73,17 @@ def test_each_demo_ends_without_a_difference_in_any_of_its_copies(
         assert all(table["rows"] > 0 and table["differences"] == 0 for table in of["tables"].values())
     assert found["rows_written"] >= 600
     assert list(tmp_path.iterdir()) == []
+    if name.startswith("chunks"):
+        damage = found["damage"]
+        assert damage["just_that"]
+        assert damage["done"] == damage["found"] == damage["repaired"] >= 3
+        assert damage["score_before"] < damage["score_after"] == 100
 
 
 def test_a_demo_whose_tables_could_not_be_compared_does_not_end_as_if_they_were_equal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def loading(config: Config) -> Report:
+    def loading(config: Config, **_: object) -> Report:
         return Report([replace(table, state="loading", rows=0) for table in verify(config).tables], 0.0)
 
     monkeypatch.setattr(run, "verify", loading)

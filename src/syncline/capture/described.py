@@ -1,14 +1,17 @@
-"""Tables that no catalogue describes, described as one would: by the names of PostgreSQL's types."""
+"""Tables that no catalogue describes, described as one would: by the names of PostgreSQL's types; and their rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import pyarrow as pa
 import xxhash
 
 from syncline.capture.tables import CatalogColumn, TableInfo
+from syncline.change import Batch, Op, TableSchema, make_batch
 
-__all__ = ["TYPE_OIDS", "described"]
+__all__ = ["TYPE_OIDS", "described", "inserted"]
 
 # PostgreSQL's own numbers of the types, by which all tables are described.
 TYPE_OIDS = {
@@ -77,4 +80,18 @@ def _column(name: str, type_name: str, key: str, place: int) -> CatalogColumn:
         generated="",
         has_missing_value=False,
         storage="p",
+    )
+
+
+def inserted(schema: TableSchema, columns: Sequence[pa.Array], version: int, first: int) -> Batch:
+    """Rows of such a table as inserts of one version, the ``first`` of them with this ordinal."""
+    n = len(columns[0])
+    return make_batch(
+        schema,
+        columns,
+        op=pa.array(np.full(n, int(Op.INSERT), np.int8)),
+        version=pa.array(np.full(n, version)),
+        ordinal=pa.array(np.arange(first, first + n)),
+        commit_time=pa.array(np.zeros(n, np.int64)).cast(pa.timestamp("us", "UTC")),
+        xid=pa.array(np.zeros(n, np.int64)),
     )

@@ -13,6 +13,7 @@ from typing import Any, LiteralString
 import psycopg
 
 from syncline.demo.copies import Copies
+from syncline.demo.damage import Damage, Hands
 from syncline.demo.scenario import Answer, Filled, Scenario, done
 
 __all__ = ["SCENARIO"]
@@ -184,6 +185,29 @@ def _ask(copies: Copies) -> Iterator[Answer]:
     yield "Who wrote how many? (DuckDB)", ", ".join(f"{o['system_origin']} {o['n']:,}" for o in origins)
 
 
+def _change_text(hands: Hands) -> None:
+    hands.graph("MATCH (c:Chunk) WITH c ORDER BY c.id LIMIT 1 SET c.content = 'Nobody wrote this.'")
+
+
+def _drop_edge(hands: Hands) -> None:
+    hands.graph("MATCH (:Chunk)-[r:MENTIONS]->(:Entity) WITH r ORDER BY r.weight LIMIT 1 DELETE r")
+
+
+def _remove_point(hands: Hands) -> None:
+    hands.remove_point("chunks")
+
+
+def _add_row(hands: Hands) -> None:
+    hands.rows("insert into unified.entities select * replace (-1 as id) from unified.entities limit 1")
+
+
+_DAMAGE = (
+    Damage("the text of a chunk is another one", "graph", "unified.chunks", "different", _change_text),
+    Damage("a relationship MENTIONS is gone", "graph", "unified.mentions", "missing", _drop_edge),
+    Damage("a point is gone", "vectors", "unified.chunks", "missing", _remove_point),
+    Damage("an entity is there that nobody made", "tables", "unified.entities", "extra", _add_row),
+)
+
 SCENARIO = Scenario(
     name="chunks",
     summary="documents with embeddings into a graph, vectors and DuckDB at once",
@@ -194,4 +218,5 @@ SCENARIO = Scenario(
     fill=_fill,
     look=_look,
     ask=_ask,
+    damage=_DAMAGE,
 )

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from syncline.demo.copies import Copies
+from syncline.demo.damage import Damage, Hands
 from syncline.demo.scenario import Answer, Filled, Scenario
 
 __all__ = ["SCENARIO"]
@@ -124,6 +125,24 @@ def _ask(copies: Copies) -> Iterator[Answer]:
     yield "Who wrote how many? (PostgreSQL)", ", ".join(f"{o['system_origin']} {o['n']:,}" for o in origins)
 
 
+def _change_text(hands: Hands) -> None:
+    hands.graph("MATCH (c:Chunk) WITH c ORDER BY c.id LIMIT 1 SET c.content = 'Nobody wrote this.'")
+
+
+def _remove_point(hands: Hands) -> None:
+    hands.remove_point("chunks")
+
+
+def _delete_row(hands: Hands) -> None:
+    hands.table("delete from unified.published where id = (select min(id::text)::uuid from unified.published)")
+
+
+_DAMAGE = (
+    Damage("the text of a chunk is another one", "neo4j", "unified.published", "different", _change_text),
+    Damage("a point is gone", "qdrant", "unified.published", "missing", _remove_point),
+    Damage("a row is gone", "postgres", "unified.published", "missing", _delete_row),
+)
+
 SCENARIO = Scenario(
     name="chunks",
     summary="chunks that applications publish as events, into PostgreSQL, a graph and vectors",
@@ -134,6 +153,7 @@ SCENARIO = Scenario(
     fill=_fill,
     look=_look,
     ask=_ask,
+    damage=_DAMAGE,
     of_members=True,
     config="stream.yaml",
     schema="",

@@ -24,6 +24,7 @@ from syncline.capture import Source
 from syncline.capture.outbox.install import install
 from syncline.config import Config, load_config
 from syncline.demo.copies import Copies
+from syncline.demo.damage import Hands, is_just
 from syncline.demo.scenario import Doing, Scenario, Workload, client_of, members, transactions
 from syncline.demo.view import View, view_for
 from syncline.embedded import EmbeddedBolt, EmbeddedPostgres, EmbeddedValkey
@@ -32,6 +33,8 @@ from syncline.pipeline import SyncService
 from syncline.service.figures import amount, span
 from syncline.service.session import DIFFERENT, INTERRUPTED
 from syncline.verify import Report, TableReport, verify
+from syncline.verify.repair import repair
+from syncline.verify.report import KINDS
 
 __all__ = ["run_demo"]
 
@@ -110,15 +113,18 @@ class _Demo:
             if target.type == "duckdb":
                 which = f" --target {name}" if len(config.targets) > 1 else ""
                 self.view.say(f'Ask the copy while it runs: syncline query -c {file}{which} "show tables"')
-        copies = self.stack.enter_context(Copies(config))
-        applied = self._follow(service, workload, self._changing(given), copies, source)
-        report = self._compare(config)
-        for question, answer in self.scenario.ask(copies):
-            self.view.say(f"{question}\n  {answer}")
-        _arrive(service, source)
-        self._show(service, copies, workload, source)
+        with Copies(config) as copies:
+            applied = self._follow(service, workload, self._changing(given), copies, source)
+            report = self._compare(config)
+            for question, answer in self.scenario.ask(copies):
+                self.view.say(f"{question}\n  {answer}")
+            _arrive(service, source)
+            self._show(service, copies, workload, source)
         figures = _figures(connection, workload, loaded, applied, report)
         self.view.say(_summary(figures))
+        if self.scenario.damage and not figures["differences"] + figures["not_compared"]:
+            service.stop()
+            figures |= self._damaged(config)
         return figures | {"seconds": round(time.monotonic() - began, 2)}
 
     def _servers(self) -> dict[str, str]:
@@ -237,13 +243,44 @@ class _Demo:
             status["lag_bytes"] = source.lag(status["place"])
         self.view.show(status, self.scenario.look(copies), min(workload.rows, self.rows), self.rows)
 
-    def _compare(self, config: Config) -> Report:
+    def _compare(self, config: Config, *, engine: type[SyncService] | None = None) -> Report:
         self.view.say("Comparing source and copies by content ...")
-        report = verify(config)
+        report = verify(config, engine=engine)
         for table in report.tables:
             name = table.table if len(config.targets) == 1 else f"{table.target}: {table.table}"
             self.view.say(f"  {name:<36} {amount(table.rows):>12} rows  {_verdict(table)}")
         return report
+
+    def _damaged(self, config: Config) -> dict[str, Any]:
+        """Damage the copies by hand, find just that, and repair just that; the figures."""
+        damage, hands = self.scenario.damage, Hands(config)
+        self.view.say("Damaging the copies by hand, behind the engine's back:")
+        for one in damage:
+            one.do(hands)
+            self.view.say(f"  {one.target}: {one.words}")
+        found = self._compare(config, engine=SyncService)
+        just = is_just(found, damage)
+        self.view.say(f"  {_score(found)}; {'just what was done' if just else 'NOT WHAT WAS DONE'}.")
+        self.view.say("Repairing what differs, each row as a change through the log ...")
+        done = repair(config, engine=SyncService)
+        for table in done.tables:
+            counts = {"missing": table.missing, "different": table.different, "extra": table.extra}
+            said = ", ".join(f"{amount(count)} {kind}" for kind, count in counts.items() if count)
+            self.view.say(f"  {table.target}: {table.table:<36} {said or 'nothing'} repaired")
+        self.view.say(f"  {_score(done.last)}.")
+        written = done.written + done.removed
+        return {
+            "differences": done.last.differences + (not just) + (written != len(damage)),
+            "not_compared": done.last.not_compared,
+            "damage": {
+                "done": len(damage),
+                "found": found.differences,
+                "just_that": just,
+                "repaired": written,
+                "score_before": found.consistency_score,
+                "score_after": done.last.consistency_score,
+            },
+        }
 
 
 def _figures(
@@ -271,6 +308,10 @@ def _figures(
     }
 
 
+def _score(report: Report) -> str:
+    return f"score {report.consistency_score:.2f} %, {amount(report.differences)} differences"
+
+
 def _unknown(tables: int) -> str:
     return f", and {amount(tables)} tables that were not compared" if tables else ""
 
@@ -279,7 +320,9 @@ def _verdict(table: TableReport) -> str:
     """Of a table that was not compared nothing is known, which must not read like equality."""
     if not table.compared:
         return f"NOT COMPARED: {table.state}"
-    return f"{amount(table.differences)} DIFFERENCES" if table.differences else "equal"
+    found = [f"{amount(count)} {kind.upper()}" for kind in KINDS if (count := getattr(table, kind))]
+    found += [f"{len(table.columns)} COLUMNS DIFFER"] if table.columns else []
+    return ", ".join(found) or "equal"
 
 
 def _applied(target: Mapping[str, Any], before: Mapping[str, Any], seconds: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, LiteralString
 import psycopg
 
 from syncline.demo.copies import Copies
+from syncline.demo.damage import Damage
 
 __all__ = [
     "Answer",
@@ -52,7 +53,8 @@ class Scenario:
 
     ``rows`` are changed unless the user says another number, and half as many are there before, ``existing`` at most.
     ``servers`` are those it needs beside PostgreSQL. ``fill`` writes about so many and says what happens to them.
-    ``ask`` asks the copies what their users would. ``of_members``: what changes are members of the keys of a Valkey
+    ``ask`` asks the copies what their users would. ``damage`` is done to them at the end, found, and mended.
+    ``of_members``: what changes are members of the keys of a Valkey
     server, by a client of it, and not rows of PostgreSQL. ``config`` and ``schema`` are its files ('' for tables that
     Syncline makes), ``words`` what is changed, and in what.
     """
@@ -70,6 +72,7 @@ class Scenario:
     config: str = "syncline.yaml"
     schema: str = "schema.sql"
     words: tuple[str, str] = ("rows", "transactions")
+    damage: tuple[Damage, ...] = ()
 
     @property
     def files(self) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -182,7 +182,7 @@ class Repairs:
         items: list[Batch] = []
         if keys:
             version = incarnation.base + point.number - 1
-            found = self._context.source.rows_of(info, point, keys[0], version)
+            found = self._context.source.rows_of(info, replace(point, target=request.target), keys[0], version)
             items = [batch for batch in (found, _deletes(found.schema, keys[0], found, version)) if len(batch)]
         return Entry((Marker("repair", table), *items), incarnation=incarnation.number, targets=(request.target,))
 

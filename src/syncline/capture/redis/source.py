@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
-import numpy as np
 import pyarrow as pa
 
 from syncline.capture import Again, Identity, LoadProgress, Point, Pressure, Seen, Stream
-from syncline.capture.described import described
+from syncline.capture.described import described, inserted
 from syncline.capture.outbox.expand import EventParking
 from syncline.capture.redis.connection import Connection, describe
 from syncline.capture.redis.meeting import Meeting
@@ -30,7 +29,7 @@ from syncline.capture.runs import RunRecords, Wish
 from syncline.capture.schema import table_schema
 from syncline.capture.settings import SourceSettings
 from syncline.capture.tables import TableInfo
-from syncline.change import Batch, Entry, Op, TableSchema, arrow_type, make_batch
+from syncline.change import Batch, Entry, TableSchema, arrow_type
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.finding import Finding
 from syncline.mapping import Facts
@@ -232,14 +231,14 @@ class RedisSource:
         for columns in state.batches(schema, _ROWS):
             if stop.is_set():
                 raise Unavailable("The load was asked to stop.")
-            yield _inserted(schema, columns, version, first)
+            yield inserted(schema, columns, version, first)
             first += len(columns[0])
             progress(LoadProgress(info.qualified, first, first, total))
 
     def rows_of(self, info: TableInfo, point: Point, keys: pa.RecordBatch, version: int) -> Batch:
         schema = table_schema(info)
         found = _with_keys(self._held[point.snapshot], schema, keys)
-        return _inserted(schema, found.columns, version, 0)
+        return inserted(schema, found.columns, version, 0)
 
     def heal(
         self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event
@@ -288,19 +287,6 @@ def _with_keys(state: State, schema: TableSchema, keys: pa.RecordBatch) -> pa.Re
     rows = pa.Table.from_batches(batches, batches[0].schema if batches else empty)
     found = rows.join(pa.Table.from_batches([keys]), keys=keys.schema.names, join_type="left semi").combine_chunks()
     return pa.record_batch([found.column(n).combine_chunks() for n in names], names=names)
-
-
-def _inserted(schema: TableSchema, columns: Sequence[pa.Array], version: int, first: int) -> Batch:
-    n = len(columns[0])
-    return make_batch(
-        schema,
-        columns,
-        op=pa.array(np.full(n, int(Op.INSERT), np.int8)),
-        version=pa.array(np.full(n, version)),
-        ordinal=pa.array(np.arange(first, first + n)),
-        commit_time=pa.array(np.zeros(n, np.int64)).cast(pa.timestamp("us", "UTC")),
-        xid=pa.array(np.zeros(n, np.int64)),
-    )
 
 
 def _described(schema: TableSchema) -> TableInfo:

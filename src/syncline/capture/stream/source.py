@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from syncline.capture import Again, Identity, LoadProgress, Point, Pressure, Seen, Stream
+from syncline.capture.described import inserted
 from syncline.capture.outbox.expand import EventParking
 from syncline.capture.redis.connection import Connection, describe
 from syncline.capture.runs import RunRecords
@@ -29,9 +30,9 @@ from syncline.capture.settings import SourceSettings
 from syncline.capture.stream.reading import Facts, StreamReader
 from syncline.capture.stream.settings import StreamSettings
 from syncline.capture.stream.stream import EventStream, columns_of
-from syncline.capture.stream.told import Row, Seat, State, Told
+from syncline.capture.stream.told import Seat, State, Told
 from syncline.capture.tables import TableInfo
-from syncline.change import Batch, Op, TableSchema, make_batch
+from syncline.change import Batch, TableSchema
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.finding import Finding
 from syncline.mapping import Facts as MappingFacts
@@ -200,9 +201,21 @@ class StreamSource:
         while rows := list(islice(told, _ROWS)):
             if stop.is_set():
                 raise Unavailable("The load was asked to stop.")
-            yield _inserted(schema, rows, version, first)
+            yield inserted(schema, columns_of(rows, schema), version, first)
             first += len(rows)
             progress(LoadProgress(info.qualified, first, first, first))
+
+    def rows_of(self, info: TableInfo, point: Point, keys: pa.RecordBatch, version: int) -> Batch:
+        """See :class:`~syncline.capture.Source`: those of the point's target. All that was told is gone through."""
+        schema = table_schema(info)
+        at = schema.key_positions[0]
+        wanted = keys.column(0)
+        told, parts = self._held[point.snapshot].rows(point.target), [columns_of((), schema)]
+        while rows := list(islice(told, _ROWS)):
+            columns = columns_of(rows, schema)
+            chosen = pc.is_in(columns[at], value_set=wanted.cast(columns[at].type))
+            parts.append([column.filter(chosen) for column in columns])
+        return inserted(schema, [pa.concat_arrays(column) for column in zip(*parts, strict=True)], version, 0)
 
     def heal(
         self, schema: TableSchema, keys: pa.RecordBatch, xids: Sequence[int], stop: threading.Event
@@ -247,16 +260,3 @@ class StreamSource:
 
     def close(self) -> None:
         self.told.close()
-
-
-def _inserted(schema: TableSchema, rows: Sequence[Row], version: int, first: int) -> Batch:
-    n = len(rows)
-    return make_batch(
-        schema,
-        columns_of(rows, schema),
-        op=pa.array(np.full(n, int(Op.INSERT), np.int8)),
-        version=pa.array(np.full(n, version)),
-        ordinal=pa.array(np.arange(first, first + n)),
-        commit_time=pa.array(np.zeros(n, np.int64)).cast(pa.timestamp("us", "UTC")),
-        xid=pa.array(np.zeros(n, np.int64)),
-    )
