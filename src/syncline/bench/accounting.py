@@ -13,7 +13,7 @@ from typing import Self
 
 import psycopg
 
-__all__ = ["Sampler", "child_pids", "cpu_seconds", "peak_rss_bytes", "thread_cpu"]
+__all__ = ["Sampler", "child_pids", "cpu_seconds", "forget_peak", "peak_rss_bytes", "thread_cpu"]
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -47,6 +47,12 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+def forget_peak() -> None:
+    """Let the peak of this process begin anew (proc(5), ``clear_refs``); where that may not be done, it goes on."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_rss_bytes(pid: int | str = "self") -> int:

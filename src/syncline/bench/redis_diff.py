@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import redis
 
-from syncline.bench.accounting import cpu_seconds, peak_rss_bytes
+from syncline.bench.accounting import cpu_seconds, forget_peak, peak_rss_bytes
 from syncline.bench.report import Talk, environment, median, spread
 from syncline.bench.workload import Source
 from syncline.embedded import EmbeddedValkey
@@ -221,9 +221,11 @@ def _runs(config: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
     from syncline.capture.redis.source import RedisSource
     from syncline.catalog.repository import ControlSchema
     from syncline.config import Config
+    from syncline.pipeline.memory import return_freed_memory
     from syncline.pipeline.reports import Reports
     from syncline.pipeline.runs import RecordedRuns
 
+    return_freed_memory()  # as every engine does
     tree = Config.model_validate(config)
     source = tree.source("board")
     assert isinstance(source, RedisSource)
@@ -250,6 +252,7 @@ def _measured(source: Any) -> Any:
     next(entries)  # says where it begins
     try:
         while True:
+            forget_peak()
             yield _one(stream, entries) | {"told": _told(source), "peak_rss_bytes": peak_rss_bytes()}
     finally:
         stream.close()

@@ -184,6 +184,9 @@ class PostgresSettings(SourceSettings):
     )
     load_chunk_bytes: int = Field(16 * 1024 * 1024, ge=8192, description="Table bytes read by one COPY of a load.")
     connect_timeout_s: int = Field(10, ge=1, description="How long one attempt to connect may take.")
+    read_timeout_s: float = Field(
+        0.0, ge=0, description="How long one statement that reads a table (a load, a verification) may take; 0: no end."
+    )
 
     @classmethod
     def address_of(cls, parts: Mapping[str, str]) -> str:

@@ -54,7 +54,7 @@ _ENTRY_ROWS = 40_960
 _ENTRY_BYTES = 24 * 1024 * 1024
 # A role's own limits must not cut a long read off; the server's version decides which of them there are.
 _PATIENT = (
-    "select set_config(name, '0', false) from pg_settings"
+    "select set_config(name, case name when 'statement_timeout' then %s else '0' end, false) from pg_settings"
     " where name in ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')"
 )
 # Not the view pg_publication_tables: it looks at every published table to tell of one.
@@ -172,7 +172,7 @@ def consistent_point(config: SourceConfig, purpose: str, talk: Talk) -> Iterator
 def _hold(config: SourceConfig, holder: psycopg.Connection[Any], exported: str) -> str:
     try:
         with translated(config.replication):
-            holder.execute(_PATIENT)
+            holder.execute(_PATIENT, ["0"])
             holder.execute("begin isolation level repeatable read, read only")
             holder.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(exported)))
             row = holder.execute("select pg_export_snapshot()").fetchone()
@@ -290,7 +290,7 @@ class TableReader:
         self._snapshot = snapshot
         self._connection = connect_plain(config.replication, timeout_s=config.connect_timeout_s)
         with self._cursor() as cursor:
-            cursor.execute(_PATIENT)
+            cursor.execute(_PATIENT, [str(int(config.read_timeout_s * 1000))])
         names, self.filter = self._published()
         self.schema = table_schema(info, names)
         self.columns = [c for s in self.schema.columns if (c := info.column(s.name)) is not None]

@@ -42,6 +42,7 @@ __all__ = [
     "SyncReport",
     "SyncRequest",
     "SyncStatus",
+    "SyncVerified",
 ]
 
 
@@ -322,3 +323,22 @@ class SyncReport(Base):
     unknown: Mapped[int]
     seconds: Mapped[float]
     report: Mapped[dict[str, Any]] = mapped_column(JSONB(none_as_null=True))
+
+
+class SyncVerified(Base):
+    """What the latest comparison of one table at one target found. ``verified_through``: the copy was equal when it had
+    every change with a native number below this, at ``verified_at``; both are of the latest clean comparison, NULL
+    before the first. The rest is of the latest comparison at all."""
+
+    __tablename__ = "sync_verified"
+
+    source: Mapped[str] = mapped_column(primary_key=True)
+    target: Mapped[str] = mapped_column(primary_key=True)
+    table_name: Mapped[str] = mapped_column(primary_key=True)
+    verified_through: Mapped[int | None]
+    verified_at: Mapped[datetime | None]
+    compared_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    rows: Mapped[int]
+    differences: Mapped[int]
+    parked: Mapped[int]
+    score: Mapped[float]

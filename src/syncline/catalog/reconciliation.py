@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, Executable, bindparam, delete, func, insert, select, update
@@ -35,6 +36,9 @@ _BEGIN = (
 )
 _KEPT = select(ReconciliationRun.id).order_by(ReconciliationRun.id.desc()).limit(bindparam("many", type_=BigInteger()))
 _PRUNE = delete(ReconciliationRun).where(ReconciliationRun.id.not_in(_KEPT))
+_LATEST_OF = select(func.max(ReconciliationRun.started_at).label("began")).where(
+    ReconciliationRun.started_by == bindparam("who")
+)
 _RUNS = select(ReconciliationRun).order_by(ReconciliationRun.id.desc()).limit(bindparam("many", type_=BigInteger()))
 
 
@@ -89,6 +93,10 @@ class ReconciliationRuns:
     def runs(self, many: int = 20) -> list[Row]:
         """The latest runs, the newest first, as dicts of the columns."""
         return self._rows(_RUNS, many=many)
+
+    def latest(self, started_by: str) -> datetime | None:
+        """When the latest run began that was asked for by this, None if there is none."""
+        return self._rows(_LATEST_OF, who=started_by)[0]["began"]
 
     def _rows(self, statement: Executable, **values: Any) -> list[Row]:
         with translated(self._dsn, self._schema), self._engine.connect() as connection:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from syncline.capture.schedule import checked_cron, following
 
 __all__ = ["ReconcileConfig", "RepairConfig"]
 
@@ -20,8 +24,26 @@ class RepairConfig(BaseModel):
 
 
 class ReconcileConfig(BaseModel):
-    """What is kept of reconciliations."""
+    """When `syncline run` reconciles, and what is kept of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    every_s: float | None = Field(
+        None, ge=1, description="Seconds from the beginning of one reconciliation of everything to that of the next."
+    )
+    cron: str | None = Field(None, description="A cron expression of five fields in UTC, instead of `every_s`.")
     keep_runs: int = Field(1_000, ge=1, description="So many runs are kept in reconciliation_runs.")
+
+    @field_validator("cron")
+    @classmethod
+    def _is_a_cron_expression(cls, cron: str | None) -> str | None:
+        return checked_cron(cron)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether an engine reconciles by itself."""
+        return self.every_s is not None or self.cron is not None
+
+    def due_after(self, began: datetime) -> datetime:
+        """When the reconciliation is due that follows one that began then, where they are scheduled."""
+        return following(began, self.every_s or 0.0, self.cron)

@@ -1,4 +1,4 @@
-"""What verification is told: the digest, the rules, and how many reports are kept."""
+"""What verification is told: the digest, the rules, the rolling sweep, and how many reports are kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-__all__ = ["RuleConfig", "VerifyConfig"]
+__all__ = ["RollingConfig", "RuleConfig", "VerifyConfig"]
 
 
 class RuleConfig(BaseModel):
@@ -26,6 +26,27 @@ class RuleConfig(BaseModel):
         return table if table is None or "." in table else f"public.{table}"
 
 
+class RollingConfig(BaseModel):
+    """How `syncline run` verifies by itself, table by table, and what that may cost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(
+        0.05, gt=0, le=1, description="Share of the time that tables are compared in; the rest of it is rest."
+    )
+    every_s: float = Field(
+        3600.0, ge=1, description="A table is compared again no sooner than so many seconds after it was."
+    )
+    max_lag_s: float = Field(10.0, gt=0, description="A target that is behind by more is left alone.")
+    max_snapshot_s: float = Field(
+        900.0, ge=1, description="A comparison of one table is given up after so long, with the snapshot it holds."
+    )
+    statement_timeout_s: float = Field(
+        300.0, ge=1, description="How long one statement of a comparison may take at a source that is PostgreSQL."
+    )
+    repair: bool = Field(False, description="Repair what differs, within the limits of `repair`.")
+
+
 class VerifyConfig(BaseModel):
     """What `syncline verify` looks at beside the rows, and what it keeps."""
 
@@ -36,6 +57,9 @@ class VerifyConfig(BaseModel):
     )
     check_timeout_s: float = Field(
         60.0, gt=0, le=86_400, description="How long one rule, or one foreign key, may keep a database busy."
+    )
+    rolling: RollingConfig | None = Field(
+        None, description="`syncline run` compares table after table, again and again; null: it does not."
     )
     keep: int = Field(100, ge=0, le=1_000_000, description="How many reports are kept in the control schema.")
     rules: dict[str, RuleConfig] = Field(

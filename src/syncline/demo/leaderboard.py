@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from syncline.demo.copies import Copies
+from syncline.demo.damage import Damage, Hands
 from syncline.demo.scenario import Answer, Filled, Scenario
 
 __all__ = ["SCENARIO"]
@@ -105,6 +106,30 @@ def _ask(copies: Copies) -> Iterator[Answer]:
     yield "Who has done nothing since midnight, when the set of the day expired?", f"{kept['users']:,} users, who stay"
 
 
+def _change_score(hands: Hands) -> None:
+    hands.table(
+        "update public.pomo_leaderboard set yearly_pomo = yearly_pomo + 1000"
+        " where user_id = (select min(user_id) from public.pomo_leaderboard)"
+    )
+
+
+def _delete_user(hands: Hands) -> None:
+    hands.table(
+        "delete from public.pomo_leaderboard where user_id = (select max(user_id) from public.pomo_leaderboard)"
+    )
+
+
+def _add_user(hands: Hands) -> None:
+    hands.table("insert into public.pomo_leaderboard (user_id, username) values ('nobody', 'Nobody')")
+
+
+_TABLE = "public.pomo_leaderboard"
+_DAMAGE = (
+    Damage("somebody gave a user 1,000 points", "main", _TABLE, "different", _change_score),
+    Damage("a user is gone", "main", _TABLE, "missing", _delete_user),
+    Damage("a user is there whom no board has", "main", _TABLE, "extra", _add_user),
+)
+
 SCENARIO = Scenario(
     name="leaderboard",
     summary="members of Redis keys into a table of PostgreSQL",
@@ -115,6 +140,7 @@ SCENARIO = Scenario(
     fill=_fill,
     look=_look,
     ask=_ask,
+    damage=_DAMAGE,
     of_members=True,
     words=("members", "steps"),
 )

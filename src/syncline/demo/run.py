@@ -266,7 +266,7 @@ class _Demo:
         for table in done.tables:
             counts = {"missing": table.missing, "different": table.different, "extra": table.extra}
             said = ", ".join(f"{amount(count)} {kind}" for kind, count in counts.items() if count)
-            self.view.say(f"  {table.target}: {table.table:<36} {said or 'nothing'} repaired")
+            self.view.say(f"  {f'{table.target}: {table.table}':<36} {said or 'nothing'} repaired")
         self.view.say(f"  {_score(done.last)}.")
         written = done.written + done.removed
         return {

@@ -78,6 +78,7 @@ def run(
 ) -> None:
     """Keep the targets in step with the sources, until stopped (SIGTERM and Ctrl-C drain first)."""
     from syncline.pipeline import SyncService
+    from syncline.verify.rolling import RollingVerification
 
     config = session_of(context).config()
     if not config.targets:
@@ -86,6 +87,7 @@ def run(
     for one in config.overruled:
         tell(f"Warning: {one.message} {one.remedy}")
     service = SyncService(config, talk=tell, ended=tell_error)
+    verification = RollingVerification(config, lambda: _status(service))
     with _Signals(config.logging.json_lines) as signals:
         try:
             service.start()
@@ -94,9 +96,11 @@ def run(
             _stop(service)
             raise typer.Exit(0) from None
         tell(f"Syncline runs ({', '.join(config.sources)} -> {', '.join(config.targets)}). Ctrl-C stops it.")
+        verification.start()
         try:
             code = _watch(service, signals, status_every_s, tell)
         finally:
+            verification.stop()
             _stop(service)
     if signals.asked:
         tell("Stopped.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -18,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from syncline.capture import Source
+from syncline.catalog.verified import VerifiedTables
 from syncline.config import Config
-from syncline.errors import SynclineError
+from syncline.errors import Misconfigured, SynclineError
 from syncline.log.embedded import EmbeddedLog
 from syncline.log.folder import is_held
 from syncline.service.figures import amount, size, source_line, span
@@ -109,6 +111,8 @@ def collect(config: Config, failures: list[SynclineError] | None = None) -> dict
     for name in config.sources:
         silent = _state_without_words(config, name, known="error" not in control)
         sources[name] = _source(config, name, [r for r in rows if r["source"] == name], silent, failures)
+        for target, of in sources[name]["targets"].items():
+            of["verified"] = _verified(control.get("verified", []), name, target)
     return {"sources": sources, "control": control}
 
 
@@ -137,6 +141,7 @@ def _control(config: Config, failures: list[SynclineError]) -> dict[str, Any]:
                 "statuses": control.statuses(),
                 "alerts": control.alerts(),
                 "gaps": control.gaps(),
+                "verified": _verified_tables(config),
                 "pauses": [
                     {"source": p.source, "target": p.target, "table": p.table_name, "resumed": p.resumed_at is not None}
                     for p in control.pauses()
@@ -156,6 +161,29 @@ def _control(config: Config, failures: list[SynclineError]) -> dict[str, Any]:
             }
     except SynclineError as error:
         return _failed(error, failures)
+
+
+def _verified_tables(config: Config) -> list[dict[str, Any]]:
+    """The latest comparison of each table at each target; none in a control schema that is older than they are."""
+    try:
+        with VerifiedTables(config.control_dsn, config.control.schema_name) as verified:
+            found = verified.all()
+    except Misconfigured:
+        return []
+    return [{**row, **{n: _moment(row[n]) for n in ("verified_at", "compared_at")}} for row in found]
+
+
+def _moment(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
+
+
+def _verified(rows: list[dict[str, Any]], source: str, target: str) -> dict[str, Any]:
+    """How many of the target's tables were ever compared, how many of them were equal the last time, and how long ago
+    the one was compared that was so first."""
+    mine = [row for row in rows if (row["source"], row["target"]) == (source, target)]
+    ages = [(datetime.now(UTC) - datetime.fromisoformat(row["compared_at"])).total_seconds() for row in mine]
+    equal = sum(not row["differences"] for row in mine)
+    return {"tables": len(mine), "equal": equal, "oldest_s": round(max(ages), 1) if ages else None}
 
 
 _FOREIGN = "an engine with another log folder reports to this control schema, as this source"
@@ -239,7 +267,8 @@ def _view(found: dict[str, Any], *, errors: bool = True) -> RenderableType:
     sources = Table(
         "source", "state", "behind", "stream", "retained", "log", box=None, header_style="bold", pad_edge=False
     )
-    targets = Table("target", "source", "state", "cursor", "rows", "rows/s", "lag", box=None, header_style="bold")
+    titles = ("target", "source", "state", "cursor", "rows", "rows/s", "lag", "verified")
+    targets = Table(*titles, box=None, header_style="bold")
     targets.pad_edge = False
     for name, source in found["sources"].items():
         stream, log = source[source["seen_as"]], source["log"]
@@ -255,12 +284,18 @@ def _view(found: dict[str, Any], *, errors: bool = True) -> RenderableType:
         )
         for target, t in source["targets"].items():
             figures = (amount(t.get("cursor")), amount(t.get("rows_applied")), amount(t.get("rows_per_s")))
-            targets.add_row(target, name, t["state"], *figures, span(t.get("lag_s")))
+            targets.add_row(target, name, t["state"], *figures, span(t.get("lag_s")), _equal(t["verified"]))
     notes = _all_notes(found, errors=errors)
     # On a terminal what to do about it is wrapped; a pipe gets whole lines.
     wrapped: dict[str, Any] = {"overflow": "fold", "no_wrap": False} if stdout.is_terminal else {}
     lines = (Text(note, **wrapped) for note in notes)
     return Group(sources, Text(), targets, *([Text()] if notes else []), *lines)
+
+
+def _equal(verified: dict[str, Any]) -> str:
+    if not verified["tables"]:
+        return "-"
+    return f"{verified['equal']} of {verified['tables']} equal, {span(verified['oldest_s'])} ago"
 
 
 def _all_notes(found: dict[str, Any], *, errors: bool = True) -> list[str]:

@@ -306,7 +306,10 @@ class _Run:
                     if info.qualified in paused:
                         yield info, _not_compared(key, "paused")[1]
                     else:
-                        yield info, _outcome(info, point, copy, suspects.get(key))
+                        outcome = _outcome(info, point, copy, suspects.get(key))
+                        if outcome is not None:
+                            outcome.report.through = at.number
+                        yield info, outcome
 
     def _paused(self, source: str, target: str) -> frozenset[str]:
         """Tables that are held back or still catching up; '' for the whole target."""

@@ -1,4 +1,5 @@
-"""Reports that are kept in the control schema, to be read later: counts and names, never keys or other values."""
+"""What is kept of verifications in the control schema: reports, and how far each table was verified; counts and names,
+never keys or other values."""
 
 from __future__ import annotations
 
@@ -6,21 +7,44 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from syncline.catalog.reports import ReportRecords
+from syncline.catalog.verified import VerifiedTables
 from syncline.config import Config
 from syncline.errors import SynclineError
-from syncline.verify.report import Report
+from syncline.verify.report import Report, TableReport
 
-__all__ = ["keep"]
+__all__ = ["keep", "note"]
 
 
 def keep(config: Config, report: Report, kinds: Sequence[str], talk: Callable[[str], None]) -> Report:
     """The report with its number, kept; as it is where nothing is to be kept, or where it can't be, which is said: what
     was found out is worth more than the record of it."""
-    if not config.verify.keep:
-        return report
     try:
+        note(config, report.tables)
+        if not config.verify.keep:
+            return report
         with ReportRecords(config.control_dsn, config.control.schema_name) as records:
             return replace(report, number=records.keep(report.to_dict(), list(kinds), config.verify.keep))
     except SynclineError as error:
         talk(f"the report can't be kept: {error.message}")
         return report
+
+
+def note(config: Config, tables: Sequence[TableReport]) -> None:
+    """Note how far the tables that were compared are verified. Raises ``Unavailable`` and ``Misconfigured``."""
+    rows = [
+        {
+            "source": table.source,
+            "target": table.target,
+            "table_name": table.table,
+            "verified_through": None if table.differences or table.state != "compared" else table.through,
+            "rows": table.rows,
+            "differences": table.differences,
+            "parked": table.parked,
+            "score": table.score,
+        }
+        for table in tables
+        if table.compared
+    ]
+    if rows:
+        with VerifiedTables(config.control_dsn, config.control.schema_name) as verified:
+            verified.note(rows)

@@ -73,7 +73,7 @@ class TableReport:
     ``columns`` exist on one side only, or with another type. ``state``: ``compared``, ``gap`` (compared, and known to
     miss changes), or not compared, as it is ``paused`` by an operator, still ``loading``, or ``left out`` because it
     can't be captured (for the ``reason``). ``digests`` are those of both sides and their algorithm, where they were
-    asked for.
+    asked for. ``through``: the target had every change with a native number below it.
     """
 
     source: str
@@ -86,6 +86,7 @@ class TableReport:
     different: int = 0
     in_flight: int = 0
     parked: int = 0
+    through: int = 0
     columns: tuple[str, ...] = ()
     reason: str = ""
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -112,7 +113,7 @@ class TableReport:
 
     def to_dict(self, *, show_keys: bool = False) -> dict[str, Any]:
         """JSON-able counts; ``show_keys`` adds the keys of some rows of each kind."""
-        names = ("source", "target", "table", "state", "rows", *KINDS, "in_flight", "parked")
+        names = ("source", "target", "table", "state", "rows", *KINDS, "in_flight", "parked", "through")
         found: dict[str, Any] = {name: getattr(self, name) for name in names} | {"score": rounded(self.score)}
         if self.digests:
             found["digests"] = dict(self.digests)

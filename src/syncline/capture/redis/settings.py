@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 import pyarrow as pa
-from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from syncline.capture.redis.values import parsed
+from syncline.capture.schedule import checked_cron, following
 from syncline.capture.settings import SourceSettings
 from syncline.change import Column, TableSchema
 
@@ -181,12 +181,7 @@ class RedisSettings(SourceSettings, MembersConfig):
     @field_validator("cron")
     @classmethod
     def _is_a_cron_expression(cls, cron: str | None) -> str | None:
-        if cron is not None:
-            try:
-                next(CronSim(cron, datetime(2024, 1, 1, tzinfo=UTC)))
-            except (CronSimError, StopIteration) as error:
-                raise PydanticCustomError("cron", "must be a cron expression of five fields that comes") from error
-        return cron
+        return checked_cron(cron)
 
     @classmethod
     def address_of(cls, parts: Mapping[str, str]) -> str:
@@ -253,9 +248,7 @@ class RedisSettings(SourceSettings, MembersConfig):
 
     def due_after(self, began: datetime) -> datetime:
         """When the run is due that follows one that began then."""
-        if self.cron is None:
-            return began + timedelta(seconds=self.every_s)
-        return next(CronSim(self.cron, began.astimezone(self.zone)))
+        return following(began, self.every_s, self.cron, self.zone)
 
 
 @dataclass(frozen=True, slots=True)
