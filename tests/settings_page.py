@@ -14,6 +14,7 @@ from syncline.capture.outbox.settings import EntityConfig, OutboxConfig
 from syncline.capture.redis.settings import MemberColumn
 from syncline.capture.stream.settings import StreamColumn
 from syncline.config import RuleConfig, VerifyConfig
+from syncline.config.verification import RollingConfig
 from syncline.config.tree import Config, TargetConfig, settings_of, source_settings, store_class, store_settings
 from syncline.mapping import FORMS
 from syncline.mapping.settings import (
@@ -56,7 +57,9 @@ def tables() -> str:
         model = field.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
             parts.append(_section(name, settings_of(model)))
-            parts += [_section("`verify.rules.<name>`", settings_of(RuleConfig))] if model is VerifyConfig else []
+            if model is VerifyConfig:
+                parts.append(_section("`verify.rolling`", settings_of(RollingConfig)))
+                parts.append(_section("`verify.rules.<name>`", settings_of(RuleConfig)))
     parts.append(_section("top level", {"environment": Config.model_fields["environment"]}))
     return "\n".join(parts)
 
