@@ -14,8 +14,8 @@ from syncline.capture.outbox.settings import EntityConfig, OutboxConfig
 from syncline.capture.redis.settings import MemberColumn
 from syncline.capture.stream.settings import StreamColumn
 from syncline.config import RuleConfig, VerifyConfig
-from syncline.config.verification import RollingConfig
 from syncline.config.tree import Config, TargetConfig, settings_of, source_settings, store_class, store_settings
+from syncline.config.verification import RollingConfig
 from syncline.mapping import FORMS
 from syncline.mapping.settings import (
     ColumnRule,
