@@ -126,6 +126,7 @@ class RollingVerification:
         Raises:
             SynclineError: the control schema or a source can't be asked now.
         """
+        began = time.monotonic()
         if self._is_reconciliation_due():
             self._reconcile()
         rolling = self._config.verify.rolling
@@ -134,10 +135,8 @@ class RollingVerification:
         part = self._next(rolling)
         if part is None:
             return _LOOK_S
-        began = time.monotonic()
         self._compare(part, rolling)
-        took = time.monotonic() - began
-        return took * (1 / rolling.share - 1)
+        return (time.monotonic() - began) * (1 / rolling.share - 1)
 
     def _next(self, rolling: RollingConfig) -> _Part | None:
         """What was compared the longest time ago, of what is due and not behind."""
