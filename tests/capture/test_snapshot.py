@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from syncline.capture.snapshot import Load, Rewritten, consistent_point, load, r
 from syncline.capture.source import SourceConfig
 from syncline.capture.tables import TableInfo, matching_tables
 from syncline.change import Batch, Truncate
-from syncline.errors import SCHEMA_DRIFT, Gap
+from syncline.errors import SCHEMA_DRIFT, Gap, Unavailable
 
 BASE = 1_000_000
 
@@ -68,6 +69,25 @@ def test_a_table_rewritten_behind_the_snapshot_is_not_taken_for_empty(
         database.execute(change)
         with pytest.raises(Rewritten):
             list(read_table(source, item, name, 1, threading.Event(), lambda _: None))
+
+
+def test_a_statement_that_reads_a_table_may_take_so_long_whatever_the_limit_of_the_role(
+    database: Database, source: SourceConfig
+) -> None:
+    (item,) = items(database)
+    database.execute("insert into item select g, repeat('x', 100) from generate_series(11, 200000) g")
+    database.execute(f"alter database {database.name} set statement_timeout = '5s'")
+    limits = {}
+    with consistent_point(source, "test", print) as (_, name):
+        for most_s in (0.0, 0.2):
+            limited = source.model_copy(update={"read_timeout_s": most_s})
+            with closing(snapshot.TableReader(limited, item, name)) as reader, reader._cursor() as cursor:
+                cursor.execute("show statement_timeout")
+                limits[most_s] = cursor.fetchone()[0]
+        limited = source.model_copy(update={"read_timeout_s": 0.001})
+        with pytest.raises(Unavailable, match="a statement that took too long"):
+            list(read_table(limited, item, name, 1, threading.Event(), lambda _: None))
+    assert limits == {0.0: "0", 0.2: "200ms"}
 
 
 def test_entries_are_even_in_rows_whatever_the_chunks_of_the_table_hold(

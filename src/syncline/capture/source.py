@@ -152,6 +152,11 @@ def translate(error: BaseException, dsn: Dsn) -> SynclineError:
         return Misconfigured(f"PostgreSQL at {where}: {text}.", remedy="`syncline doctor` names the missing grant.")
     if sqlstate in _FULL:
         return Unavailable(f"PostgreSQL at {where} has no room: {text}.", remedy=_FULL[sqlstate])
+    if sqlstate == "57014" and "timeout" in text:
+        return Unavailable(
+            f"PostgreSQL at {where} ended a statement that took too long: {text}.",
+            remedy="A limit of the role or the server (`show statement_timeout`), or of who asked, was reached.",
+        )
     transient = ("08", "57", "53", "40", "55")
     connection = isinstance(error, (psycopg.OperationalError, psycopg2.OperationalError, psycopg2.InterfaceError))
     # A server that died leaves psycopg2 with the bare class: libpq had nothing to say.
