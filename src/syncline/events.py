@@ -81,6 +81,7 @@ class SyncEvent:
         put = object.__setattr__  # the class is frozen for everybody else
         put(self, "event_type", _event_type(self.event_type))
         put(self, "entity_id", encode_id(self.entity_id))
+        put(self, "timestamp", _moment(self.timestamp))
         if isinstance(self.targets, str):  # whose letters would be the names
             raise ValueError("targets must be a list of names")
         put(self, "targets", None if self.targets is None else tuple(self.targets))
@@ -91,7 +92,8 @@ class SyncEvent:
             raise ValueError("payload must be an object: names of fields and their values")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values that JSON has; :meth:`from_dict` makes an equal event of it."""
+        """Everything as plain values that JSON has, but for values of the payload, which stay what they are;
+        :meth:`from_dict` makes an equal event of it."""
         return {
             "event_id": self.event_id,
             "correlation_id": self.correlation_id,
@@ -108,12 +110,14 @@ class SyncEvent:
 
     def to_chunk_dict(self) -> dict[str, str]:
         """The fields of a stream's entry (``event_id, type, source, targets, chunk, timestamp``), all of them texts."""
+        # The event says whom it is about, whatever its payload calls an id.
+        chunk = {"id": self.entity_id, **{name: value for name, value in self.payload.items() if name != "id"}}
         return {
             "event_id": self.event_id,
             "type": self.event_type.verb,
             "source": self.source or "",
             "targets": json.dumps(list(self.targets or ())),
-            "chunk": json.dumps({"id": self.entity_id, **self.payload}, ensure_ascii=False, default=str),
+            "chunk": json.dumps(chunk, ensure_ascii=False, default=str),
             "timestamp": self.timestamp.isoformat(),
         }
 

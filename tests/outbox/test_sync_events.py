@@ -50,6 +50,17 @@ def test_an_event_of_a_chunk_is_the_same_class_with_its_writer_and_its_targets()
     assert (plain.retry_count, plain.entity_id) == (2, "chunk-7")
 
 
+def test_an_event_is_about_its_own_entity_whatever_its_payload_calls_an_id() -> None:
+    event = SyncEvent(EventType.CONTENT_UPDATED, "A", "chunk", {"id": "B", "content": "text"})
+    assert json.loads(event.to_chunk_dict()["chunk"]) == {"id": "A", "content": "text"}
+
+
+def test_a_time_without_a_zone_is_utc_from_the_beginning() -> None:
+    event = SyncEvent(EventType.CONTENT_UPDATED, "A", "chunk", timestamp=datetime(2026, 1, 2, 3, 4, 5))  # noqa: DTZ001
+    assert event.timestamp == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert SyncEvent.from_dict(event.to_dict()) == event
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

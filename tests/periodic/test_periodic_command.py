@@ -182,6 +182,13 @@ def test_the_class_of_other_designs_is_a_face_of_the_same(
             status = await service.get_sync_status()
             service.stop_periodic_sync()
             await running
+            assert (await service.perform_sync(dry_run=True))["state"] == "done", "it works on once it was stopped"
+            again = asyncio.create_task(service.start_periodic_sync())
+            while not (await service.get_sync_status())["following"]:
+                assert not again.done()
+                await asyncio.sleep(0.05)
+            service.stop_periodic_sync()
+            await again
             return done, status
         finally:
             service.close()

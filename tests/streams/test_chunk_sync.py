@@ -48,4 +48,6 @@ def test_what_is_no_event_is_refused_before_it_is_published(chunks: Chunks) -> N
     service = ChunkSyncService(chunks.configure())
     with pytest.raises(ValueError, match="chunk must be an object with an id"):
         asyncio.run(service.publish_sync_event({"type": "create", "chunk": {}}))
+    with pytest.raises(ValueError, match="takes events about entities of type chunk"):
+        asyncio.run(service.publish_sync_event(SyncEvent(EventType.USER_DELETED, "7", "user")))
     assert chunks.client.xlen(STREAM) == 0

@@ -214,6 +214,7 @@ class PeriodicSync:
         finally:
             service.stop()
             self._records.leave(self._ident)
+            self._stop.clear()  # it may be served again
 
     def stop(self) -> None:
         """Let :meth:`serve` of this object end soon; a run stops between two batches. Any thread."""

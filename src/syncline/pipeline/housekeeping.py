@@ -24,6 +24,7 @@ _log = logger()
 _EVERY_S = 1.0
 _REFRESH_S = 3.0
 _WATCH_S = 10.0
+_UNSEEN_S = 600.0  # what a source is pressed by is looked at again long before; an engine that is gone can't
 _PARKED = "SL-PARKED"
 
 
@@ -195,7 +196,7 @@ class Housekeeping:
         found = {(p.code, f"{name}/{p.subject}"): p for p in self._looks[name].pressures()}
         for (code, subject), pressure in found.items():
             error = SynclineError(pressure.message, remedy=pressure.remedy, code=code)
-            self._reports.alert(code, pressure.severity, subject, error)
+            self._reports.alert(code, pressure.severity, subject, error, expires_s=_UNSEEN_S)
         if found.keys() != self._pressing.get(name):  # also at the start: of earlier runs' alerts nobody knows
             for code in PRESSURES:
                 self._reports.still(code, f"{name}/", {subject for one, subject in found if one == code})

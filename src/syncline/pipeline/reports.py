@@ -33,8 +33,18 @@ class Reports:
         self._waiting: dict[tuple[str, ...], Callable[[], object]] = {}
         self._away = False
 
-    def alert(self, code: str, severity: str, subject: str, error: SynclineError, *, ends: bool = False) -> None:
-        """Open (or renew) an alert with the error's message and remedy. ``ends``: its subject waits for a person."""
+    def alert(
+        self,
+        code: str,
+        severity: str,
+        subject: str,
+        error: SynclineError,
+        *,
+        ends: bool = False,
+        expires_s: float | None = None,
+    ) -> None:
+        """Open (or renew) an alert with the error's message and remedy. ``ends``: its subject waits for a person.
+        Unseen for ``expires_s`` seconds it is over: nobody is left who would say so."""
         message, remedy = error.message, error.remedy
         with self._lock:
             # What ends a subject comes once for each end; the words of others may hold figures that change.
@@ -47,7 +57,8 @@ class Reports:
             _log.warning("alert raised", code=code, subject=subject, message=message, remedy=remedy)
         if not error.code.endswith(_OTHERS):
             self._put(
-                ("alert", code, subject), lambda: self._control.raise_alert(code, severity, subject, message, remedy)
+                ("alert", code, subject),
+                lambda: self._control.raise_alert(code, severity, subject, message, remedy, expires_s=expires_s),
             )
 
     def resolve(self, code: str, subject: str) -> None:

@@ -22,17 +22,19 @@ class PeriodicSyncService:
         self._sync = PeriodicSync(config or load_config(), name)
 
     @property
-    def sync_interval_hours(self) -> float:
-        """Hours between the beginnings of two runs: ``every_s`` of the source, where it has no ``cron``."""
-        return self._sync.settings.every_s / 3600
+    def sync_interval_hours(self) -> float | None:
+        """Hours between the beginnings of two runs: ``every_s`` of the source; None where it has a ``cron``."""
+        settings = self._sync.settings
+        return None if settings.cron is not None else settings.every_s / 3600
 
     async def start_periodic_sync(self) -> None:
         """Run an engine for the source, which does its runs when they are due; ends after :meth:`stop_periodic_sync`,
         or when the task is cancelled."""
         try:
             await asyncio.to_thread(self._sync.serve)
-        finally:
+        except asyncio.CancelledError:
             self._sync.stop()
+            raise
 
     def stop_periodic_sync(self) -> None:
         """Let :meth:`start_periodic_sync` end soon."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from syncline.capture.redis.connection import Connection
-from syncline.capture.stream.settings import StreamSettings
+from syncline.capture.stream.settings import ENTITY, StreamSettings
 from syncline.errors import Misconfigured, Unavailable
 from syncline.events import SyncEvent
 
@@ -24,9 +24,12 @@ class StreamPublisher:
         """Add the event to the stream; the id of its entry.
 
         Raises:
+            ValueError: it is about something else than a chunk, which no reader of the stream could tell.
             Unavailable: the server was away. Whether it has the event is not known then: publish the same event once
                 more, which is told once. Misconfigured: it refused.
         """
+        if event.entity_type != ENTITY:
+            raise ValueError(f"a stream takes events about entities of type {ENTITY}")
         fields = [part for pair in event.to_chunk_dict().items() for part in pair]
         with self._lock:
             if self._connection is None:
