@@ -14,7 +14,7 @@ from reliability.workload import SCHEMA, Workload
 from servers import Database, eventually
 from syncline.embedded import EmbeddedPostgres
 from syncline.errors import Misconfigured, Unavailable
-from syncline.pipeline import SyncService
+from syncline.pipeline import SyncService, housekeeping
 from syncline.stores import Store
 from syncline.testing.faulty import Fault, FaultyStore
 
@@ -185,8 +185,10 @@ def test_a_second_engine_on_the_same_slot_says_so_and_takes_nothing_away(rig: Ri
             assert "in use: syncline-capture at 127.0.0.1 reads from it" in message
             assert "stop it" in message
             assert rig.alerts() == []  # nobody who looks at the engine that works has anything to mend
-            (streaming,) = rig.database.execute("select distinct state from syncline.sync_status where target = ''")
-            assert streaming == ("streaming",)
+            states = "select distinct state from syncline.sync_status where target = ''"
+            eventually(lambda: rig.database.execute(states) == [("streaming",)])
+            time.sleep(2 * housekeeping._EVERY_S)
+            assert rig.database.execute(states) == [("streaming",)]
             write(rig, 1)
             engine.settle()
         write(rig, 2)

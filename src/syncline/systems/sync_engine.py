@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 from syncline.config import load_config
 from syncline.events import EventType, SyncEvent
@@ -22,8 +26,9 @@ __all__ = ["EventType", "ReconciliationJob", "SyncEvent", "SyncPublisher", "get_
 def run_consumer(
     batch_size: int | None = None, poll_interval: float | None = None, *, config: Path | str | None = None
 ) -> int:
-    """Run the engine of syncline.yaml (or of the file ``config``) in this thread, until it is interrupted or has
-    nothing left to run; the exit code, as of ``syncline run``.
+    """Run the engine of syncline.yaml (or of the file ``config``) in this thread, until it is interrupted (SIGINT, also
+    where that was ignored when the process began, or SIGTERM) or has nothing left to run; the exit code, as of
+    ``syncline run``.
 
     ``batch_size`` is ``apply.max_rows``. ``poll_interval`` is taken and changes nothing: events come as they commit, or
     every ``source.poll_s`` where the outbox is polled.
@@ -34,13 +39,32 @@ def run_consumer(
     overrides = {} if batch_size is None else {"apply.max_rows": str(batch_size)}
     service = SyncService(load_config(None if config is None else Path(config), overrides=overrides))
     try:
-        service.start()
-        code = service.wait()
+        with _interrupted_by_signals():
+            service.start()
+            code = service.wait()
     except KeyboardInterrupt:
         code = 0
     finally:
         service.stop()
     return 0 if code is None else code
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """In the main thread. A shell starts what it runs in the background with SIGINT ignored, which Python keeps to."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class ReconciliationJob:
