@@ -9,6 +9,7 @@ else on what was told of it. A row that is what it rests on is no change.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,8 +70,9 @@ class Meeting(Difference):
         return range(1, len(self.schema.columns))
 
     def _create(self) -> None:
-        kinds = {"there": "boolean", "written": "boolean", _SEEN: "varchar"}
+        kinds = {"there": "boolean", "written": "boolean", "odd": "boolean", _SEEN: "varchar"}
         kinds |= {f"b{n}": kind_of_column(self.schema.columns[n].type) for n in self._numbers}
+        kinds |= {f"t{n}": "varchar" for n in self._numbers}
         self._kinds |= kinds
         own = ", ".join(f"{name} {self._kinds[name]}" for name in ["member", "seq", "bad", *self._columns, *kinds])
         super()._create()
@@ -88,7 +90,7 @@ class Meeting(Difference):
         (group,) = self.groups
         members, nameless = parsed(found.column(0), key.type, self._config.timezone)
         kept = [None if base is None else _decoder.decode(base) for base in found.column(2).to_pylist()]
-        reasons = np.full(found.num_rows, None, object)
+        reasons, odd = np.full(found.num_rows, None, object), np.zeros(found.num_rows, np.bool_)
         # A row without a value is a hash without a field, which Redis does not have.
         empty = pa.array([base is not None and not base.h for base in kept], pa.bool_())
         there = pc.or_(found.column(1), empty)
@@ -100,14 +102,18 @@ class Meeting(Difference):
         for n, column in enumerate(rest, 1):
             at = group.columns.index(column.name)
             raw = pa.array([None if b is None else _field(b, group.fields[at]) for b in kept], pa.binary())
+            arrays[f"t{n}"] = raw.cast(pa.string())
             for letter, texts in (("c", found.column(4 + at)), ("b", raw)):
                 values, bad = parsed(texts, column.type, self._config.timezone)
                 arrays[f"{letter}{n}"] = values
                 if letter == "c":
+                    bad |= _beyond(values)
                     reasons[bad] = f"column {column.name} holds no {column.type}"
                     reasons[_equal(texts, OTHER_KIND)] = "its key is no hash"
+                else:
+                    odd |= bad
         arrays["seq"] = pa.array(np.arange(self._seen, self._seen + found.num_rows))
-        arrays["bad"] = pa.array(reasons, pa.string())
+        arrays["bad"], arrays["odd"] = pa.array(reasons, pa.string()), pa.array(odd)
         self._seen += found.num_rows
         self._nameless.update(found.column(0).filter(pc.and_(pa.array(nameless), there)).to_pylist())
         self._insert(pa.table(arrays).filter(pa.array(~nameless)))
@@ -130,12 +136,17 @@ class Meeting(Difference):
         had = [f"h.c{n} as h{n}" for n in self._numbers]
         anew = "l.seen is distinct from h.seen"
         base = [f"case when {anew} then coalesce(l.b{n}, {defaults[n]}) else h.c{n} end as o{n}" for n in self._numbers]
+        # As it was written: PostgreSQL has values that can't be read here (infinity), and has to know its row again.
+        base += [
+            f"case when {anew} then coalesce(l.t{n}, {defaults[n]}::varchar) else h.c{n}::varchar end as t{n}"
+            for n in self._numbers
+        ]
         for table in ("judged", "diff"):
             self._db.execute(f"drop table if exists {table}")
         self._db.execute(
             f"""create table judged as select coalesce(l.member, h.member) as member, coalesce(l.there, false) as there,
               l.bad, l.seen, h.seen as hseen, not coalesce(h.away, true) as held,
-              coalesce(l.written, false) as written,
+              coalesce(l.written, false) as written, coalesce(l.odd, false) and {anew} as odd,
               case when {anew} then coalesce(l.written, false) else not coalesce(h.away, true) end as based,
               {", ".join([*own, *had, *base])}
               from (select * from looks qualify row_number() over (partition by member order by seq desc) = 1) l
@@ -144,18 +155,23 @@ class Meeting(Difference):
         (self._members,) = self._one("select count(*) from judged where there")
         self._db.execute("delete from aside")
         self._db.execute("insert into aside select member, bad from judged where there and bad is not null")
-        objects = {letter: self._object(key, letter) for letter in "oc"}
+        objects = {letter: self._object(key, letter) for letter in "tc"}
         self._db.execute(
             f"""create table diff as select member, case when not there then {int(Op.DELETE)}
                 when based then {int(Op.UPDATE)} else {int(Op.INSERT)} end as op, {", ".join(self._columns)},
-                json_object('base', case when based then {objects["o"]} end,
+                json_object('base', case when based then {objects["t"]} end,
                             'new', case when there then {objects["c"]} end)::varchar as bases
-              from judged where bad is null and (there <> based or (there and {self._differ("c", "o")}))"""
+              from judged where bad is null and (there <> based or (there and (odd or {self._differ("c", "o")})))"""
         )
         return self.counts()
 
     def compare_again(self) -> Counts:
         return self.compare()
+
+    def counts(self) -> Counts:
+        """As that of any difference; a row that was written here is one that may be deleted, told or not yet."""
+        (rows,) = self._one("select count(*) from judged where based")
+        return replace(super().counts(), rows=rows)
 
     def _object(self, key: str, letter: str) -> str:
         """A row as an object of texts."""
@@ -191,6 +207,14 @@ class Meeting(Difference):
 def _field(base: _Base, name: str) -> bytes | None:
     value = base.h.get(name)
     return None if value is None else value.encode()
+
+
+def _beyond(values: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which are of years that come back as a text that can't be read here: each run would tell them once more."""
+    if not pa.types.is_temporal(values.type):
+        return np.zeros(len(values), np.bool_)
+    year = pc.fill_null(pc.year(values), 1)
+    return pc.or_(pc.less(year, 1), pc.greater(year, 9999)).to_numpy(zero_copy_only=False)
 
 
 def _equal(values: pa.Array, wanted: bytes) -> np.ndarray[Any, np.dtype[np.bool_]]:

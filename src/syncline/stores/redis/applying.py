@@ -152,7 +152,7 @@ class Applier:
         if table.rows.partials is not None:
             origins = table.rows.partials.column(len(table.schema.columns) + 2).flatten()
             names = [c.name for c in table.schema.key]
-            spared = set(ids_of(layout, pa.RecordBatch.from_arrays(origins, names=names)).to_pylist())
+            spared.update(ids_of(layout, pa.RecordBatch.from_arrays(origins, names=names)).to_pylist())
         for ids, entries in companion(connection, self._keys, name, _BATCH):
             left = [(i, e) for i, e in zip(ids, entries, strict=True) if i not in spared]
             batch = TablePart(layout, truncate=one.part.truncate)
