@@ -35,6 +35,7 @@ NOTE = "syncline"  # under this name a file says what its columns are
 AWAY = "away"  # a column that says which rows are only remembered, where a file has it
 _STATE, _NEXT, _ASK, _SCRATCH = ".parquet", ".next", "ask-", "run-"
 _POLL_S, _PATIENCE_S = 0.05, 2.0
+_ABSENT_S = 10.0  # so long nobody may do runs: an engine that begins anew lets go of the lock for a moment
 
 
 def note_of(schema: TableSchema) -> str:
@@ -302,8 +303,11 @@ class Told:
         failed = _failed(asked)
         try:
             asked.touch()
+            seen = time.monotonic()
             while asked.exists():
-                if not self.is_locked:
+                if self.is_locked:
+                    seen = time.monotonic()
+                if time.monotonic() - seen > _ABSENT_S:
                     raise Unavailable(
                         f"No engine does the runs of {self._where} now.", remedy="`syncline status` says why."
                     )

@@ -42,6 +42,7 @@ __all__ = ["StreamSource"]
 Talk = Callable[[str], None]
 _ROWS = 5000
 _POLL_S = 0.02
+_PATIENCE_S = 10.0  # so long nobody may read the stream: an engine that begins anew lets go of it for a moment
 
 
 class StreamSource:
@@ -181,8 +182,11 @@ class StreamSource:
         """Wait until an engine has told everything that is in the stream now."""
         with self._reader() as reader:
             last = reader.facts().newest
+        seen = time.monotonic()
         while not self.told.has_read(last):
-            if not self.told.is_read:
+            if self.told.is_read:
+                seen = time.monotonic()
+            if time.monotonic() - seen > _PATIENCE_S:
                 raise Unavailable(
                     f"No engine reads stream {self.settings.stream} now.", remedy="`syncline status` says why."
                 )
