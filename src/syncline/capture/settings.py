@@ -159,8 +159,8 @@ class SourceSettings(BaseModel):
         """Hear that one does."""
         self._written_back.add(table)
 
-    def meets(self, written: str, table: str) -> None:
-        """Hear where that target keeps what it last wrote."""
+    def meets(self, written: str, table: str, buried: str) -> None:
+        """Hear where that target keeps what it last wrote, and when rows went."""
 
     @property
     def makes_runs(self) -> bool:

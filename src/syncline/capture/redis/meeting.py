@@ -1,8 +1,8 @@
 """What applications changed in rows that Syncline writes too: compared with what each row rests on, never with what was
 told alone (docs/both-ways.md, docs/decisions/0024).
 
-The target keeps beside each row what it last wrote and under which version; of a row that is gone there is when one of
-the table last went. Where that is another one than when the row was last looked at, the row rests on what was written;
+The target keeps beside each row what it last wrote and under which version; of a row that is gone there is when it
+went. Where that is another one than when the row was last looked at, the row rests on what was written;
 else on what was told of it. A row that is what it rests on is no change.
 """
 
@@ -95,7 +95,7 @@ class Meeting(Difference):
         empty = pa.array([base is not None and not base.h for base in kept], pa.bool_())
         there = pc.or_(found.column(1), empty)
         arrays: dict[str, Any] = {"member": members, "there": there}
-        went = [None if gone is None else gone.decode() for gone in found.column(3).to_pylist()]
+        went = [gone.decode() for gone in found.column(3).to_pylist()]
         seen = [f"gone {gone}" if base is None else base.v for base, gone in zip(kept, went, strict=True)]
         arrays[_SEEN] = pa.array(seen, pa.string())
         arrays["written"] = pa.array([base is not None for base in kept], pa.bool_())

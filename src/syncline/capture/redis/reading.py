@@ -151,13 +151,15 @@ class KeyReader:
             if place == b"0":
                 return
 
-    def meet(self, group: Group, members: Sequence[bytes], base_key: str, table_key: str) -> pa.RecordBatch:
+    def meet(
+        self, group: Group, members: Sequence[bytes], base_key: str, table_key: str, buried_key: str
+    ) -> pa.RecordBatch:
         """What these members have now, and what was last written of them: ``member``, whether it is ``there``, ``base``
-        (the whole record), ``gone`` (when a row of the table last went), then the columns. All of a moment: what is
-        written in between would look like an edit that rests on it."""
+        (the whole record), ``gone`` (when rows of the table last went together, and when this one went), then the
+        columns. All of a moment: what is written in between would look like an edit that rests on it."""
         there: list[bool] = []
         bases: list[bytes | None] = []
-        gone: list[bytes | None] = []
+        gone: list[bytes] = []
         values: list[list[Any]] = []
         for first in range(0, len(members), self._size):
             some = members[first : first + self._size]
@@ -168,15 +170,16 @@ class KeyReader:
                     ("EXISTS", group.key_of(member)),
                     ("HMGET", group.key_of(member), *group.fields),
                     ("HGET", base_key, member),
+                    ("HGET", buried_key, member),
                 )
             ]
             went, *found = self._connection.at_once(
                 [("HGET", table_key, "gone"), *asked], [OTHER_KIND] * len(group.fields)
             )
-            gone += [went] * len(some)
-            there += map(bool, found[::3])
-            values += found[1::3]
-            bases += found[2::3]
+            gone += [b"%s %s" % (went or b"", buried or b"") for buried in found[3::4]]
+            there += map(bool, found[::4])
+            values += found[1::4]
+            bases += found[2::4]
             self._pace.took(len(some))
         columns = [pa.array([row[n] for row in values], pa.binary()) for n in range(len(group.fields))]
         kept = [pa.array(values, pa.binary()) for values in (bases, gone)]

@@ -216,9 +216,10 @@ class Run:
         self._missing |= self._reader.missing(self._difference.groups)
 
     def _meet(self, difference: Meeting, members: Sequence[bytes] | None) -> None:
-        (group,), base_key, table_key = difference.groups, self._settings.base_key, self._settings.table_key
-        for some in self._reader.names(group, base_key) if members is None else [members]:
-            difference.look(self._reader.meet(group, some, base_key, table_key))
+        (group,), settings = difference.groups, self._settings
+        keys = settings.base_key, settings.table_key, settings.buried_key
+        for some in self._reader.names(group, settings.base_key) if members is None else [members]:
+            difference.look(self._reader.meet(group, some, *keys))
             self._hold()
 
     # ----------------------------------------------------------------------------------------------------- comparing

@@ -144,6 +144,7 @@ class RedisSettings(SourceSettings, MembersConfig):
     address: ClassVar[str] = "url"
     _base_key: str = PrivateAttr("")
     _table_key: str = PrivateAttr("")
+    _buried_key: str = PrivateAttr("")
 
     type: Literal["redis"] = Field("redis", description="How changes are captured: by comparing members of Redis keys.")
     on_gap: str = Field(
@@ -219,8 +220,8 @@ class RedisSettings(SourceSettings, MembersConfig):
         )
         return taken and fields and getattr(rule, "key", None) == key
 
-    def meets(self, written: str, table: str) -> None:
-        self._base_key, self._table_key = written, table
+    def meets(self, written: str, table: str, buried: str) -> None:
+        self._base_key, self._table_key, self._buried_key = written, table, buried
 
     @property
     def base_key(self) -> str:
@@ -229,8 +230,13 @@ class RedisSettings(SourceSettings, MembersConfig):
 
     @property
     def table_key(self) -> str:
-        """The hash in which it keeps (as ``gone``) when a row went."""
+        """The hash in which it keeps (as ``gone``) when rows went with a truncation or a load."""
         return self._table_key
+
+    @property
+    def buried_key(self) -> str:
+        """The hash in which it keeps when each other row went."""
+        return self._buried_key
 
     @model_validator(mode="after")
     def _can_come_back(self) -> RedisSettings:

@@ -218,9 +218,11 @@ local function meet(c)
         local at = string.match(c.data[2][i], '^%d+') .. '.' .. c.t.work
         bases[#bases + 1] = cjson.encode({v = at, f = flag, h = held})
       else
-        -- A row that goes leaves no version of its own: the table's does for all, or one that came and went would not
-        -- have been here for whoever looks.
-        call('HSET', c.t.table, 'gone', c.data[2][i] .. '.' .. c.t.work)
+        -- One that came and went would not have been here for whoever looks. A deletion leaves a tombstone that says
+        -- when; of those that go together none does, and the table says it for all.
+        if c.plan.kind == 'remove' then
+          call('HSET', c.t.table, 'gone', c.data[2][i] .. '.' .. c.t.work)
+        end
         call('HDEL', c.t.base, ids[i])
       end
     end

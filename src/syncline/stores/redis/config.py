@@ -46,11 +46,13 @@ class RedisConfig(BaseModel):
     def copy_place(self) -> str:
         return f"{shown(self.url)}, {self.prefix}:"
 
-    def edited_at(self, table: str, url: str) -> tuple[str, str] | None:
+    def edited_at(self, table: str, url: str) -> tuple[str, str, str] | None:
         """Where a source that reads at ``url`` finds what was last written of each row of a table that is edited here
-        too, and (in the hash of the table) when one went; None where nothing is kept, or if this is another server."""
+        too, (in the hash of the table) when all went, and when each did; None where nothing is kept, or if this is
+        another server."""
         kept = self.both_ways and not self.adopt and self.serves(url)
-        return (f"{self.prefix}:base:{table}", f"{self.prefix}:table:{table}") if kept else None
+        base, all_of_it, each = (f"{self.prefix}:{kind}:{table}" for kind in ("base", "table", "tombstones"))
+        return (base, all_of_it, each) if kept else None
 
     def serves(self, url: str) -> bool:
         """Whether this is the server at ``url``."""
