@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +38,14 @@ class Copies:
         return self._postgres.execute(statement).fetchall()
 
     def exported(self, table: str) -> Path:
-        """The Parquet files of a table: the folder of the newest export, which may not be there yet."""
-        return Path(self._store("duckdb").parquet.folder) / "current" / table
+        """The Parquet files of a table: the folder of the newest export. The first one is waited for, as long as a few
+        of them take."""
+        parquet = self._store("duckdb").parquet
+        folder = Path(parquet.folder) / "current" / table
+        deadline = time.monotonic() + 5 * parquet.every_s
+        while not any(folder.glob("*.parquet")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return folder
 
     def graph(self, statement: LiteralString, **parameters: Any) -> list[dict[str, Any]]:
         """What the graph answers."""
