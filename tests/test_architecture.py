@@ -25,6 +25,7 @@ LAYERS = (
         "errors",
         "events",
         "finding",
+        "interrupts",
         "logs",
         "masks",
         "nearest",

@@ -16,7 +16,7 @@ from syncline.demo.copies import Copies
 from syncline.demo.damage import Damage, Hands
 from syncline.demo.scenario import Answer, Filled, Scenario, done
 
-__all__ = ["SCENARIO"]
+__all__ = ["SCENARIO", "change_text", "remove_point"]
 
 _SIZE = 64
 _TOPICS = ("tides", "comets", "bridges", "clocks", "forests", "lighthouses", "volcanoes", "looms")
@@ -185,7 +185,8 @@ def _ask(copies: Copies) -> Iterator[Answer]:
     yield "Who wrote how many? (DuckDB)", ", ".join(f"{o['system_origin']} {o['n']:,}" for o in origins)
 
 
-def _change_text(hands: Hands) -> None:
+def change_text(hands: Hands) -> None:
+    """Give some chunk of the graph another text."""
     hands.graph("MATCH (c:Chunk) WITH c ORDER BY c.id LIMIT 1 SET c.content = 'Nobody wrote this.'")
 
 
@@ -193,7 +194,8 @@ def _drop_edge(hands: Hands) -> None:
     hands.graph("MATCH (:Chunk)-[r:MENTIONS]->(:Entity) WITH r ORDER BY r.weight LIMIT 1 DELETE r")
 
 
-def _remove_point(hands: Hands) -> None:
+def remove_point(hands: Hands) -> None:
+    """Delete some chunk's point."""
     hands.remove_point("chunks")
 
 
@@ -202,9 +204,9 @@ def _add_row(hands: Hands) -> None:
 
 
 _DAMAGE = (
-    Damage("the text of a chunk is another one", "graph", "unified.chunks", "different", _change_text),
+    Damage("the text of a chunk is another one", "graph", "unified.chunks", "different", change_text),
     Damage("a relationship MENTIONS is gone", "graph", "unified.mentions", "missing", _drop_edge),
-    Damage("a point is gone", "vectors", "unified.chunks", "missing", _remove_point),
+    Damage("a point is gone", "vectors", "unified.chunks", "missing", remove_point),
     Damage("an entity is there that nobody made", "tables", "unified.entities", "extra", _add_row),
 )
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid5
 
+from syncline.demo.chunks import change_text, remove_point
 from syncline.demo.copies import Copies
 from syncline.demo.damage import Damage, Hands
 from syncline.demo.scenario import Answer, Filled, Scenario
@@ -125,21 +126,13 @@ def _ask(copies: Copies) -> Iterator[Answer]:
     yield "Who wrote how many? (PostgreSQL)", ", ".join(f"{o['system_origin']} {o['n']:,}" for o in origins)
 
 
-def _change_text(hands: Hands) -> None:
-    hands.graph("MATCH (c:Chunk) WITH c ORDER BY c.id LIMIT 1 SET c.content = 'Nobody wrote this.'")
-
-
-def _remove_point(hands: Hands) -> None:
-    hands.remove_point("chunks")
-
-
 def _delete_row(hands: Hands) -> None:
     hands.table("delete from unified.published where id = (select min(id::text)::uuid from unified.published)")
 
 
 _DAMAGE = (
-    Damage("the text of a chunk is another one", "neo4j", "unified.published", "different", _change_text),
-    Damage("a point is gone", "qdrant", "unified.published", "missing", _remove_point),
+    Damage("the text of a chunk is another one", "neo4j", "unified.published", "different", change_text),
+    Damage("a point is gone", "qdrant", "unified.published", "missing", remove_point),
     Damage("a row is gone", "postgres", "unified.published", "missing", _delete_row),
 )
 

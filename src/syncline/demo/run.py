@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psycopg
@@ -29,6 +27,7 @@ from syncline.demo.scenario import Doing, Scenario, Workload, client_of, members
 from syncline.demo.view import View, view_for
 from syncline.embedded import EmbeddedBolt, EmbeddedPostgres, EmbeddedValkey
 from syncline.errors import SynclineError
+from syncline.interrupts import interrupted_by_signals
 from syncline.pipeline import SyncService
 from syncline.service.figures import amount, span
 from syncline.service.session import DIFFERENT, INTERRUPTED
@@ -53,7 +52,7 @@ def run_demo(scenario: Scenario, rows: int | None, as_json: bool, keep: bool, co
     """
     folder = Path(tempfile.mkdtemp(prefix="syncline-demo-"))
     try:
-        with _ending_on_signals(), view_for(console, as_json=as_json) as view, ExitStack() as stack:
+        with interrupted_by_signals(), view_for(console, as_json=as_json) as view, ExitStack() as stack:
             found = _Demo(scenario, folder, rows or scenario.rows, view, stack).run()
         if as_json:
             sys.stdout.write(json.dumps(found, indent=2) + "\n")
@@ -66,24 +65,6 @@ def run_demo(scenario: Scenario, rows: int | None, as_json: bool, keep: bool, co
             console.print(f"Kept: {folder} (PostgreSQL's data in postgres/, the copies in data/).")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    """SIGTERM cleans up as Ctrl-C does; and so does SIGINT where it was ignored when the process began."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ _log = logger()
 
 _ABORTED = 130  # 128 + SIGINT: ended without draining; nothing is lost, the next start replays
 _STOP_S = 30.0
+_GIVE_UP_S = 2.0  # for a comparison that is under way: what is to be drained must not wait for it
 
 
 class _AskedWhileStarting(BaseException):
@@ -100,7 +101,7 @@ def run(
         try:
             code = _watch(service, signals, status_every_s, tell)
         finally:
-            verification.stop()
+            verification.stop(_GIVE_UP_S)
             _stop(service)
     if signals.asked:
         tell("Stopped.")

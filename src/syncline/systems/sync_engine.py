@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from syncline.config import load_config
 from syncline.events import EventType, SyncEvent
+from syncline.interrupts import interrupted_by_signals
 from syncline.pipeline import SyncService
 from syncline.publisher import SyncPublisher, get_sync_publisher
 from syncline.verify.reconcile import Wanted, reconcile
@@ -39,7 +36,7 @@ def run_consumer(
     overrides = {} if batch_size is None else {"apply.max_rows": str(batch_size)}
     service = SyncService(load_config(None if config is None else Path(config), overrides=overrides))
     try:
-        with _interrupted_by_signals():
+        with interrupted_by_signals():
             service.start()
             code = service.wait()
     except KeyboardInterrupt:
@@ -47,24 +44,6 @@ def run_consumer(
     finally:
         service.stop()
     return 0 if code is None else code
-
-
-@contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """In the main thread. A shell starts what it runs in the background with SIGINT ignored, which Python keeps to."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class ReconciliationJob:

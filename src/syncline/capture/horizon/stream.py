@@ -161,7 +161,7 @@ class HorizonStream(ABC, Generic[P]):
                 connection.execute(f"listen {self.channel}".encode())
                 place = after
                 while not self._closed:
-                    busy = self._hinted = False
+                    busy = False
                     for entry in self._poll(connection, place):
                         yield entry
                         place, busy = max(place, entry.place), bool(entry.rows)
@@ -199,6 +199,7 @@ class HorizonStream(ABC, Generic[P]):
     def _poll(self, connection: Connection, place: int) -> Iterator[Entry]:
         """Everything from the place up to the horizon of now; an entry without changes now and then."""
         number = self._last_number(connection)
+        self._hinted = False  # whatever was told of by now is seen by the looks that follow
         if number != self._number:  # before the id: whoever drew it has an older one
             self._number, self._behind = number, next_id(connection)
         low, _ = horizons(connection)
