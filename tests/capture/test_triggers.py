@@ -140,6 +140,7 @@ class TestTriggerStream(CaptureConformance):
         reader = Reader(place.open())
         place.write(1)
         first = place.begin(10, 11)
+        eventually(lambda: keys_of(reader.entries) == [1])  # what an older one wrote does not wait for an open one
         second = place.begin(20)
         place.write(2, 3)
         second()
