@@ -6,7 +6,7 @@ is reported was seen in the rows themselves. Rows in flight make their buckets d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,10 +20,10 @@ from syncline.capture.tables import TableInfo
 from syncline.change import TableSchema
 from syncline.digests import Buckets, Chosen, digestible, spread, summed
 from syncline.mapping import TargetMapping
-from syncline.pgvalues.digests import digest_of, numbers_of
+from syncline.pgvalues.digests import digest_of
 from syncline.stores import Choosing, CopyReader
 
-__all__ = ["Equal", "equal_buckets", "stored_in"]
+__all__ = ["Equal", "equal_buckets"]
 
 _WORTH = 10_000  # rows; fewer are read sooner than hashed on both sides
 
@@ -68,16 +68,6 @@ def equal_buckets(
         stored, newest = theirs.result()
     rows = int(np.sum(found[1].column("rows").to_numpy()))
     return Equal(rows, newest, Chosen(buckets, pa.array(_unequal(found[1], stored), pa.int64())))
-
-
-def stored_in(reader: CopyReader, schema: TableSchema, chosen: Chosen) -> Iterator[pa.RecordBatch]:
-    """What a target has in the chosen buckets, as :meth:`~syncline.stores.CopyReader.scan`."""
-    if isinstance(reader, Choosing) and chosen.buckets.shift is not None:
-        yield from reader.chosen(schema, chosen)
-        return
-    wanted = chosen.numbers.to_numpy()
-    for batch in reader.scan(schema):
-        yield batch.filter(pa.array(np.isin(numbers_of(batch, schema, chosen.buckets), wanted)))
 
 
 def _buckets(info: TableInfo, reader: CopyReader, recorded: TableSchema) -> Buckets | None:

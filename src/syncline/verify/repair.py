@@ -13,17 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from syncline.apply.keys import key_bytes
 from syncline.capture.captured import captured
 from syncline.capture.schema import table_schema
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config
 from syncline.errors import Misconfigured, Unavailable
 from syncline.verify.compare import Collector, Comparison, comparing
+from syncline.verify.part import distinct
 from syncline.verify.point import Engine
 from syncline.verify.report import KINDS, Report, TableReport
 from syncline.verify.table import Progress, shown
@@ -262,13 +261,10 @@ class _Repair:
     def _pages(self, key: _Key, names: Sequence[str]) -> Iterator[bytes]:
         """The table's keys under the source's names, none of them twice, as Arrow IPC streams."""
         found = [t.rename_columns(list(names)) for kind in self.keys.by_table.get(key, {}).values() for t in kind]
-        keys = pa.concat_tables(found).combine_chunks() if found else pa.table({})
-        keys = keys.drop_null()  # a key without an exact form here can't be looked for
-        if not keys.num_rows:
+        if not found:
             return
-        (batch,) = keys.to_batches()
-        codes = key_bytes(batch.columns).dictionary_encode().indices.to_numpy()
-        batch = batch.take(pa.array(np.unique(codes, return_index=True)[1]))
+        (keys,) = pa.concat_tables(found).combine_chunks().to_batches()
+        batch = distinct(keys)
         for start in range(0, batch.num_rows, self.limits.batch_size):
             yield _stream(batch.slice(start, self.limits.batch_size))
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from syncline.apply.keys import key_bytes, key_hashes
-from syncline.capture import Digesting, LoadProgress, Source
+from syncline.capture import LoadProgress, Source
 from syncline.capture import Point as Place
 from syncline.capture.schema import table_schema
 from syncline.capture.tables import TableInfo
-from syncline.change import Batch, TableSchema
+from syncline.change import TableSchema
 from syncline.config import LogConfig
-from syncline.digests import Chosen
-from syncline.errors import Rejected
+from syncline.errors import Gap, Rejected
 from syncline.log.embedded import EmbeddedLog
 from syncline.mapping import MappedTable, TargetMapping
-from syncline.stores import CopyReader
-from syncline.verify.digest import equal_buckets, stored_in
+from syncline.stores import Choosing, CopyReader, Fetching
+from syncline.verify.digest import equal_buckets
 from syncline.verify.exact import INEXACT, comparable, comparable_fields, exact_rows
 from syncline.verify.pairing import VERSION, Bounds, Side, pair
+from syncline.verify.part import OfBuckets, OfKeys, Part, Whole, distinct, fits
 from syncline.verify.report import EXAMPLES, KINDS, TableReport
 
 __all__ = ["Collect", "Copy", "Outcome", "Point", "Progress", "Suspects", "compare_table", "shown"]
@@ -75,16 +74,19 @@ class Copy:
 
 @dataclass(slots=True)
 class Outcome:
-    """The report of one table, and what a second look at it should confirm; ``chosen`` are the buckets in which that
-    is, None if they are not known."""
+    """The report of one table, and what a second look at it should confirm: the ``suspects``, with their keys as they
+    are at the target in ``keys``, and the ``part`` of the table in which they are."""
 
     report: TableReport
     suspects: Suspects
-    chosen: Chosen | None = None
+    part: Part = field(default_factory=Whole)
+    keys: list[pa.Table] = field(default_factory=list)
 
 
-def compare_table(info: TableInfo, point: Point, copy: Copy, before: Outcome | None) -> Outcome:
-    """Compare one table; on a second look only rows that differed ``before`` count.
+def compare_table(
+    info: TableInfo, point: Point, copy: Copy, before: Outcome | None, changed: OfKeys | None = None
+) -> Outcome:
+    """Compare one table, or what ``changed`` of it; on a second look only rows that differed ``before`` count.
 
     Where both sides compute digests, rows are read only of the buckets whose digests differ.
 
@@ -95,34 +97,61 @@ def compare_table(info: TableInfo, point: Point, copy: Copy, before: Outcome | N
     report = TableReport(copy.source, copy.target, info.qualified)
     report.state = "gap" if copy.gaps & {"", info.qualified} else "compared"
     outcome = Outcome(report, {kind: frozenset() for kind in KINDS})
-    if before is not None and before.chosen is not None:
-        outcome.chosen = before.chosen
-        report.rows = before.report.rows
+    if before is not None:
+        outcome.part = _narrowed(before, info, copy)
+    elif changed is not None and isinstance(copy.reader, Fetching):
+        outcome.part = changed
     else:
-
-        def told(rows: int) -> None:
-            point.progress(info.qualified, rows, max(info.estimated_rows, rows))
-
-        equal = None if copy.full else equal_buckets(point.source, info, point.place, copy.reader, copy.mapping, told)
-        if equal is not None and equal.newest <= _greatest(copy):
-            outcome.chosen = equal.chosen
-            report.rows = equal.rows
-    if outcome.chosen is None or len(outcome.chosen.numbers):
-        _compare_rows(info, point, copy, outcome, before.suspects if before is not None else None)
+        outcome.part = _unequal(info, point, copy)
+    report.rows = outcome.part.rows or 0
+    if not isinstance(outcome.part, OfBuckets) or len(outcome.part.chosen.numbers):
+        suspects = before.suspects if before is not None else None
+        try:
+            _compare_rows(info, point, copy, outcome, suspects)
+        except Gap:  # it has another key by now than when the keys were seen
+            if not isinstance(outcome.part, OfKeys):
+                raise
+            outcome = Outcome(replace(report), {kind: frozenset() for kind in KINDS})
+            _compare_rows(info, point, copy, outcome, suspects)
     return outcome
 
 
+def _unequal(info: TableInfo, point: Point, copy: Copy) -> Part:
+    """The buckets whose digests differ; the whole table where digests do not tell."""
+
+    def told(rows: int) -> None:
+        point.progress(info.qualified, rows, max(info.estimated_rows, rows))
+
+    equal = None if copy.full else equal_buckets(point.source, info, point.place, copy.reader, copy.mapping, told)
+    return OfBuckets(equal.chosen, equal.rows) if equal and equal.newest <= _greatest(copy) else Whole()
+
+
+def _narrowed(before: Outcome, info: TableInfo, copy: Copy) -> Part:
+    """What a second look reads: the rows that differed by their keys, where they can be looked up. A row that is extra
+    may lie where nothing looks that goes by the key, so for that the first look is done again."""
+    suspects = before.suspects
+    if isinstance(copy.reader, Choosing) or not isinstance(copy.reader, Fetching):
+        return before.part
+    if suspects.get("extra") != frozenset() or None in suspects.values() or not before.keys:
+        return before.part
+    keys, source = pa.concat_tables(before.keys), table_schema(info)
+    if not fits(keys, source) or any(column.null_count for column in keys.columns):
+        return before.part
+    (batch,) = keys.rename_columns([c.name for c in source.key]).combine_chunks().to_batches()
+    return OfKeys(distinct(batch), before.report.rows)
+
+
 def _compare_rows(info: TableInfo, point: Point, copy: Copy, outcome: Outcome, suspects: Suspects | None) -> None:
-    """Read both sides, or what the chosen buckets hold of them, and count what differs."""
+    """Read that part of both sides, and count what differs."""
     report = outcome.report
     buckets = min(_MAX_BUCKETS, 1 + info.size_bytes // _BUCKET_BYTES)
     recorded = copy.reader.recorded(info.qualified)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="syncline-verify-")))
-        reading = _Source(folder, info, point, buckets, recorded, copy.mapping, outcome.chosen)
+        reading = _Source(folder, info, point, buckets, recorded, copy.mapping, outcome.part)
         left = stack.enter_context(closing(reading.side()))
         schema = reading.schema
-        if outcome.chosen is None:
+        if outcome.part.rows is None:
             report.rows = left.rows + reading.refused_rows
         columns, report.columns = _shared(schema, recorded or schema)
         names = [c.name for c in schema.key]
@@ -131,9 +160,7 @@ def _compare_rows(info: TableInfo, point: Point, copy: Copy, outcome: Outcome, s
         right = _side(folder / "target", recorded or schema, reading.made, names, buckets, (VERSION, pa.int64()))
         stack.enter_context(closing(right))
         if recorded is not None:
-            chosen = outcome.chosen
-            stored = copy.reader.scan(recorded) if chosen is None else stored_in(copy.reader, recorded, chosen)
-            for batch in stored:
+            for batch in outcome.part.stored(copy.reader, recorded):
                 right.add(comparable(exact_rows(_versioned(batch), recorded), recorded, reading.made, source=False))
         right.finish()
         bounds = _bounds(copy, schema, recorded, point.version)
@@ -165,14 +192,14 @@ class _Source:
         buckets: int,
         recorded: TableSchema | None,
         mapping: TargetMapping,
-        chosen: Chosen | None,
+        part: Part,
     ) -> None:
         self._folder = folder / "source"
         self._info = info
         self._point = point
         self._buckets = buckets
         self._mapping = mapping
-        self._chosen = chosen
+        self._part = part
         # What an empty table publishes can't be told apart from what it has: trust what the copy was told.
         mapped = mapping.table(table_schema(info))
         self.schema, self.made = recorded or mapped.schema, _made(mapped)
@@ -188,7 +215,8 @@ class _Source:
 
     def side(self) -> Side:
         side: Side | None = None
-        for batch in self._batches():
+        point = self._point
+        for batch in self._part.published(point.source, self._info, point.place, self._tell):
             mapped = self._mapping.table(batch.schema)
             if side is None:
                 self.schema, self.made = mapped.schema, _made(mapped)
@@ -198,13 +226,6 @@ class _Source:
         side = side or self._open()
         side.finish()
         return side
-
-    def _batches(self) -> Iterator[Batch]:
-        source, place, stop = self._point.source, self._point.place, threading.Event()
-        if self._chosen is None:
-            return source.rows(self._info, place, 0, stop, self._tell)
-        assert isinstance(source, Digesting)
-        return source.chosen(self._info, place, self._chosen, stop, _silent)
 
     def _mapped(self, rows: pa.RecordBatch, mapped: MappedTable) -> pa.RecordBatch:
         """What the target should hold of the rows."""
@@ -226,10 +247,6 @@ class _Source:
 
     def _tell(self, loaded: LoadProgress) -> None:
         self._point.progress(loaded.table, loaded.rows, max(self._info.estimated_rows, loaded.rows))
-
-
-def _silent(loaded: LoadProgress) -> None:
-    """Reading a few buckets: the table's progress was told with their digests."""
 
 
 def _made(mapped: MappedTable) -> dict[str, str]:
@@ -312,8 +329,9 @@ def _count(
             outcome.report.in_flight += len(chosen) - len(sure)
             chosen = sure
         setattr(outcome.report, kind, getattr(outcome.report, kind) + len(chosen))
-        _remember(outcome, kind, [known[i] for i in chosen])
-        collect(kind, keys if len(chosen) == keys.num_rows else keys.take(pa.array(chosen, pa.int64())))
+        found = keys if len(chosen) == keys.num_rows else keys.take(pa.array(chosen, pa.int64()))
+        _remember(outcome, kind, [known[i] for i in chosen], found)
+        collect(kind, found)
         examples = outcome.report.examples.setdefault(kind, [])
         examples += [shown(keys, i) for i in chosen[: EXAMPLES - len(examples)]]
 
@@ -322,12 +340,13 @@ def _suspected(key: bytes, suspects: Suspects) -> bool:
     return any(keys is None or key in keys for keys in suspects.values())
 
 
-def _remember(outcome: Outcome, kind: str, keys: list[bytes]) -> None:
+def _remember(outcome: Outcome, kind: str, keys: list[bytes], columns: pa.Table) -> None:
     before = outcome.suspects.get(kind)
     if before is None or len(before) + len(keys) > _REMEMBERED:
         outcome.suspects[kind] = None
     else:
         outcome.suspects[kind] = before | frozenset(keys)
+        outcome.keys += [columns] if keys else []
 
 
 def shown(keys: pa.Table, row: int) -> str:
