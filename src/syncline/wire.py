@@ -165,6 +165,7 @@ def decode_entry(head: bytes, body: bytes) -> Entry:
         LookupError,
         TypeError,
         ValueError,
+        EOFError,
         OSError,
     ) as error:
         raise Damaged(f"A log entry cannot be read: {error}.") from error

@@ -185,6 +185,15 @@ def test_a_harmed_head_or_a_cut_body_is_damage_or_an_entry_but_no_other_error(da
         decode_entry(bytes(harmed), body)
 
 
+def test_an_entry_that_says_a_batch_has_no_bytes_is_damage() -> None:
+    head, body = encode_entry(example_entry(example_batch(2)))
+    parsed = msgspec.msgpack.decode(head)
+    for item in parsed["items"]:
+        item["size"] = 0
+    with pytest.raises(Damaged):
+        decode_entry(msgspec.msgpack.encode(parsed), body)
+
+
 def test_an_entry_of_a_newer_format_says_which_version_to_run() -> None:
     head = msgspec.msgpack.encode({"format": 99, "items": []})
     with pytest.raises(Damaged, match="format 99") as caught:

@@ -22,14 +22,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from syncline.change import Entry, Position
 from syncline.errors import Damaged, Gap, Misconfigured, SynclineError, Unavailable
 from syncline.log import Incarnation, LogStatus
-from syncline.log.bodies import Bodies, read_body
+from syncline.log.bodies import Bodies
 from syncline.log.folder import file_bytes, free_bytes, inode, lock_folder, sync_folder
 from syncline.log.frontier import DISCARDED, Frontier, Series, closed, full, next_incarnation
+from syncline.log.reading import frontier_of, read_entry
 from syncline.log.rows import Row, Rows, damaged
 from syncline.log.tail import Tail
-from syncline.wire import decode_entry, encode_entry
+from syncline.wire import encode_entry
 
-__all__ = ["EmbeddedLog", "EmbeddedLogConfig"]
+__all__ = ["DATABASE", "EmbeddedLog", "EmbeddedLogConfig"]
 
 # Smaller bodies are stored in their row: one write and one fsync.
 _INLINE_BYTES = 64 * 1024
@@ -43,7 +44,7 @@ _SHRINK_PAGES = 64
 _SHRINK_STEPS = 32
 # How long a transaction that fills the disk waits for others to free space there, if it is smaller than the reserve.
 _PATIENCE_S = 600.0
-_DATABASE = "log.sqlite"
+DATABASE = "log.sqlite"
 
 
 class EmbeddedLogConfig(BaseModel):
@@ -96,7 +97,7 @@ class EmbeddedLog:
         self._closed = False
         self._lock = lock_folder(self._folder)
         try:
-            self._rows = Rows(self._folder / _DATABASE)
+            self._rows = Rows(self._folder / DATABASE)
             try:
                 self._load()
             except BaseException:
@@ -108,8 +109,8 @@ class EmbeddedLog:
 
     def _load(self) -> None:
         sync_folder(self._folder)
-        self._inode = inode(self._folder / _DATABASE)
-        self._frontier = _frontier(self._rows, self._folder)
+        self._inode = inode(self._folder / DATABASE)
+        self._frontier = frontier_of(self._rows, self._folder)
         self._incarnation = self._rows.incarnation()
         self._cursors = self._rows.cursors()
         self._noted, self._noted_at = True, time.monotonic()
@@ -304,12 +305,11 @@ class EmbeddedLog:
 
     def _decode(self, n: int, after: Position) -> Entry:
         try:
-            row, body = _verified(self._rows, self._folder, n)
+            return read_entry(self._rows, self._folder, n)
         except Damaged:
             with self._changed:
                 self._frontier.check(after)  # a Gap if it was trimmed in the meantime
             raise
-        return decode_entry(row.head, body)
 
     # ------------------------------------------------------------------------------------------- cursors, trimming
 
@@ -415,11 +415,11 @@ class EmbeddedLog:
         Cursors are those last written, up to seconds old.
         """
         folder = config.folder(name)
-        if not (folder / _DATABASE).exists():
+        if not (folder / DATABASE).exists():
             return None
-        rows = Rows(folder / _DATABASE, readonly=True)
+        rows = Rows(folder / DATABASE, readonly=True)
         try:
-            frontier = _frontier(rows, folder, verify=False)
+            frontier = frontier_of(rows, folder, verify=False)
             parts = rows.unfinished()
             series = Series(parts[0], len(parts), 0, 0) if parts else None
             frontier = msgspec.structs.replace(frontier, series=series)
@@ -430,7 +430,7 @@ class EmbeddedLog:
     @staticmethod
     def peek_incarnation(config: EmbeddedLogConfig, name: str) -> Incarnation | None:
         """The source incarnation of a log that another process may have open; nothing is written."""
-        database = config.folder(name) / _DATABASE
+        database = config.folder(name) / DATABASE
         if not database.exists():
             return None
         rows = Rows(database, readonly=True)
@@ -462,35 +462,9 @@ class EmbeddedLog:
             if self._closed:
                 raise closed(self._where)
             # SQLite would go on in a file without a name, and what it acknowledges would be lost (Guarantee 1).
-            if inode(self._folder / _DATABASE) != self._inode:
+            if inode(self._folder / DATABASE) != self._inode:
                 raise damaged(self._folder, "its database was deleted or replaced while it was open")
             yield
-
-
-def _frontier(rows: Rows, folder: Path, *, verify: bool = True) -> Frontier:
-    """Where a log stands, from its last entry or, without entries, its own record; parts count as entries."""
-    frontier = rows.frontier()
-    if frontier.last == frontier.head:
-        return frontier
-    last = _verified(rows, folder, frontier.last)[0] if verify else rows.fetch(frontier.last)
-    if last is None:
-        raise damaged(folder, f"entry {frontier.last} is missing")
-    return msgspec.structs.replace(
-        frontier, place=last.place, incarnation=last.incarnation, max_version=last.max_version, total=last.total
-    )
-
-
-def _verified(rows: Rows, folder: Path, n: int) -> tuple[Row, bytes]:
-    """The row and the body of an entry, checked."""
-    row = rows.fetch(n)
-    if row is None:
-        raise damaged(folder, f"entry {n} is missing")
-    body = row.body if row.extent is None else read_body(folder, row.extent, row.size - len(row.head))
-    if body is None:
-        raise damaged(folder, f"the body of entry {n} is missing")
-    if row.digest(body) != row.checksum:
-        raise damaged(folder, f"entry {n} fails its checksum")
-    return row, body
 
 
 def _now_us() -> int:

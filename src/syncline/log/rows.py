@@ -296,6 +296,15 @@ class Rows:
             ).fetchall()
         return [Age(*row) for row in found]
 
+    def appended(self, since: int) -> tuple[int | None, int | None]:
+        """The first entry that was appended at or after a time, and when the oldest one was (microseconds)."""
+        with translated(self._path):
+            (found,) = self._writer.execute(
+                "select (select min(n) from entry where created >= ?), (select created from entry order by n limit 1)",
+                (since,),
+            ).fetchall()
+        return found[0], found[1]
+
     def cursors(self) -> dict[str, int]:
         """The targets' cursors as last noted."""
         with translated(self._path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,14 +38,23 @@ def limits_of(config: Config, max_share: float | None, *, dry_run: bool, force: 
 
 
 def repair_and_tell(
-    config: Config, tables: Sequence[str], target: str | None, limits: Limits, *, as_json: bool, show_keys: bool
+    config: Config,
+    tables: Sequence[str],
+    target: str | None,
+    limits: Limits,
+    *,
+    since: datetime | None,
+    as_json: bool,
+    show_keys: bool,
 ) -> int:
     """Repair, say what was done, and return the exit code."""
     from syncline.pipeline import SyncService
     from syncline.verify.repair import repair
 
     with RowBars(talk) as bars:
-        done = repair(config, tables, target, bars.show, engine=SyncService, talk=talk.print, limits=limits)
+        done = repair(
+            config, tables, target, bars.show, engine=SyncService, talk=talk.print, limits=limits, since=since
+        )
     if as_json:
         print_json(done.to_dict(show_keys=show_keys))
     return tell_repaired(done, quiet=as_json)

@@ -10,6 +10,7 @@ import typer
 from syncline.bars import RowBars
 from syncline.errors import Misconfigured
 from syncline.service.figures import amount
+from syncline.service.moments import moment
 from syncline.service.record import tell_record
 from syncline.service.repair import DryRun, Force, MaxShare, limits_of, repair_and_tell
 from syncline.service.session import DIFFERENT, chosen, print_json, session_of, stdout, talk
@@ -43,6 +44,10 @@ def verify(
     full: Annotated[
         bool, typer.Option("--full", help="Read every row, also where digests say that rows are equal.")
     ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Only rows that changed since then: 15m, 2h, 1d, or a time."),
+    ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Write what differs once more, from the source.")] = False,
     dry_run: DryRun = False,
     force: Force = False,
@@ -61,6 +66,9 @@ def verify(
     names = [name if "." in name else f"public.{name}" for name in tables or ()]
     _refuse_together({"--key": bool(key), "--repair": repair, "--checks": checks is not None})
     _refuse_together({"--key": bool(key), "--repair": repair, "--full": full})
+    for name, given in {"--key": bool(key), "--full": full, "--checks": checks is not None}.items():
+        _refuse_together({name: given, "--since": since is not None})
+    from_then = None if since is None else moment(since, "--since")
     if key:
         if len(names) != 1:
             raise Misconfigured("--key shows one record of one table.", remedy="For example: verify orders --key 5")
@@ -68,11 +76,22 @@ def verify(
     kinds = None if checks is None else [kind.strip() for kind in checks.split(",")]
     if repair:
         limits = limits_of(config, max_share, dry_run=dry_run, force=force)
-        raise typer.Exit(repair_and_tell(config, names, target, limits, as_json=as_json, show_keys=show_keys))
+        done = repair_and_tell(config, names, target, limits, since=from_then, as_json=as_json, show_keys=show_keys)
+        raise typer.Exit(done)
     if dry_run or force or max_share is not None:
         raise Misconfigured("--dry-run, --force and --max-share go with --repair.", remedy="Add --repair.")
     with RowBars(talk) as bars:
-        report = compare(config, names, target, bars.show, engine=SyncService, talk=talk.print, full=full, checks=kinds)
+        report = compare(
+            config,
+            names,
+            target,
+            bars.show,
+            engine=SyncService,
+            talk=talk.print,
+            full=full,
+            checks=kinds,
+            since=from_then,
+        )
     if as_json:
         print_json(report.to_dict(show_keys=show_keys))
     else:
@@ -107,9 +126,10 @@ def tell(report: Mapping[str, Any]) -> None:
     left += f", {report['broken']} check(s) broken" if report["broken"] else ""
     left += f", {report['not_checked']} not checked" if report["not_checked"] else ""
     number = f" Report {report['report']}." if report.get("report") else ""
+    since = f" Only what changed since {report['since'][:19]} UTC." if report.get("since") else ""
     score = f"{report['score'] * 100:.4f}".rstrip("0").rstrip(".")
     counts = f"{amount(report['differences'])} difference(s){left} in {report['seconds']:.1f} s."
-    stdout.print(f"{counts} Score {score} %.{number}")
+    stdout.print(f"{counts} Score {score} %.{since}{number}")
 
 
 def _tell_table(table: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 
 import pyarrow as pa
@@ -29,8 +30,10 @@ from syncline.mapping import TargetMapping
 from syncline.verify.checks import chosen_checks, run_checks
 from syncline.verify.checks.at import Wanted
 from syncline.verify.kept import keep
+from syncline.verify.part import OfKeys
 from syncline.verify.point import Engine, engine_running, reach
 from syncline.verify.report import KINDS, Report, TableReport
+from syncline.verify.since import changed_since
 from syncline.verify.table import Copy, Outcome, Point, Progress, compare_table
 
 __all__ = ["Collector", "Comparison", "comparing", "verify"]
@@ -52,6 +55,7 @@ def verify(
     talk: Callable[[str], None] | None = None,
     full: bool = False,
     checks: Sequence[str] | None = None,
+    since: datetime | None = None,
 ) -> Report:
     """Compare the monitored tables (or those named, ``namespace.table``) with their copies (or the one named), or make
     these ``checks`` of them (:data:`~syncline.verify.report.CHECKS`; None: the comparison, and the rules of the
@@ -66,8 +70,8 @@ def verify(
         Unavailable: a server is away, or a target does not reach the point.
         Gap: a table is rewritten again and again while it is read, or our own engine met a gap.
     """
-    kinds = chosen_checks(checks, config)
-    with comparing(config, tables, target, progress, engine=engine, talk=talk, full=full) as comparison:
+    kinds = chosen_checks(checks, config) if since is None else ["data_hash"]
+    with comparing(config, tables, target, progress, engine=engine, talk=talk, full=full, since=since) as comparison:
         report = comparison.compare(kinds, digests="data_hash" in (checks or ()))
     return keep(config, report, kinds, talk or _log.info)
 
@@ -83,13 +87,16 @@ def comparing(
     talk: Callable[[str], None] | None = None,
     collect: Collector | None = None,
     full: bool = False,
+    since: datetime | None = None,
 ) -> Iterator[Comparison]:
     """The same as often as wanted: an engine runs for the block. ``collect`` hears the keys of what differs.
 
     Raises:
         Misconfigured, Unavailable: as :func:`verify`.
     """
-    run = _Run(config, tuple(tables), target, progress or _silent, talk or _log.info, full, collect or Collector())
+    run = _Run(
+        config, tuple(tables), target, progress or _silent, talk or _log.info, full, collect or Collector(), since
+    )
     run.refuse_unknown()
     with engine_running(config, engine, run.talk, target) as check:
         yield Comparison(run, check)
@@ -130,7 +137,7 @@ class Comparison:
         for key, sides in both.items():
             if key in found and found[key].report.compared:
                 found[key].report.digests = sides
-        return Report([one.report for one in found.values()], time.monotonic() - began, others)
+        return Report([one.report for one in found.values()], time.monotonic() - began, others, since=run.since)
 
 
 def _silent(table: str, rows: int, of: int | None) -> None:
@@ -144,13 +151,15 @@ def _not_compared(key: _Key, state: str) -> tuple[_Key, Outcome]:
     return key, Outcome(TableReport(*key, state=state), {})
 
 
-def _outcome(info: TableInfo, point: Point, copy: Copy, before: Outcome | None) -> Outcome | None:
+def _outcome(
+    info: TableInfo, point: Point, copy: Copy, before: Outcome | None, changed: OfKeys | None
+) -> Outcome | None:
     """What a comparison finds; None if the table was rewritten while it was read."""
     loading = _not_compared((copy.source, copy.target, info.qualified), "loading")[1]
     if _loading(copy, info.qualified):
         return loading
     try:
-        outcome = compare_table(info, point, copy, before)
+        outcome = compare_table(info, point, copy, before, changed)
     except Rewritten:
         return None
     differs = outcome.report.differences
@@ -196,6 +205,8 @@ class _Run:
     talk: Callable[[str], None]
     full: bool
     collect: Collector
+    since: datetime | None = None
+    changed: dict[str, dict[str, OfKeys | None]] = field(default_factory=dict)
 
     def refuse_unknown(self) -> None:
         """Raise ``Misconfigured`` if there is no target, or if one or a table is named that there is not."""
@@ -306,10 +317,19 @@ class _Run:
                     if info.qualified in paused:
                         yield info, _not_compared(key, "paused")[1]
                     else:
-                        outcome = _outcome(info, point, copy, suspects.get(key))
+                        outcome = _outcome(info, point, copy, suspects.get(key), self._changed(source, info))
                         if outcome is not None:
                             outcome.report.through = at.number
                         yield info, outcome
+
+    def _changed(self, source: str, info: TableInfo) -> OfKeys | None:
+        """What changed of a table, None for all of it. Looked up once, behind the first point."""
+        if self.since is None:
+            return None
+        if source not in self.changed:
+            tables = self._captured(source).tables
+            self.changed[source] = changed_since(self.config.log, source, tables, self.since)
+        return self.changed[source].get(info.qualified)
 
     def _paused(self, source: str, target: str) -> frozenset[str]:
         """Tables that are held back or still catching up; '' for the whole target."""

@@ -19,7 +19,8 @@ def keep(config: Config, report: Report, kinds: Sequence[str], talk: Callable[[s
     """The report with its number, kept; as it is where nothing is to be kept, or where it can't be, which is said: what
     was found out is worth more than the record of it."""
     try:
-        note(config, report.tables)
+        if report.since is None:  # a part of a table says nothing of the whole
+            note(config, report.tables)
         if not config.verify.keep:
             return report
         with ReportRecords(config.control_dsn, config.control.schema_name) as records:

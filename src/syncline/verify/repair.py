@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -137,8 +138,10 @@ def repair(
     engine: type[Engine] | None = None,
     talk: Callable[[str], None] | None = None,
     limits: Limits | None = None,
+    since: datetime | None = None,
 ) -> Repaired:
-    """Compare as :func:`syncline.verify.verify` does, repair what differs, and compare again until nothing does.
+    """Compare as :func:`syncline.verify.verify` does (``since`` as there), repair what differs, and compare again until
+    nothing does.
 
     Raises:
         Misconfigured, Unavailable, Gap: as ``verify``.
@@ -146,7 +149,7 @@ def repair(
     """
     limits = limits or Limits()
     keys = _Keys(limits.only)
-    with comparing(config, tables, target, progress, engine=engine, talk=talk, collect=keys) as comparison:
+    with comparing(config, tables, target, progress, engine=engine, talk=talk, collect=keys, since=since) as comparison:
         return _Repair(config, comparison, keys, limits, talk or _silent).run()
 
 

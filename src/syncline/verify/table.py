@@ -246,7 +246,7 @@ class _Source:
         return _side(self._folder, self.schema, self.made, [c.name for c in self.schema.key], self._buckets)
 
     def _tell(self, loaded: LoadProgress) -> None:
-        self._point.progress(loaded.table, loaded.rows, max(self._info.estimated_rows, loaded.rows))
+        self._point.progress(loaded.table, loaded.rows, max(self._part.rows or self._info.estimated_rows, loaded.rows))
 
 
 def _made(mapped: MappedTable) -> dict[str, str]:

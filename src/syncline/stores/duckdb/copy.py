@@ -76,8 +76,9 @@ class DuckDBCopy:
 
     def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
         lists = [[_text(v, c.type) for v in keys.column(j).to_pylist()] for j, c in enumerate(schema.key)]
-        rows = [", ".join(f"{literal(v)} as c{j}" for j, v in enumerate(row)) for row in zip(*lists, strict=True)]
-        view = "(" + " union ".join(f"select {row}" for row in rows) + ")"  # a key may come twice, its row must not
+        rows = [f"({', '.join(map(literal, row))})" for row in zip(*lists, strict=True)]
+        names = ", ".join(f"c{j}" for j in range(len(lists)))
+        view = f"(select distinct * from (values {', '.join(rows)}) as k({names}))"  # may come twice, its row must not
         statements = Statements(schema, keys=(pa.string(),) * len(schema.key))
         found = self._reader.query(statements.select(view)) if rows else pa.table({})
         return pa.Table.from_batches([as_contract(schema, b) for b in found.to_batches()], contract_schema(schema))
