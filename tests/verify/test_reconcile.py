@@ -10,9 +10,11 @@ import pytest
 from piped import Pipeline
 
 from syncline.catalog.reconciliation import ReconciliationRuns
-from syncline.errors import Unavailable
+from syncline.errors import Misconfigured, Unavailable
 from syncline.systems.sync_engine import ReconciliationJob
 from syncline.verify import compare
+
+ONE = "550e8400-e29b-41d4-a716-446655440000"
 
 
 @pytest.fixture
@@ -44,7 +46,8 @@ def test_a_full_reconciliation_repairs_the_types_and_ids_it_is_told_and_is_recor
         "insert into other select 99, _syncline_version from other where id = 1",
     )
     some = job(filled).run_full_reconciliation(["concept"], ["c2", "c4"], batch_size=50)
-    assert (some.clean, some.written, some.last.differences) == (True, 1, 2)
+    assert (some.clean, some.written, some.last.tables[0].rows) == (True, 1, 2)
+    assert filled.verify().differences == 3
     done = job(filled).run_full_reconciliation()
     assert (done.clean, done.written, done.removed) == (True, 2, 1)
     assert filled.verify().differences == 0
@@ -52,6 +55,26 @@ def test_a_full_reconciliation_repairs_the_types_and_ids_it_is_told_and_is_recor
     assert (first["state"], first["entity_types"], first["missing"], first["written"]) == ("clean", ["concept"], 1, 1)
     assert (second["state"], second["started_by"], second["left_over"]) == ("clean", "library", 0)
     assert (second["missing"], second["different"], second["removed"], second["row_count"]) == (1, 1, 1, 110)
+
+
+def test_named_keys_are_of_the_type_of_their_table_and_are_repaired_however_many_differ(filled: Pipeline) -> None:
+    filled.database.execute("create table pair (a uuid, b int, n int, primary key (a, b))")
+    filled.database.execute(
+        "insert into pair select '550e8400-e29b-41d4-a716-446655440000', g, g from generate_series(1, 99) g"
+    )
+    assert filled.verify().differences == 0
+    filled.damage("update pair set n = -1", "delete from other where id < 4")
+    pairs = [f"{ONE}, {number}" for number in range(1, 61)]
+    done = job(filled).run_full_reconciliation(["public.pair"], pairs)
+    assert (done.clean, done.written) == (True, 60)
+    assert job(filled).run_full_reconciliation(["other"], [1, 3, 99]).written == 2
+    assert filled.verify().differences == 39 + 1
+    with pytest.raises(Misconfigured, match="no integer"):
+        job(filled).run_full_reconciliation(["other"], ["one"])
+    with pytest.raises(Misconfigured, match="a, b"):
+        job(filled).run_full_reconciliation(["public.pair"], ["1"])
+    assert command(filled, "other", "--ids", "2").returncode == 0
+    assert filled.verify().differences == 39
 
 
 def test_one_runs_at_a_time_and_a_dead_one_is_marked_as_such(filled: Pipeline) -> None:

@@ -24,6 +24,7 @@ from syncline.pipeline import SyncService
 from syncline.stores.postgres.copy import PostgresCopy
 from syncline.verify import Report, compare, verify
 from syncline.verify.repair import repair
+from syncline.verify.scope import Scope
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_only_rows_that_changed_since_are_looked_at(kept: Pipeline) -> None:
     found = since(kept, moment)
     (items,) = (t for t in found.tables if t.table == "public.items")
     assert (items.missing, items.different, items.extra) == (1, 2, 2)  # the row 500 did not change
-    assert found.since == moment
+    assert found.scope.since == moment
     assert found.to_dict()["since"] == moment.astimezone(UTC).isoformat()
     assert kept.verify().differences == 6
 
@@ -120,7 +121,7 @@ def test_a_repair_of_what_changed_since_writes_nothing_else(kept: Pipeline) -> N
     kept.database.execute("update items set name = 'new' where id <= 10")
     assert kept.verify().differences == 0
     kept.damage("update items set name = 'damaged' where id in (5, 500)")
-    done = repair(kept.config, engine=SyncService, talk=lambda line: None, since=moment)
+    done = repair(kept.config, engine=SyncService, talk=lambda line: None, scope=Scope(moment))
     assert done.clean
     assert done.written == 1
     assert kept.verify().differences == 1

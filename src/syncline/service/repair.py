@@ -50,10 +50,11 @@ def repair_and_tell(
     """Repair, say what was done, and return the exit code."""
     from syncline.pipeline import SyncService
     from syncline.verify.repair import repair
+    from syncline.verify.scope import Scope
 
     with RowBars(talk) as bars:
         done = repair(
-            config, tables, target, bars.show, engine=SyncService, talk=talk.print, limits=limits, since=since
+            config, tables, target, bars.show, engine=SyncService, talk=talk.print, limits=limits, scope=Scope(since)
         )
     if as_json:
         print_json(done.to_dict(show_keys=show_keys))

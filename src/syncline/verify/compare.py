@@ -11,7 +11,7 @@ not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -33,7 +33,7 @@ from syncline.verify.kept import keep
 from syncline.verify.part import OfKeys
 from syncline.verify.point import Engine, engine_running, reach
 from syncline.verify.report import KINDS, Report, TableReport
-from syncline.verify.since import changed_since
+from syncline.verify.scope import Scope
 from syncline.verify.table import Copy, Outcome, Point, Progress, compare_table
 
 __all__ = ["Collector", "Comparison", "comparing", "verify"]
@@ -71,7 +71,9 @@ def verify(
         Gap: a table is rewritten again and again while it is read, or our own engine met a gap.
     """
     kinds = chosen_checks(checks, config) if since is None else ["data_hash"]
-    with comparing(config, tables, target, progress, engine=engine, talk=talk, full=full, since=since) as comparison:
+    with comparing(
+        config, tables, target, progress, engine=engine, talk=talk, full=full, scope=Scope(since)
+    ) as comparison:
         report = comparison.compare(kinds, digests="data_hash" in (checks or ()))
     return keep(config, report, kinds, talk or _log.info)
 
@@ -87,15 +89,23 @@ def comparing(
     talk: Callable[[str], None] | None = None,
     collect: Collector | None = None,
     full: bool = False,
-    since: datetime | None = None,
+    scope: Scope | None = None,
 ) -> Iterator[Comparison]:
-    """The same as often as wanted: an engine runs for the block. ``collect`` hears the keys of what differs.
+    """The same as often as wanted, of the rows in ``scope``: an engine runs for the block. ``collect`` hears the keys
+    of what differs.
 
     Raises:
         Misconfigured, Unavailable: as :func:`verify`.
     """
     run = _Run(
-        config, tuple(tables), target, progress or _silent, talk or _log.info, full, collect or Collector(), since
+        config,
+        tuple(tables),
+        target,
+        progress or _silent,
+        talk or _log.info,
+        full,
+        collect or Collector(),
+        scope or Scope(),
     )
     run.refuse_unknown()
     with engine_running(config, engine, run.talk, target) as check:
@@ -137,7 +147,7 @@ class Comparison:
         for key, sides in both.items():
             if key in found and found[key].report.compared:
                 found[key].report.digests = sides
-        return Report([one.report for one in found.values()], time.monotonic() - began, others, since=run.since)
+        return Report([one.report for one in found.values()], time.monotonic() - began, others, scope=run.scope)
 
 
 def _silent(table: str, rows: int, of: int | None) -> None:
@@ -151,15 +161,13 @@ def _not_compared(key: _Key, state: str) -> tuple[_Key, Outcome]:
     return key, Outcome(TableReport(*key, state=state), {})
 
 
-def _outcome(
-    info: TableInfo, point: Point, copy: Copy, before: Outcome | None, changed: OfKeys | None
-) -> Outcome | None:
+def _outcome(info: TableInfo, point: Point, copy: Copy, before: Outcome | None, keys: OfKeys | None) -> Outcome | None:
     """What a comparison finds; None if the table was rewritten while it was read."""
     loading = _not_compared((copy.source, copy.target, info.qualified), "loading")[1]
     if _loading(copy, info.qualified):
         return loading
     try:
-        outcome = compare_table(info, point, copy, before, changed)
+        outcome = compare_table(info, point, copy, before, keys)
     except Rewritten:
         return None
     differs = outcome.report.differences
@@ -205,8 +213,8 @@ class _Run:
     talk: Callable[[str], None]
     full: bool
     collect: Collector
-    since: datetime | None = None
-    changed: dict[str, dict[str, OfKeys | None]] = field(default_factory=dict)
+    scope: Scope
+    keys: dict[str, Mapping[str, OfKeys | None]] = field(default_factory=dict)
 
     def refuse_unknown(self) -> None:
         """Raise ``Misconfigured`` if there is no target, or if one or a table is named that there is not."""
@@ -317,19 +325,21 @@ class _Run:
                     if info.qualified in paused:
                         yield info, _not_compared(key, "paused")[1]
                     else:
-                        outcome = _outcome(info, point, copy, suspects.get(key), self._changed(source, info))
+                        outcome = _outcome(info, point, copy, suspects.get(key), self._keys(source, info))
                         if outcome is not None:
                             outcome.report.through = at.number
                         yield info, outcome
 
-    def _changed(self, source: str, info: TableInfo) -> OfKeys | None:
-        """What changed of a table, None for all of it. Looked up once, behind the first point."""
-        if self.since is None:
+    def _keys(self, source: str, info: TableInfo) -> OfKeys | None:
+        """The keys of a table that are in scope, None for all of it. Looked up once, behind the first point."""
+        if self.scope.everything:
             return None
-        if source not in self.changed:
-            tables = self._captured(source).tables
-            self.changed[source] = changed_since(self.config.log, source, tables, self.since)
-        return self.changed[source].get(info.qualified)
+        if source not in self.keys:
+            self.keys[source] = self.scope.keys(self.config.log, source, self._in_scope(source))
+        return self.keys[source].get(info.qualified)
+
+    def _in_scope(self, source: str) -> list[TableInfo]:
+        return [i for i in self._captured(source).tables if not self.wanted or i.qualified in self.wanted]
 
     def _paused(self, source: str, target: str) -> frozenset[str]:
         """Tables that are held back or still catching up; '' for the whole target."""

@@ -19,7 +19,7 @@ def keep(config: Config, report: Report, kinds: Sequence[str], talk: Callable[[s
     """The report with its number, kept; as it is where nothing is to be kept, or where it can't be, which is said: what
     was found out is worth more than the record of it."""
     try:
-        if report.since is None:  # a part of a table says nothing of the whole
+        if report.scope.everything:  # a part of a table says nothing of the whole
             note(config, report.tables)
         if not config.verify.keep:
             return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from syncline.capture.settings import PostgresSettings
 from syncline.catalog.reconciliation import ReconciliationRuns
@@ -13,6 +13,7 @@ from syncline.config import Config
 from syncline.errors import SynclineError
 from syncline.verify.point import Engine
 from syncline.verify.repair import LIMIT, Limits, Repaired, limits_of, repair
+from syncline.verify.scope import Scope
 from syncline.verify.table import Progress
 
 __all__ = ["Wanted", "reconcile", "tables_of"]
@@ -55,8 +56,7 @@ def reconcile(
         Misconfigured, Gap: as ``repair``.
     """
     wanted, limits = wanted or Wanted(), limits or limits_of(config)
-    if wanted.entity_ids is not None:
-        limits = replace(limits, only=frozenset(wanted.entity_ids))
+    scope = Scope(ids=None if wanted.entity_ids is None else frozenset(wanted.entity_ids))
     tables = tables_of(config, wanted.entity_types)
     with ControlSchema(config.control_dsn, config.control.schema_name) as control:
         control.migrate()
@@ -65,7 +65,7 @@ def reconcile(
             wanted.started_by, wanted.target or "", wanted.entity_types, limits.batch_size, dry_run=limits.dry_run
         )
         try:
-            done = repair(config, tables, wanted.target, progress, engine=engine, talk=talk, limits=limits)
+            done = repair(config, tables, wanted.target, progress, engine=engine, talk=talk, limits=limits, scope=scope)
         except SynclineError as error:
             runs.end(run, "failed", {}, code=error.code, message=error.message)
             raise

@@ -27,10 +27,10 @@ from syncline.config import Config
 from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.mapping import MappedTable
 from syncline.nearest import hint
-from syncline.pgvalues.pgtypes import cast_text
 from syncline.stores import CopyReader, Fetching
 from syncline.verify.checks.data_hash import digest
 from syncline.verify.exact import INEXACT, comparable, exact_rows
+from syncline.verify.keys import key_of
 from syncline.verify.point import open_copy
 
 __all__ = ["Letter", "Seen", "record"]
@@ -119,7 +119,7 @@ class _Lookup:
     def look(self) -> Iterator[Seen]:
         info = next(i for i in self.now.tables if i.qualified == self.table)
         schema = table_schema(info)
-        keys = _keys(schema, self.key)
+        keys = key_of(schema, self.key)
         row = self._row(info, schema, keys)
         state = "there" if row.num_rows else "absent"
         yield Seen(self.name, "", state, _fields(row), expected=bool(row.num_rows))
@@ -184,34 +184,6 @@ class _Lookup:
             rows = control.letters_of(self.name, [self.table], "")
         mine_at = [r for r in rows if r["target"] == target and bytes(r["key_hash"]) == mine]
         return tuple(Letter(r["version"], r["reason"], r["parked_at"]) for r in mine_at)
-
-
-def _keys(schema: TableSchema, given: Sequence[str]) -> pa.RecordBatch:
-    """The key as a batch of one row.
-
-    Raises:
-        Misconfigured: it names other columns, or a value is none of its column's type.
-    """
-    names = [c.name for c in schema.key]
-    split = [text.partition("=") for text in given]
-    named = {name: value for name, equals, value in split if equals and name in names}
-    values = [named[n] for n in names] if set(named) == set(names) and len(given) == len(names) else list(given)
-    if len(values) != len(names) or (named and len(named) != len(names)):
-        example = " ".join(f"--key {name}=..." for name in names)
-        raise Misconfigured(f"The key of table {schema.qualified} is {', '.join(names)}.", remedy=f"Say {example}.")
-    arrays = []
-    for column, text in zip(schema.key, values, strict=True):
-        try:
-            array = cast_text(pa.array([text], pa.string()), column.type)
-        except (ValueError, pa.ArrowInvalid):
-            array = None
-        if array is None or array.type != arrow_type(column.type):
-            raise Misconfigured(
-                f"What is given for {column.name} is no {column.source_type}.",
-                remedy="Write it as PostgreSQL does.",
-            )
-        arrays.append(array)
-    return pa.RecordBatch.from_arrays(arrays, names=names)
 
 
 def _fetched(reader: CopyReader, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:

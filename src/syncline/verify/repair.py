@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +25,8 @@ from syncline.verify.compare import Collector, Comparison, comparing
 from syncline.verify.part import distinct
 from syncline.verify.point import Engine
 from syncline.verify.report import KINDS, Report, TableReport
-from syncline.verify.table import Progress, shown
+from syncline.verify.scope import Scope
+from syncline.verify.table import Progress
 
 __all__ = ["LIMIT", "Limits", "Repaired", "TableRepair", "limits_of", "repair"]
 
@@ -43,14 +43,12 @@ _Key = tuple[str, str, str]  # source, target, table
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How far a repair may go: the share of a table's rows that it writes without asking, how many keys one request
-    holds, how often it compares. ``dry_run`` writes nothing. ``only`` these keys, as people write them (several columns
-    joined by ", "), are repaired; None: all."""
+    holds, how often it compares. ``dry_run`` writes nothing."""
 
     max_share: float = 0.1
     batch_size: int = 5_000
     passes: int = 5
     dry_run: bool = False
-    only: frozenset[str] | None = None
 
 
 def limits_of(config: Config) -> Limits:
@@ -81,7 +79,7 @@ class TableRepair:
 class Repaired:
     """The first comparison and the last one (the same in a dry run), how many passes there were, and what was written;
     in a dry run what would be. ``refused`` says which tables differ in more rows than may be written. ``before`` counts
-    the differences that were to be repaired by kind, ``left`` those that stay."""
+    the differences of the first one by kind."""
 
     first: Report
     last: Report
@@ -90,7 +88,6 @@ class Repaired:
     refused: Sequence[str] = ()
     dry_run: bool = False
     before: Mapping[str, int] = field(default_factory=dict)
-    left: int = 0
 
     @property
     def written(self) -> int:
@@ -101,6 +98,11 @@ class Repaired:
     def removed(self) -> int:
         """Rows that were extra."""
         return sum(t.extra for t in self.tables)
+
+    @property
+    def left(self) -> int:
+        """Differences that stay."""
+        return self.last.differences
 
     @property
     def clean(self) -> bool:
@@ -138,18 +140,20 @@ def repair(
     engine: type[Engine] | None = None,
     talk: Callable[[str], None] | None = None,
     limits: Limits | None = None,
-    since: datetime | None = None,
+    scope: Scope | None = None,
 ) -> Repaired:
-    """Compare as :func:`syncline.verify.verify` does (``since`` as there), repair what differs, and compare again until
-    nothing does.
+    """Compare the rows in ``scope`` as :func:`syncline.verify.verify` does, repair what differs, and compare again
+    until nothing does. Rows that were named by their ids are not held against the limit.
 
     Raises:
         Misconfigured, Unavailable, Gap: as ``verify``.
         Unavailable: the engine does not take the repair, or does not get it to the target.
     """
     limits = limits or Limits()
-    keys = _Keys(limits.only)
-    with comparing(config, tables, target, progress, engine=engine, talk=talk, collect=keys, since=since) as comparison:
+    if scope is not None and scope.ids is not None:
+        limits = replace(limits, max_share=float("inf"))
+    keys = _Keys()
+    with comparing(config, tables, target, progress, engine=engine, talk=talk, collect=keys, scope=scope) as comparison:
         return _Repair(config, comparison, keys, limits, talk or _silent).run()
 
 
@@ -160,8 +164,7 @@ def _silent(_: str) -> None:
 class _Keys(Collector):
     """The keys that differ, by table and kind; of a table that is beyond :data:`_MOST`, no more than that."""
 
-    def __init__(self, only: frozenset[str] | None) -> None:
-        self._only = only
+    def __init__(self) -> None:
         self.by_table: dict[_Key, dict[str, list[pa.Table]]] = {}
 
     def begin(self, source: str, target: str, table: str) -> None:
@@ -169,8 +172,6 @@ class _Keys(Collector):
 
     def found(self, source: str, target: str, table: str, kind: str, keys: pa.Table) -> None:
         kinds = self.by_table.setdefault((source, target, table), {})
-        if self._only is not None:
-            keys = keys.filter(pa.array([shown(keys, row) in self._only for row in range(keys.num_rows)], pa.bool_()))
         if keys.num_rows and sum(t.num_rows for found in kinds.values() for t in found) < _MOST:
             kinds.setdefault(kind, []).append(keys)
 
@@ -188,7 +189,7 @@ class _Repair:
 
     def run(self) -> Repaired:
         first = last = self.comparison.compare()
-        before, passes = self._counted(first), 1
+        before, passes = {kind: sum(getattr(t, kind) for t in first.tables) for kind in KINDS}, 1
         while True:
             wanted = {_key_of(t): t for t in last.tables if self._can_be_repaired(t)}
             refused = [self._refusal(t) for t in wanted.values() if self._is_too_much(t)]
@@ -203,23 +204,13 @@ class _Repair:
             last, passes = self.comparison.compare(), passes + 1
         self._explain(last)
         tables = [t for t in self.written.values() if t.missing or t.different or t.extra or t.reason]
-        left = last.differences if self.limits.only is None else sum(self._counted(last).values())
-        return Repaired(first, last, passes, tables, refused, self.limits.dry_run, before, left)
-
-    def _counted(self, report: Report) -> dict[str, int]:
-        """How many differences were to be repaired, by kind."""
-        if self.limits.only is None:
-            return {kind: sum(getattr(t, kind) for t in report.tables) for kind in KINDS}
-        found = [self.keys.by_table.get(_key_of(t), {}) for t in report.tables]
-        return {kind: sum(keys.num_rows for kinds in found for keys in kinds.get(kind, [])) for kind in KINDS}
+        return Repaired(first, last, passes, tables, refused, self.limits.dry_run, before)
 
     # ------------------------------------------------------------------------------------------------ what is repaired
 
     def _can_be_repaired(self, table: TableReport) -> bool:
         """Whether rows differ, and writing them is all that it takes. In a gap the target takes no change of it."""
         differs = table.missing or table.different or table.extra
-        if self.limits.only is not None:
-            differs = sum(t.num_rows for found in self.keys.by_table.get(_key_of(table), {}).values() for t in found)
         return table.state == "compared" and bool(differs)
 
     def _is_too_much(self, table: TableReport) -> bool:

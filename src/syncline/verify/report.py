@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
+from syncline.verify.scope import EVERYTHING, Scope
 from syncline.verify.score import place_scores, rounded
 
 __all__ = ["BROKEN", "CHECKS", "EXAMPLES", "HOLDS", "KINDS", "NOT_CHECKED", "Check", "Report", "TableReport"]
@@ -130,13 +130,13 @@ class TableReport:
 @dataclass(frozen=True, slots=True)
 class Report:
     """The tables that were compared, in order, what else was checked, and how long it took. ``number`` is that of the
-    kept report, 0 while it is not kept. ``since``: rows that did not change from then on were not looked at."""
+    kept report, 0 while it is not kept. ``scope`` says which rows were looked at."""
 
     tables: Sequence[TableReport]
     seconds: float
     checks: Sequence[Check] = ()
     number: int = 0
-    since: datetime | None = None
+    scope: Scope = EVERYTHING
 
     @property
     def differences(self) -> int:
@@ -192,5 +192,4 @@ class Report:
             "tables": [t.to_dict(show_keys=show_keys) for t in self.tables],
             "checks": [c.to_dict(show_keys=show_keys) for c in self.checks],
         }
-        found |= {"since": self.since.astimezone(UTC).isoformat()} if self.since else {}
-        return found | ({"report": self.number} if self.number else {})
+        return found | self.scope.to_dict() | ({"report": self.number} if self.number else {})

@@ -84,9 +84,9 @@ class Outcome:
 
 
 def compare_table(
-    info: TableInfo, point: Point, copy: Copy, before: Outcome | None, changed: OfKeys | None = None
+    info: TableInfo, point: Point, copy: Copy, before: Outcome | None, keys: OfKeys | None = None
 ) -> Outcome:
-    """Compare one table, or what ``changed`` of it; on a second look only rows that differed ``before`` count.
+    """Compare one table, or its rows with these ``keys``; on a second look only rows that differed ``before`` count.
 
     Where both sides compute digests, rows are read only of the buckets whose digests differ.
 
@@ -99,8 +99,8 @@ def compare_table(
     outcome = Outcome(report, {kind: frozenset() for kind in KINDS})
     if before is not None:
         outcome.part = _narrowed(before, info, copy)
-    elif changed is not None and isinstance(copy.reader, Fetching):
-        outcome.part = changed
+    elif keys is not None and isinstance(copy.reader, Fetching):
+        outcome.part = keys
     else:
         outcome.part = _unequal(info, point, copy)
     report.rows = outcome.part.rows or 0
