@@ -26,6 +26,7 @@ from syncline.bench.bulk import Delta
 from syncline.bench.engine import Engine, engine_config
 from syncline.bench.peers import Peers
 from syncline.bench.places import Address, place_of
+from syncline.bench.planting import plant
 from syncline.bench.report import Talk, median, per_row, shown_command
 from syncline.bench.stores import Bench
 from syncline.bench.workload import SLOT, Source, digest_of_copy
@@ -410,11 +411,60 @@ def test_members_of_redis_keys_are_compared_with_what_was_told(tmp_path: Path) -
     assert found["cpu_s"].keys() == {"syncline", "server"}
 
 
-def test_verification_finds_just_what_was_planted(tmp_path: Path) -> None:
-    found = run(tmp_path, "verify", "--rows", "20000", "--differences", "100", "--repeat", "1")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "planted"),
+    [
+        ("duckdb", {"changed": 100}),
+        ("postgres", {"changed": 100}),
+        ("redis", {"changed": 100}),
+        ("neo4j", {"changed": 50, "edges_dropped": 50}),
+        ("qdrant", {"changed": 50, "vectors_turned": 50}),
+    ],
+)
+def test_verification_finds_just_what_was_planted(kind: str, planted: dict[str, int], tmp_path: Path) -> None:
+    size = ("--rows", "12000", "--differences", "100", "--repeat", "1", "--dimensions", "8")
+    found = run(tmp_path, "verify", "--target", kind, *size)
+    assert found["target"] == kind
+    assert found["server"]
+    assert found["edges"] == (11_999 if kind == "neo4j" else 0)
+    assert found["100_differences"]["planted"] == planted
     for look in ("equal", "100_differences"):  # another number of differences than was planted would be an error
-        assert found[look]["seconds"]["syncline"] > 0
+        seconds = found[look]["seconds"]["syncline"]
+        assert found[look]["rows_per_s"]["syncline"] == pytest.approx(12_000 / seconds, rel=0.01)
         assert found[look]["peak_rss_mb"]["syncline"] > 50
+        assert found[look]["cpu_s"]["command"] > 0
+
+
+@pytest.mark.parametrize("kind", ["duckdb", "redis"])
+def test_differences_that_can_not_be_planted_are_told(kind: str, tmp_path: Path) -> None:
+    with Source.started(tmp_path) as source, place_of(kind, source.folder) as place:
+        source.fill(20)
+        source.prepare_slot()
+        with Engine(engine_config(source.dsn, source.folder, SLOT, targets={"main": place.target}), "start") as engine:
+            engine.wait(loaded=True)
+        assert plant(place, [0, 7]) == {"changed": 2}
+        with pytest.raises(SynclineError, match="3 differences"):
+            plant(place, [0, 7, 20])
+
+
+@pytest.mark.slow
+def test_what_verification_costs_a_pipeline_is_told_of_both_ways_to_verify(tmp_path: Path) -> None:
+    found = run(
+        *(tmp_path, "verify-lag", "--target", "postgres", "--rate", "50", "--seconds", "4"),
+        *("--table-rows", "2000", "--repeat", "1"),
+    )
+    assert found["target"] == "postgres"
+    assert found["ratio"].keys() == {"one_after_the_other", "rolling"}
+    for way, ratio in found["ratio"].items():
+        assert ratio == pytest.approx(found[way]["p95_ms"] / found["without"]["p95_ms"], abs=0.002)
+    for way in ("without", "one_after_the_other", "rolling"):
+        assert 0 < found[way]["p50_ms"] <= found[way]["p95_ms"] <= found[way]["p99_ms"]
+        assert found[way]["achieved_per_s"] > 0
+    assert found["without"]["verifications"] == 0
+    assert found["one_after_the_other"]["verifications"] > 0
+    assert found["rows_in_copy"] > 2000
+    assert found["copy_equal"] is True
 
 
 @pytest.mark.slow

@@ -31,10 +31,10 @@ def thread_cpu() -> dict[str, float]:
     return spent
 
 
-def child_pids() -> list[int]:
-    """The processes that this one has started and that live now."""
+def child_pids(pid: int | str = "self") -> list[int]:
+    """The processes that this one (or that of ``pid``) has started and that live now."""
     found: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
+    for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):  # the thread ended meanwhile
             found += map(int, (task / "children").read_text().split())
     return found

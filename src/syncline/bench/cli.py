@@ -204,19 +204,51 @@ def outbox(
 
 @app.command("verify")
 def verify(
+    target: Annotated[str, typer.Option(metavar="TYPE", help="Kind of store.")] = "duckdb",
     rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 1_000_000,
     differences: Annotated[int, typer.Option(min=1, help="Rows that are changed in the copy, evenly spread.")] = 1_000,
     repeat: Annotated[int, typer.Option(min=1, help="Turns; medians are reported.")] = 3,
+    dimensions: Annotated[int, typer.Option(min=1, help="Qdrant: dimensions of the vector of each row.")] = 128,
+    uri: Uri = None,
+    user: User = "neo4j",
+    password: Password = None,
+    pid: Pid = None,
     as_json: Json = False,
     folder: Folder = None,
 ) -> None:
-    """Verification of a DuckDB copy, equal and with differences, beside reladiff on the same tables."""
+    """Verification of a copy, equal and with differences; of a DuckDB copy beside reladiff on the same tables."""
     from syncline.bench.peers import Peers
-    from syncline.bench.verification import verification
+    from syncline.bench.places import Address
+    from syncline.bench.verification import Copied, verification
 
     if differences > rows:
         raise typer.BadParameter("There are not so many rows.", param_hint="--differences")
-    show(verification(rows, differences, repeat, Peers(), Talk(), folder), as_json=as_json)
+    copied = Copied(target, rows, differences, dimensions)
+    address = Address(uri, user, password, pid) if uri else None
+    show(verification(copied, repeat, address, Peers(), Talk(), folder), as_json=as_json)
+
+
+@app.command("verify-lag")
+def verify_lag(
+    target: Annotated[str, typer.Option(metavar="TYPE", help="Kind of store.")] = "duckdb",
+    rate: Annotated[int, typer.Option(min=1, help="Single-row transactions a second.")] = 200,
+    seconds: Annotated[int, typer.Option(min=1, help="How long each run takes, after a warm-up.")] = 30,
+    table_rows: Annotated[int, typer.Option(min=1, help="Rows that the table has before.")] = 100_000,
+    repeat: Annotated[int, typer.Option(min=1, help="Turns; medians are reported.")] = 3,
+    uri: Uri = None,
+    user: User = "neo4j",
+    password: Password = None,
+    pid: Pid = None,
+    as_json: Json = False,
+    folder: Folder = None,
+) -> None:
+    """What verification costs a pipeline: latencies without it, with one after the other, and with the rolling one."""
+    from syncline.bench.latency import Steady
+    from syncline.bench.places import Address
+    from syncline.bench.verify_lag import verify_lag as measure
+
+    address = Address(uri, user, password, pid) if uri else None
+    show(measure(target, Steady(rate, seconds, table_rows), repeat, address, Talk(), folder), as_json=as_json)
 
 
 @app.command("redis-diff")

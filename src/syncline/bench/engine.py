@@ -14,12 +14,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
 from syncline.bench.accounting import child_pids, cpu_seconds, peak_rss_bytes, thread_cpu
 from syncline.errors import SynclineError, Unavailable
+
+if TYPE_CHECKING:
+    from syncline.verify.rolling import RollingVerification
 
 __all__ = ["Engine", "Figures", "TargetFigures", "duckdb_target", "engine_config"]
 
@@ -191,8 +194,14 @@ class _Child:
         self._rows: dict[str, int] = {}
         self._arrived: dict[str, float] = {}
         self._service = SyncService(tree, talk=self._heard)
+        self._verification: RollingVerification | None = None
         self._start_clock()
         self._service.start()
+        if tree.verify.rolling is not None:
+            from syncline.verify.rolling import RollingVerification
+
+            self._verification = RollingVerification(tree, self._service.status)
+            self._verification.start()
 
     def _heard(self, text: str) -> None:
         if self._since == "streaming" and text.startswith(("streaming from slot", "polling ")):
@@ -252,6 +261,8 @@ class _Child:
         return TargetFigures(self._arrived.get(name, 0.0), rows, worker.progress.latency_ms())
 
     def stop(self) -> None:
+        if self._verification is not None:
+            self._verification.stop()
         self._service.stop()
 
 

@@ -38,6 +38,9 @@ alter table chunks add column embedding real[] not null;
 create table vectors (n int primary key, v real[] not null)
 """
 _EMBEDDED = "(select v from vectors where n = g % {pool})"
+# With edges: each row but the first refers to the one before.
+_REFERRING = "alter table chunks add column previous bigint references chunks"
+_PREVIOUS = "nullif(g, 0) - 1"
 _UPDATE = """
 update chunks set content = repeat(md5(id::text || 'u'), 6), score = random() * 100, updated_at = clock_timestamp()
 where id = any (array(select (random() * %s)::bigint from generate_series(1, %s)))
@@ -77,27 +80,39 @@ class Source:
     """A PostgreSQL of our own with the table, in ``folder``, which also holds whatever a run writes.
 
     The server has its default settings (fsync and synchronous commit on) but for those that logical decoding requires.
-    ``dimensions``: the table has one more column of so many float32s; 0 for none.
+    ``dimensions``: the table has one more column of so many float32s; 0 for none. ``edges``: one more that refers to
+    another row, the one before.
     """
 
-    def __init__(self, server: EmbeddedPostgres, folder: Path, database: str = "postgres", dimensions: int = 0) -> None:
+    def __init__(
+        self,
+        server: EmbeddedPostgres,
+        folder: Path,
+        database: str = "postgres",
+        dimensions: int = 0,
+        *,
+        edges: bool = False,
+    ) -> None:
         self.server = server
         self.folder = folder
         self.dsn = server.dsn(database)
         self._connection = psycopg.connect(self.dsn, autocommit=True)
         self.dimensions = dimensions
         self.execute(_CREATE)
+        self.edges = edges
         if dimensions:
             self._add_vectors()
+        if edges:
+            self.execute(_REFERRING)
 
     @staticmethod
     @contextmanager
-    def started(folder: Path | None = None, dimensions: int = 0) -> Iterator[Source]:
+    def started(folder: Path | None = None, dimensions: int = 0, *, edges: bool = False) -> Iterator[Source]:
         """A fresh server in a folder of its own below ``folder`` (default: the system's), gone afterwards."""
         own = Path(tempfile.mkdtemp(prefix="syncline-bench-", dir=folder))
         try:
             with EmbeddedPostgres.start(own / "postgres") as server:
-                source = Source(server, own, dimensions=dimensions)
+                source = Source(server, own, dimensions=dimensions, edges=edges)
                 try:
                     yield source
                 finally:
@@ -134,8 +149,9 @@ class Source:
     @property
     def values(self) -> str:
         """What a new row has behind its key ``g``, as a list of SQL expressions."""
-        more = ", " + _EMBEDDED.format(pool=_POOL) if self.dimensions else ""
-        return _VALUES + more
+        more = [_EMBEDDED.format(pool=_POOL)] if self.dimensions else []
+        more += [_PREVIOUS] if self.edges else []
+        return ", ".join([_VALUES, *more])
 
     def _insert(self, first: int, last: int) -> int:
         statement = f"insert into chunks select g, {self.values} from generate_series(%s::bigint, %s::bigint) g"
