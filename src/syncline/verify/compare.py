@@ -19,12 +19,14 @@ from functools import partial
 
 import pyarrow as pa
 
+from syncline.capture import Source
 from syncline.capture.captured import Captured, captured
 from syncline.capture.snapshot import Rewritten
 from syncline.capture.tables import TableInfo, reshaped
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, hint
 from syncline.errors import Gap, Misconfigured
+from syncline.finding import Finding
 from syncline.logs import logger
 from syncline.mapping import TargetMapping
 from syncline.verify.checks import chosen_checks, run_checks
@@ -137,10 +139,13 @@ class Comparison:
         deadline = time.monotonic() + _SETTLE_S
         run.settle(check, found, {}, deadline)
         suspects = {key: one for key, one in found.items() if one.report.differences}
-        if suspects:
+        while suspects:
             time.sleep(_AGAIN_S)
             found |= run.look(check, suspects)
-            run.settle(check, found, suspects, deadline)
+            # What was altered since begins anew, with rows that were none of its rows before: all count, if twice.
+            sure = {key: one for key, one in suspects.items() if not _unsettled(found[key])}
+            anew = run.settle(check, found, sure, deadline) - set(sure)
+            suspects = {key: found[key] for key in anew if found[key].report.differences}
         targets = tuple(name for name in run.config.targets if run.target in (None, name))
         wanted = Wanted(run.config, run.wanted, targets, run.target is None, run.talk)
         others, both = run_checks(wanted, kinds, digests=digests, check=check)
@@ -161,17 +166,34 @@ def _not_compared(key: _Key, state: str) -> tuple[_Key, Outcome]:
     return key, Outcome(TableReport(*key, state=state), {})
 
 
+def _left_out(key: _Key, finding: Finding) -> Outcome:
+    return Outcome(TableReport(*key, state="left out", reason=finding.message), {})
+
+
+def _unsettled(outcome: Outcome) -> bool:
+    """Whether the table is being loaded, or its columns differ: both pass when an ALTER was made."""
+    return outcome.report.state == "loading" or bool(outcome.report.columns)
+
+
 def _outcome(info: TableInfo, point: Point, copy: Copy, before: Outcome | None, keys: OfKeys | None) -> Outcome | None:
     """What a comparison finds; None if the table was rewritten while it was read."""
-    loading = _not_compared((copy.source, copy.target, info.qualified), "loading")[1]
+    key = (copy.source, copy.target, info.qualified)
+    loading = _not_compared(key, "loading")[1]
     if _loading(copy, info.qualified):
         return loading
     try:
         outcome = compare_table(info, point, copy, before, keys)
     except Rewritten:
         return None
-    differs = outcome.report.differences
-    return loading if differs and (_loading(copy, info.qualified) or _altered(copy, info)) else outcome
+    except Misconfigured:
+        # Since it was listed it was put under row security, or a right to it was taken away: it is left out by now.
+        finding = captured(point.source).left_out.get(info.qualified)
+        if finding is None:
+            raise
+        return _left_out(key, finding)
+    if not outcome.report.differences:
+        return outcome
+    return loading if _loading(copy, info.qualified) or _altered(copy, info, point.source) else outcome
 
 
 def _loading(copy: Copy, table: str) -> bool:
@@ -180,12 +202,16 @@ def _loading(copy: Copy, table: str) -> bool:
     return cursor is not None and table not in cursor.loaded and not copy.gaps & {"", table}
 
 
-def _altered(copy: Copy, info: TableInfo) -> bool:
-    """Whether an ALTER may have changed rows without an event, and the engine, which looks now and then, has yet to
-    read them again (correctness rule 20)."""
+def _altered(copy: Copy, info: TableInfo, source: Source) -> bool:
+    """Whether an ALTER, of the table or of the publication, may have changed rows without an event, and the engine,
+    which looks now and then, has yet to read them again (correctness rule 20); or whether that was after the table was
+    listed, so that not all was read by one rule."""
     cursor = copy.reader.cursor(copy.source)
     known = cursor.loaded.get(info.qualified) if cursor is not None else None
-    return known is not None and reshaped(known.shape, info.shape)
+    if known is not None and reshaped(known.shape, info.shape):
+        return True
+    now = next((one for one in source.tables() if one.qualified == info.qualified), None)
+    return now is not None and any(reshaped(info.shape, one.shape) for one in source.described([now]))
 
 
 def _everything(outcome: Outcome) -> Outcome:
@@ -244,8 +270,7 @@ class _Run:
                 found.update(self._compare(_Pair(source, target, mapping), chosen, check, suspects or {}))
                 for table, finding in now.left_out.items():
                     if mapping.takes(table) and self._chosen((source, target, table), suspects):
-                        report = TableReport(source, target, table, state="left out", reason=finding.message)
-                        found[source, target, table] = Outcome(report, {})
+                        found[source, target, table] = _left_out((source, target, table), finding)
         return found
 
     def settle(
@@ -254,14 +279,17 @@ class _Run:
         found: dict[_Key, Outcome],
         suspects: dict[_Key, Outcome],
         deadline: float,
-    ) -> None:
-        """Look again at tables that are being loaded, or whose columns differ: both pass when an ALTER was made."""
+    ) -> set[_Key]:
+        """Look again at tables that are being loaded, or whose columns differ; those that were looked at."""
+        looked: set[_Key] = set()
         while time.monotonic() < deadline:
-            unsettled = [k for k, one in found.items() if one.report.state == "loading" or one.report.columns]
+            unsettled = [key for key, one in found.items() if _unsettled(one)]
             if not unsettled:
-                return
+                break
             time.sleep(1.0)
             found |= self.look(check, {key: suspects.get(key, _everything(found[key])) for key in unsettled})
+            looked.update(unsettled)
+        return looked
 
     def _targets(self, source: str) -> list[str]:
         followers = [t for t in self.config.targets if source in self.config.followed_by(t)]
