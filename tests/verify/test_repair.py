@@ -55,6 +55,17 @@ def test_missing_different_extra_doubled_and_future_rows_are_repaired_and_nothin
     assert filled.verify().differences == 0
 
 
+def test_a_truncation_and_a_horizon_from_the_future_hold_no_repair_off(filled: Pipeline) -> None:
+    filled.damage(
+        "update syncline.tables set truncated = 9007199254740000, horizon = 9007199254740000",
+        "delete from items where id = 7",
+        "update items set name = 'other' where id = 9",
+    )
+    found = repaired(filled)
+    assert (found.clean, found.written, found.removed) == (True, 2, 0)
+    assert filled.verify().differences == 0
+
+
 def test_a_dry_run_says_what_would_be_written_and_writes_nothing(filled: Pipeline) -> None:
     filled.damage("delete from items where id <= 3", "update items set name = 'other' where id = 9")
     found = repaired(filled, Limits(dry_run=True))

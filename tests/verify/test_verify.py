@@ -296,3 +296,9 @@ def test_verification_changes_nothing_and_leaves_no_slot_behind(filled: Pipeline
     slots = filled.database.execute("select slot_name from pg_replication_slots order by 1")
     filled.verify()
     eventually(lambda: filled.database.execute("select slot_name from pg_replication_slots order by 1") == slots)
+
+
+@pytest.mark.parametrize("noted", ["truncated", "horizon"])
+def test_a_truncation_or_a_horizon_from_the_future_hides_nothing(filled: Pipeline, noted: str) -> None:
+    filled.damage(f"update syncline.tables set {noted} = 9007199254740000", "delete from items where id = 7")
+    assert counts(filled.verify().tables[0]) == {"missing": 1}

@@ -306,9 +306,10 @@ class Forgetting(Protocol):
 
     def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
         """Under these keys (a batch of the key columns), take their version from rows that have one above ``above``, so
-        that they are older than everything, and remove such tombstones, durable on return. No change ever had such a
-        version (correctness rule 4), so nothing that came is lost by it. What ``scan`` shows under a key and ``apply``
-        would not find goes, too. Idempotent. After ``migrate``; raises as ``apply``, without ``Rejected``."""
+        that they are older than everything, and remove such tombstones, durable on return; a truncation of the table
+        or a horizon above it is forgotten as well. No change ever had such a version (correctness rule 4), so nothing
+        that came is lost by it. What ``scan`` shows under a key and ``apply`` would not find goes, too. Idempotent.
+        After ``migrate``; raises as ``apply``, without ``Rejected``."""
 
 
 @runtime_checkable

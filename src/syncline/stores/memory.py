@@ -113,6 +113,8 @@ class MemoryStore:
         """Rows and tombstones of these keys with a version above ``above`` no longer hinder anything."""
         with self._database.lock:
             table = self._database.tables[schema.qualified]
+            table.truncated = table.truncated if table.truncated <= above else 0
+            table.horizon = table.horizon if table.horizon <= above else 0
             for key in _keys(keys, schema.key):
                 if key in table.rows and table.rows[key].version > above:
                     table.rows[key] = _Row(table.rows[key].values, 0)

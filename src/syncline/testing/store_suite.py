@@ -151,6 +151,19 @@ class StoreConformance:
         store.apply(work(Rows().delete(300, 4)))
         assert contents(store).keys() == {1, 2, 3}
 
+    def test_a_truncation_and_a_horizon_that_no_change_had_are_forgotten(self, store: Store) -> None:
+        if not isinstance(store, Forgetting):
+            pytest.skip("the store forgets no versions")
+        store.apply(work(Rows().upsert(100, 1, "one", None)))
+        store.apply(work(truncated_only(900)))
+        store.purge("orders", 901)
+        store.forget(ITEM, key_batch(ITEM, (2,)), 1000)
+        store.apply(work(Rows().upsert(200, 2, "superseded", None)))
+        assert contents(store) == {}
+        store.forget(ITEM, key_batch(ITEM, (2,)), 500)
+        store.apply(work(Rows().upsert(200, 2, "back", None)))
+        assert contents(store) == {2: ("back", None, 200)}
+
     def test_a_deleted_key_stays_deleted_for_older_changes(self, store: Store) -> None:
         store.apply(work(Rows().upsert(100, 1, "one", None)))
         store.apply(work(Rows().delete(200, 1).delete(200, 2)))

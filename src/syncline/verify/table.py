@@ -301,7 +301,8 @@ def _bounds(copy: Copy, schema: TableSchema, recorded: TableSchema | None, versi
     buried = buried.filter(pc.less_equal(buried.column(-1), max(greatest, version))).combine_chunks()
     columns = [buried.column(c.name) for c in schema.key]
     keys = key_bytes([c.chunk(0) for c in columns]) if buried.num_rows else nothing
-    return Bounds(version, greatest, keys, emptied=max(truncated, horizon) >= version)
+    # Nor did one empty the table above that: it would hide whatever is missing for good.
+    return Bounds(version, greatest, keys, emptied=any(version <= swept <= greatest for swept in (truncated, horizon)))
 
 
 def _count(

@@ -228,8 +228,14 @@ class Statements:
         return f"insert into {self.tombstones} select {', '.join(keys)}, i.v from {view} as i where {present}"
 
     def forget(self, view: str, above: int) -> Iterator[str]:
-        """Rows of the view's keys that have a version above this one lose it, and such tombstones go."""
+        """Rows of the view's keys that have a version above this one lose it, and such tombstones go, and what is
+        noted of the table above it."""
         version = quote(VERSION_COLUMN)
+        for noted in ("truncated", "horizon"):
+            yield (
+                f"update syncline.tables set {noted} = 0"
+                f" where name = {literal(self.schema.qualified)} and {noted} > {above}"
+            )
         found = f"{self._match('t', self.key_values())} and t.{version} > {above}"
         yield f"update {self.target} as t set {version} = null from {view} as i where {found}"
         yield f"delete from {self.tombstones} as t using {view} as i where {found}"

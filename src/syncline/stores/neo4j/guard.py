@@ -109,6 +109,12 @@ def forget(tx: Transaction, layout: Layout, key: Sequence[Values], above: int) -
         clauses = list(find_edges(tx, layout, key, edge_keys(layout, key).to_pylist(), parameters))
     for clause in clauses:
         tx.write(f"{clause} WITH e WHERE e.{VERSION} > $above REMOVE e.{VERSION}", parameters, above=above)
+    for noted in ("truncated", "horizon"):
+        tx.write(
+            f"MATCH (t:{TABLE} {{name: $table}}) WHERE t.{noted} > $above SET t.{noted} = 0",
+            table=layout.schema.qualified,
+            above=above,
+        )
     names = key_texts(layout.schema.qualified, key).to_pylist()
     tx.write(
         f"UNWIND $names AS name MATCH (t:{TOMBSTONE} {{{REF}: name}}) WHERE t.version > $above DELETE t",

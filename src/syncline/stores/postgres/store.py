@@ -452,6 +452,11 @@ class PostgresStore:
             given, wires = incoming_keys(state, keys)
             for statement in Statements(state.target).forget(given, above):
                 connection.execute(statement, list(wires))
+            for noted in ("truncated", "horizon"):
+                connection.execute(
+                    f"update {self._own}.tables set {noted} = 0 where name = $1 and {noted} > $2",
+                    [schema.qualified, above],
+                )
         self._states.pop(schema.qualified, None)
 
     def back_up(self, schema: TableSchema, label: int, keep: int) -> str:

@@ -271,8 +271,17 @@ class QdrantStore:
                 whole = self._points.retrieve(collection, rows, vectors=True) if rows else []
                 if whole:
                     self._points.put(collection, [_without_version(point) for point in whole])
+            self._forget_marks(schema, above)
             self._points.sync([collection])
         self._states.pop(schema.qualified, None)
+
+    def _forget_marks(self, schema: TableSchema, above: int) -> None:
+        collection = collection_of(schema)
+        marker = Marker.read(self._points, collection, schema.qualified)
+        if marker is not None and max(marker.truncated, marker.horizon) > above:
+            truncated, horizon = (v if v <= above else 0 for v in (marker.truncated, marker.horizon))
+            marker = msgspec.structs.replace(marker, truncated=truncated, horizon=horizon)
+            self._points.put(collection, [marker.point()])
 
     # ------------------------------------------------------------------------------------------ read and purge
 

@@ -201,7 +201,11 @@ class RedisStore:
         """Rows and tombstones of these keys with a version above ``above`` lose it, a key at a time."""
         ids = ids_of(layout_of(schema, self.config.prefix), keys).to_pylist()
         rows, dead = self._keys.rows(schema.qualified), self._keys.dead(schema.qualified)
+        table, noted = self._keys.table(schema.qualified), ("truncated", "horizon")
         with self._writing() as (connection, _):
+            for name, version in zip(noted, connection.call("HMGET", table, *noted), strict=True):
+                if int(version or 0) > above:
+                    connection.call("HSET", table, name, 0)
             for begin in range(0, len(ids), _PAGE):
                 page = ids[begin : begin + _PAGE]
                 for found, entry in zip(page, connection.call("HMGET", rows, *page), strict=True):
