@@ -21,6 +21,7 @@ from syncline.pgvalues.hashes import hash_bytes, hash_double, hash_int4, hash_in
 from syncline.pipeline import SyncService
 from syncline.verify import digest as verify_digest
 from syncline.verify import verify
+from syncline.verify.repair import repair
 from syncline.verify.report import TableReport
 
 _SEEDS = st.integers(-(2**63), 2**63 - 1)
@@ -260,3 +261,19 @@ def test_a_full_verification_reads_every_row(
 
     assert pipeline.verify().differences == 0
     assert verify(pipeline.config, full=True, engine=SyncService).differences == 1
+
+
+@pytest.mark.parametrize("key", ["bigint", "text"])
+def test_a_row_without_a_key_is_found_and_named_as_beyond_repair(
+    pipeline: Pipeline, database: Database, key: str
+) -> None:
+    database.execute(f"create table t (id {key} primary key, x text)")
+    database.execute(f"insert into t select g, 'x' || g from generate_series(1, {_ROWS}) g")
+    assert pipeline.verify().differences == 0
+    pipeline.damage("insert into t values (null, 'x', 5)", "update t set x = 'other' where id = 7")
+
+    (report,) = pipeline.verify().tables
+    assert (report.extra, report.different, report.missing) == (1, 1, 0)
+    found = repair(pipeline.config, engine=SyncService)
+    assert (found.clean, found.passes, found.written, found.removed) == (False, 2, 1, 0)
+    assert "no key" in found.tables[0].reason

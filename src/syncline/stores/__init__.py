@@ -225,7 +225,7 @@ class Choosing(Protocol):
         """About how many rows the table has, and the least and the greatest key if that is one integer (else None)."""
 
     def chosen(self, schema: TableSchema, chosen: Chosen) -> Iterator[pa.RecordBatch]:
-        """As :meth:`CopyReader.scan`, of some buckets that are ranges of the key."""
+        """As :meth:`CopyReader.scan`, of some buckets that are ranges of the key, and of rows without a key."""
 
 
 @runtime_checkable

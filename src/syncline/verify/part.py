@@ -75,7 +75,10 @@ class OfBuckets:
             return
         wanted = self.chosen.numbers.to_numpy()
         for batch in reader.scan(schema):
-            yield batch.filter(pa.array(np.isin(numbers_of(batch, schema, self.chosen.buckets), wanted)))
+            taken = np.isin(numbers_of(batch, schema, self.chosen.buckets), wanted)
+            for position in schema.key_positions:  # the bucket of a row without a key is any
+                taken |= batch.column(position).is_null().to_numpy(zero_copy_only=False)
+            yield batch.filter(pa.array(taken))
 
 
 @dataclass(frozen=True, slots=True)

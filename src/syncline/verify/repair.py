@@ -162,16 +162,23 @@ def _silent(_: str) -> None:
 
 
 class _Keys(Collector):
-    """The keys that differ, by table and kind; of a table that is beyond :data:`_MOST`, no more than that."""
+    """The keys that differ, by table and kind; of a table that is beyond :data:`_MOST`, no more than that. Of rows
+    whose key is missing, or has no exact form at the target, only how many: they can't be looked for."""
 
     def __init__(self) -> None:
         self.by_table: dict[_Key, dict[str, list[pa.Table]]] = {}
+        self.keyless: dict[_Key, int] = {}
 
     def begin(self, source: str, target: str, table: str) -> None:
         self.by_table.pop((source, target, table), None)
+        self.keyless.pop((source, target, table), None)
 
     def found(self, source: str, target: str, table: str, kind: str, keys: pa.Table) -> None:
         kinds = self.by_table.setdefault((source, target, table), {})
+        whole = keys.drop_null()
+        if lacking := keys.num_rows - whole.num_rows:
+            self.keyless[source, target, table] = self.keyless.get((source, target, table), 0) + lacking
+            keys = whole
         if keys.num_rows and sum(t.num_rows for found in kinds.values() for t in found) < _MOST:
             kinds.setdefault(kind, []).append(keys)
 
@@ -210,8 +217,8 @@ class _Repair:
 
     def _can_be_repaired(self, table: TableReport) -> bool:
         """Whether rows differ, and writing them is all that it takes. In a gap the target takes no change of it."""
-        differs = table.missing or table.different or table.extra
-        return table.state == "compared" and bool(differs)
+        differs = any(t.num_rows for found in self.keys.by_table.get(_key_of(table), {}).values() for t in found)
+        return table.state == "compared" and differs
 
     def _is_too_much(self, table: TableReport) -> bool:
         rows = table.missing + table.different + table.extra
@@ -231,6 +238,8 @@ class _Repair:
             entry = self.written.setdefault(_key_of(table), TableRepair(*_key_of(table)))
             if table.state == "gap":
                 entry.reason = f"changes are known to be missing: `syncline resync --table {table.table}`"
+            elif keyless := self.keys.keyless.get(_key_of(table)):
+                entry.reason = f"{keyless:,} row(s) have no key at the target, which no change reaches: remove them"
             elif table.columns and not (table.missing or table.different or table.extra):
                 entry.reason = "the columns differ, which no row mends"
             elif not self.limits.dry_run and not entry.reason and entry.missing + entry.different + entry.extra:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,10 @@ def _compare_rows(info: TableInfo, point: Point, copy: Copy, outcome: Outcome, s
         stack.enter_context(closing(right))
         if recorded is not None:
             for batch in outcome.part.stored(copy.reader, recorded):
-                right.add(comparable(exact_rows(_versioned(batch), recorded), recorded, reading.made, source=False))
+                rows = comparable(exact_rows(_versioned(batch), recorded), recorded, reading.made, source=False)
+                rows, keyless = _keyless(rows, names)
+                right.add(rows)
+                _count(outcome, (0, {"extra": keyless}), suspects, None, copy.collect)
         right.finish()
         bounds = _bounds(copy, schema, recorded, point.version)
         parked = copy.parked.get(info.qualified)
@@ -260,6 +264,15 @@ def _without(rows: pa.Table, keys: frozenset[bytes]) -> pa.Table:
         return rows
     known = key_bytes([c.combine_chunks() if c.num_chunks != 1 else c.chunk(0) for c in rows.columns]).to_pylist()
     return rows.filter(pa.array([key not in keys for key in known], pa.bool_()))
+
+
+def _keyless(rows: pa.RecordBatch, names: Sequence[str]) -> tuple[pa.RecordBatch, pa.Table]:
+    """The rows that have a key, and the keys of those that lack it or a part of it: no source has such rows."""
+    keys = pa.Table.from_batches([rows]).select(list(names))
+    if not any(column.null_count for column in keys.columns):
+        return rows, keys.slice(0, 0)
+    lacking = reduce(pc.or_, [column.combine_chunks().is_null() for column in keys.columns])
+    return rows.filter(pc.invert(lacking)), keys.filter(lacking)
 
 
 def _versioned(rows: pa.RecordBatch) -> pa.RecordBatch:

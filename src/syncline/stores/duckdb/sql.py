@@ -341,7 +341,8 @@ class Statements:
         return f"{source}{' where ' if conditions else ''}{' and '.join(conditions)}"
 
     def chosen(self, chosen: Chosen) -> str:
-        """As :meth:`select`, of the rows in some ranges of the key."""
-        key = f"t.{quote(self.schema.key[0].name)}::BIGINT >> {chosen.buckets.shift}"
+        """As :meth:`select`, of the rows in some ranges of the key, and of those that have none."""
+        key = f"t.{quote(self.schema.key[0].name)}::BIGINT"
         numbers = ", ".join(map(str, chosen.numbers.to_pylist())) or "null"
-        return f"{self.select()} {'and' if self.mark else 'where'} ({key}) in ({numbers})"
+        word = "and" if self.mark else "where"
+        return f"{self.select()} {word} (({key} >> {chosen.buckets.shift}) in ({numbers}) or {key} is null)"
