@@ -18,6 +18,7 @@ from psycopg import sql
 from syncline.change import TableSchema
 from syncline.digests import LONG_TEXT, Buckets, Chosen, Form, Ints, digests, form_of, salt, whole_key
 from syncline.pgvalues.hashes import hash_bytes, hash_double, hash_int4, hash_int8_folded, hash_words
+from syncline.pgvalues.values import INFINITY_DATE, INFINITY_TIME
 
 __all__ = ["DigestColumn", "chosen_rows", "digest_of", "digest_query", "numbers_of"]
 
@@ -181,7 +182,7 @@ def _hashed(values: pa.Array, logical: str, seeds: Ints) -> Ints:
     """What :func:`_hash` gives; of nulls anything."""
     form = form_of(logical)
     if pa.types.is_string(values.type) or form == "text":  # the text of values that have no exact form, too
-        return hash_bytes(_short(values if pa.types.is_string(values.type) else values.cast(pa.string())), seeds)
+        return hash_bytes(_short(_text(values)), seeds)
     if form in ("bool", "int4"):
         return hash_int4(_ints(values), seeds)
     if form == "int8":
@@ -205,8 +206,38 @@ def _moments(values: pa.Array, seeds: Ints) -> Ints:
     since = _ints(values.view(pa.int64()))
     seconds = since / 1e6
     if pa.types.is_timestamp(values.type):
-        since = since - np.int64(_EPOCH_US)
+        top, least = np.int64(INFINITY_TIME), np.int64(-INFINITY_TIME - 1)
+        future, past = since == top, since == -top
+        since = np.where(future, top, np.where(past, least, since - np.int64(_EPOCH_US)))
+        seconds[future], seconds[past] = np.inf, -np.inf
     return hash_double(seconds, hash_int8_folded(since, seeds))
+
+
+def _text(values: pa.Array) -> pa.Array:
+    """As PostgreSQL prints them: Arrow writes small decimals with an exponent, and knows no infinite dates."""
+    if pa.types.is_string(values.type):
+        return values
+    texts = values.cast(pa.string())
+    if pa.types.is_decimal(values.type):
+        powers = pc.fill_null(pc.match_substring(texts, "E"), False)
+        return pc.replace_with_mask(texts, powers, _plain(values.filter(powers))) if pc.any(powers).as_py() else texts
+    if pa.types.is_date(values.type):
+        days = values.view(pa.int32())
+        for day, text in ((INFINITY_DATE, "infinity"), (-INFINITY_DATE, "-infinity")):
+            texts = pc.if_else(pc.fill_null(pc.equal(days, day), False), text, texts)
+    return texts
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    """Decimals of a scale that is not 0 with all their digits."""
+    scale = values.type.scale
+    digits = values.view(pa.decimal128(38, 0)).cast(pa.string())
+    negative = pc.starts_with(digits, "-")
+    digits = pc.utf8_lpad(pc.utf8_ltrim(digits, "-"), scale + 1, "0")
+    point = pc.binary_join_element_wise(
+        pc.utf8_slice_codeunits(digits, 0, -scale), pc.utf8_slice_codeunits(digits, -scale), "."
+    )
+    return pc.binary_join_element_wise(pc.if_else(negative, "-", ""), point, "")
 
 
 def _ints(values: pa.Array) -> Ints:
