@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -11,10 +12,13 @@ import pyarrow as pa
 from syncline.change import Cursor, TableSchema
 from syncline.digests import Chosen, whole_key
 from syncline.errors import Misconfigured, Unavailable
+from syncline.pgvalues.pgtypes import cast_text
+from syncline.stores import stored_columns
 from syncline.stores.duckdb.database import DuckDBConfig
 from syncline.stores.duckdb.door import Deadline, QueryError, open_reader
-from syncline.stores.duckdb.sql import VERSION_COLUMN, Statements, literal, quote
+from syncline.stores.duckdb.sql import VERSION_COLUMN, Statements, duckdb_type, literal, quote, target_name
 from syncline.stores.duckdb.store import as_contract, contract_schema
+from syncline.stores.duckdb.tables import fits
 
 __all__ = ["DuckDBCopy"]
 
@@ -35,44 +39,85 @@ class DuckDBCopy:
         return None if body is None else msgspec.json.decode(body, type=Cursor)
 
     def recorded(self, table: str) -> TableSchema | None:
+        """Of the recorded columns those that are in the file in a type that holds their values: what somebody dropped
+        or changed there by hand is a column that the copy lacks. A table that is gone was never migrated.
+
+        Raises:
+            Misconfigured: rows can't be told apart there any more.
+        """
         body = self._value("tables", f"select body from syncline.tables where name = {literal(table)}")
-        return None if body is None else msgspec.json.decode(body, type=TableSchema)
+        if body is None:
+            return None
+        schema = msgspec.json.decode(body, type=TableSchema)
+        actual = self._actual(schema)
+        if not actual:
+            return None
+        kept = tuple(c for c in schema.columns if fits(actual.get(c.name.lower(), ""), c.type))
+        lost = [c.name for c in schema.key if c not in kept]
+        if actual.get(VERSION_COLUMN) != "BIGINT":
+            lost.append(VERSION_COLUMN)
+        if lost:
+            raise _unreadable(f"Table {table} in DuckDB lost its column {lost[0]}, or has another type there.")
+        return schema if len(kept) == len(schema.columns) else msgspec.structs.replace(schema, columns=kept)
 
     def held(self, source: str) -> list[TableSchema]:
         if self._value("tables", "select 1") is None:
             return []
-        found = self._reader.query(f"select body from syncline.tables where source = {literal(source)} order by name")
+        found = self._query(f"select body from syncline.tables where source = {literal(source)} order by name")
         return [msgspec.json.decode(body, type=TableSchema) for body in found.column(0).to_pylist()]
 
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
-        for batch in self._reader.batches(Statements(schema).select()):
-            yield as_contract(schema, batch)
+        wider = self._wider(schema)
+        yield from self._rows(schema, Statements(schema).select(wider=wider), wider)
+
+    def _rows(self, schema: TableSchema, query: str, wider: Collection[str]) -> Iterator[pa.RecordBatch]:
+        with _refusals():
+            for batch in self._reader.batches(query):
+                yield _read(schema, batch, wider) if wider else as_contract(schema, batch)
+
+    def _actual(self, schema: TableSchema) -> dict[str, str]:
+        """The columns of the table as it is in the file: lower-case name -> type."""
+        namespace, name = target_name(schema)
+        found = self._query(
+            "select lower(column_name) as name, data_type from duckdb_columns()"
+            f" where lower(schema_name) = lower({literal(namespace)}) and lower(table_name) = lower({literal(name)})"
+            " and database_name = current_database()"
+        )
+        return dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
+
+    def _wider(self, schema: TableSchema) -> frozenset[str]:
+        """Columns of an adopted table that hold more than the contract's type does."""
+        actual = self._actual(schema)
+        return frozenset(c.name for c in schema.columns if actual.get(c.name.lower()) != duckdb_type(c.type))
 
     def buried(self, schema: TableSchema, since: int) -> pa.Table:
         keys = TableSchema(schema.namespace, schema.name, schema.key)
         shown = [f"{quote(c.name)}{'::BLOB' if c.type == 'uuid' else ''} as k{i}" for i, c in enumerate(schema.key)]
-        found = self._reader.query(
+        found = self._query(
             f"select {', '.join(shown)}, {quote(VERSION_COLUMN)} from {Statements(schema).tombstones}"
             f" where {quote(VERSION_COLUMN)} >= {since}"
         )
         return pa.Table.from_batches([as_contract(keys, b) for b in found.to_batches()], contract_schema(keys))
 
     def swept(self, table: str) -> tuple[int, int]:
-        found = self._reader.query(f"select truncated, horizon from syncline.tables where name = {literal(table)}")
+        found = self._query(
+            "select coalesce(truncated, 0) as truncated, coalesce(horizon, 0) as horizon from syncline.tables"
+            f" where name = {literal(table)}"
+        )
         return (found["truncated"][0].as_py(), found["horizon"][0].as_py()) if found.num_rows else (0, 0)
 
     def spread(self, schema: TableSchema) -> tuple[int, int | None, int | None]:
         position = whole_key(schema)
         key = "null" if position is None else quote(schema.columns[position].name)
-        found = self._reader.query(
+        found = self._query(
             f"select count(*) as n, min({key})::BIGINT as l, max({key})::BIGINT as g from {Statements(schema).target}"
         )
         rows, least, greatest = (found.column(name)[0].as_py() for name in ("n", "l", "g"))
         return rows, least, greatest
 
     def chosen(self, schema: TableSchema, chosen: Chosen) -> Iterator[pa.RecordBatch]:
-        for batch in self._reader.batches(Statements(schema).chosen(chosen)):
-            yield as_contract(schema, batch)
+        wider = self._wider(schema)
+        yield from self._rows(schema, Statements(schema).chosen(chosen, wider), wider)
 
     def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
         lists = [[_text(v, c.type) for v in keys.column(j).to_pylist()] for j, c in enumerate(schema.key)]
@@ -80,11 +125,11 @@ class DuckDBCopy:
         names = ", ".join(f"c{j}" for j in range(len(lists)))
         view = f"(select distinct * from (values {', '.join(rows)}) as k({names}))"  # may come twice, its row must not
         statements = Statements(schema, keys=(pa.string(),) * len(schema.key))
-        found = self._reader.query(statements.select(view)) if rows else pa.table({})
+        found = self._query(statements.select(view)) if rows else pa.table({})
         return pa.Table.from_batches([as_contract(schema, b) for b in found.to_batches()], contract_schema(schema))
 
     def counted(self, schema: TableSchema, since: int) -> tuple[int, int]:
-        found = self._reader.query(f"select count(*), count_if(v >= {since}) from ({Statements(schema).select()})")
+        found = self._query(f"select count(*), count_if(v >= {since}) from ({Statements(schema).select()})")
         return int(found.column(0)[0].as_py()), int(found.column(1)[0].as_py())
 
     def ask(self, query: str, timeout_s: float) -> Iterator[tuple[Any, ...]]:
@@ -117,13 +162,46 @@ class DuckDBCopy:
     def close(self) -> None:
         self._reader.close()
 
+    def _query(self, query: str) -> pa.Table:
+        with _refusals():
+            return self._reader.query(query)
+
     def _value(self, table: str, query: str) -> Any:
         """The first value of a query on the bookkeeping; None without one, also in a file that has none yet."""
         known = f"select 1 from duckdb_tables() where schema_name = 'syncline' and table_name = {literal(table)}"
-        if not self._reader.query(known).num_rows:
+        if not self._query(known).num_rows:
             return None
-        found = self._reader.query(query)
+        found = self._query(query)
         return found.column(0)[0].as_py() if found.num_rows else None
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """DuckDB refuses queries of ours where somebody changed by hand what they are about."""
+    try:
+        yield
+    except QueryError as error:
+        raise _unreadable(f"The copy in DuckDB can't be read: {_said(error.message)}.") from None
+
+
+def _unreadable(what: str) -> Misconfigured:
+    return Misconfigured(
+        what, remedy="Undo what was changed there by hand, or drop the table in DuckDB and run `syncline resync`."
+    )
+
+
+def _read(schema: TableSchema, batch: pa.RecordBatch, wider: Collection[str]) -> pa.RecordBatch:
+    """As :func:`as_contract`, of a batch in which some columns came as text: they stay so if a value of them has no
+    exact form in the contract's type."""
+    arrays: list[pa.Array] = []
+    for values, field in zip(batch.columns, contract_schema(schema), strict=True):
+        if field.name in wider:
+            with suppress(ValueError, pa.ArrowInvalid):
+                values = cast_text(values, schema.columns[len(arrays)].type)
+        elif values.type != field.type:
+            values = values.cast(field.type)
+        arrays.append(values)
+    return pa.RecordBatch.from_arrays(arrays, names=[*stored_columns(schema)])
 
 
 def _text(value: Any, logical: str) -> str:

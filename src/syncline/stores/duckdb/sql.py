@@ -7,7 +7,7 @@ column i unchanged?) and ``f0 f1 ...`` (the key it comes from). No column name o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -132,6 +132,15 @@ def incoming(i: int, column: Column, given: pa.DataType, prefix: str = "") -> st
 def is_text(column: Column, given: pa.DataType) -> bool:
     """Whether a batch carries this column as PostgreSQL's text instead of in its own type."""
     return bool(pa.types.is_string(given)) and arrow_type(column.type) != pa.string()
+
+
+def _shown(column: Column, *, wider: bool) -> str:
+    """A stored value ``t`` in the type of the contract, or as text."""
+    value, kind = f"t.{quote(column.name)}", duckdb_type(column.type)
+    if wider:
+        narrow = f"try_cast({value} as {kind})"
+        return f"case when {narrow} = {value} then {narrow}::VARCHAR else {value}::VARCHAR end"
+    return f"{value}::{kind}{'::BLOB' if column.type == 'uuid' else ''}"
 
 
 def _conditions(pairs: Iterable[tuple[str, str]]) -> str:
@@ -328,21 +337,21 @@ class Statements:
             f" (select max({quote(VERSION_COLUMN)}) from {self.tombstones}), 0)"
         )
 
-    def select(self, keys: str | None = None) -> str:
-        """All rows, or those of a view's keys, in the types of the contract: columns, then ``version``."""
-        shown = [
-            f"t.{quote(c.name)}::{duckdb_type(c.type)}{'::BLOB' if c.type == 'uuid' else ''} as c{i}"
-            for i, c in enumerate(self.schema.columns)
-        ]
+    def select(self, keys: str | None = None, wider: Collection[str] = ()) -> str:
+        """All rows, or those of a view's keys, in the types of the contract: columns, then ``version``.
+
+        Columns that are ``wider`` in the file than in the contract come as text, exactly as they are there.
+        """
+        shown = [f"{_shown(c, wider=c.name in wider)} as c{i}" for i, c in enumerate(self.schema.columns)]
         source = f"select {', '.join(shown)}, coalesce(t.{quote(VERSION_COLUMN)}, 0) as v from {self.target} as t"
         conditions = [f"t.{self.mark} is null"] if self.mark else []
         if keys is not None:
             conditions.append(f"exists (select 1 from {keys} as i where {self._match('t', self.key_values())})")
         return f"{source}{' where ' if conditions else ''}{' and '.join(conditions)}"
 
-    def chosen(self, chosen: Chosen) -> str:
+    def chosen(self, chosen: Chosen, wider: Collection[str] = ()) -> str:
         """As :meth:`select`, of the rows in some ranges of the key, and of those that have none."""
         key = f"t.{quote(self.schema.key[0].name)}::BIGINT"
         numbers = ", ".join(map(str, chosen.numbers.to_pylist())) or "null"
         word = "and" if self.mark else "where"
-        return f"{self.select()} {word} (({key} >> {chosen.buckets.shift}) in ({numbers}) or {key} is null)"
+        return f"{self.select(wider=wider)} {word} (({key} >> {chosen.buckets.shift}) in ({numbers}) or {key} is null)"

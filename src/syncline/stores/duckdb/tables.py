@@ -15,7 +15,7 @@ from syncline.shape import Rows
 from syncline.stores.duckdb.place import clash
 from syncline.stores.duckdb.sql import VERSION_COLUMN, Statements, duckdb_type, quote, soft_delete, target_name
 
-__all__ = ["TableState", "migrate_table", "table_state"]
+__all__ = ["TableState", "fits", "migrate_table", "table_state"]
 
 
 @dataclass(slots=True)
@@ -74,8 +74,7 @@ def migrate_table(
         _alter(cursor, schema, former, actual)
     if actual is not None:
         _mark_deleted(cursor, schema, former, actual)
-    if former is None or former.key != schema.key:
-        _create_tombstones(cursor, schema)
+    _create_tombstones(cursor, schema, anew=former is None or former.key != schema.key)
     body = msgspec.json.encode(schema).decode()
     if former is None:
         cursor.execute(
@@ -98,7 +97,8 @@ def table_state(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> Table
         Misconfigured: the table was not migrated to this schema.
     """
     found = cursor.execute(
-        "select fingerprint, truncated, horizon from syncline.tables where name = $1", [schema.qualified]
+        "select fingerprint, coalesce(truncated, 0), coalesce(horizon, 0) from syncline.tables where name = $1",
+        [schema.qualified],
     ).fetchall()
     if not found or found[0][0] != schema.fingerprint:
         raise Misconfigured(f"Table {schema.qualified} is not prepared for this schema.", remedy="Migrate it first.")
@@ -205,10 +205,12 @@ def _mark_deleted(
     cursor.execute(f"alter table {statements.target} add column if not exists {statements.mark} {_MARK_TYPE}")
 
 
-def _create_tombstones(cursor: duckdb.DuckDBPyConnection, schema: TableSchema) -> None:
-    """A new key has no use for tombstones of the old one: the reload that follows a key change sweeps."""
+def _create_tombstones(cursor: duckdb.DuckDBPyConnection, schema: TableSchema, *, anew: bool) -> None:
+    """A new key has no use for tombstones of the old one: the reload that follows a key change sweeps. Else they stay,
+    and where somebody dropped their table there is one again."""
     keys = ", ".join(f"{quote(c.name)} {duckdb_type(c.type)}" for c in schema.key)
-    cursor.execute(f"create or replace table {Statements(schema).tombstones} ({keys}, {quote(VERSION_COLUMN)} BIGINT)")
+    create, place = "create or replace table" if anew else "create table if not exists", Statements(schema).tombstones
+    cursor.execute(f"{create} {place} ({keys}, {quote(VERSION_COLUMN)} BIGINT)")
 
 
 def _adopt(cursor: duckdb.DuckDBPyConnection, schema: TableSchema, actual: dict[str, tuple[str, bool]]) -> None:
