@@ -86,6 +86,17 @@ def test_at_redis_keys_and_their_companions(items: Database, tmp_path: Path, val
     assert found.first.differences == 4
 
 
+def test_what_a_target_refuses_is_not_called_repaired(items: Database, tmp_path: Path, valkey: EmbeddedValkey) -> None:
+    config = configured(items, tmp_path, {"type": "redis", "url": valkey.url()})
+    equal(config)
+    with redis.Redis.from_url(valkey.url()) as client:
+        client.delete("public.item:1", "public.item:2")
+        client.set("public.item:2", "a string, which a hash can't be written over")
+    found = repair(config, engine=SyncService, talk=lambda line: None)
+    assert (found.clean, found.left, found.last.differences, found.last.tables[0].parked) == (False, 1, 0, 1)
+    assert "refused 1 row(s)" in found.tables[0].reason
+
+
 def test_at_qdrant_points_and_vectors(items: Database, tmp_path: Path) -> None:
     vectors = {"vectors": {"v": {"column": "emb", "size": 2}}}
     target = {"type": "qdrant", "path": str(tmp_path / "points"), "tables": {"public.item": vectors}}

@@ -79,7 +79,7 @@ class TableRepair:
 class Repaired:
     """The first comparison and the last one (the same in a dry run), how many passes there were, and what was written;
     in a dry run what would be. ``refused`` says which tables differ in more rows than may be written. ``before`` counts
-    the differences of the first one by kind."""
+    the differences of the first one by kind, ``parked`` the rows that the target refused of what was written."""
 
     first: Report
     last: Report
@@ -88,6 +88,7 @@ class Repaired:
     refused: Sequence[str] = ()
     dry_run: bool = False
     before: Mapping[str, int] = field(default_factory=dict)
+    parked: int = 0
 
     @property
     def written(self) -> int:
@@ -101,8 +102,8 @@ class Repaired:
 
     @property
     def left(self) -> int:
-        """Differences that stay."""
-        return self.last.differences
+        """Differences that stay, and rows that a repair left parked."""
+        return self.last.differences + self.parked
 
     @property
     def clean(self) -> bool:
@@ -210,8 +211,9 @@ class _Repair:
                 self._ask(control, list(wanted))
             last, passes = self.comparison.compare(), passes + 1
         self._explain(last)
+        parked = self._parked(first, last)
         tables = [t for t in self.written.values() if t.missing or t.different or t.extra or t.reason]
-        return Repaired(first, last, passes, tables, refused, self.limits.dry_run, before)
+        return Repaired(first, last, passes, tables, refused, self.limits.dry_run, before, parked)
 
     # ------------------------------------------------------------------------------------------------ what is repaired
 
@@ -244,6 +246,17 @@ class _Repair:
                 entry.reason = "the columns differ, which no row mends"
             elif not self.limits.dry_run and not entry.reason and entry.missing + entry.different + entry.extra:
                 entry.reason = "rows differ again after they were written: something else writes to the target"
+
+    def _parked(self, first: Report, last: Report) -> int:
+        """How many rows more are parked in tables that were written: the target refused them, so they are as they were,
+        though no comparison calls them different any more."""
+        before, found = {_key_of(t): t.parked for t in first.tables}, 0
+        for table in last.tables:
+            more = table.parked - before.get(_key_of(table), 0)
+            if more > 0 and _key_of(table) in self.written and not self.limits.dry_run:
+                self.written[_key_of(table)].reason = f"the target refused {more:,} row(s): `syncline status` says why"
+                found += more
+        return found
 
     # ------------------------------------------------------------------------------------------------------ one pass
 
