@@ -108,6 +108,7 @@ def test_rules_are_asked_at_the_source_and_at_a_target(filled: Pipeline) -> None
     [
         ({"query": "select id from nothing"}, "nothing"),
         ({"query": "with gone as (delete from orders returning id) select id from gone"}, "WITH"),
+        ({"query": "select 1; commit; begin read write; delete from orders; commit"}, "multiple commands"),
         ({"query": "select pg_sleep(600)"}, "longer than 1 s"),
         ({"query": "select name::int from customers"}, "InvalidTextRepresentation"),
         ({"query": "select null::bool"}, "NULL"),
@@ -116,7 +117,18 @@ def test_rules_are_asked_at_the_source_and_at_a_target(filled: Pipeline) -> None
         ({"on": "main", "query": "select name::int from customers"}, "Conversion Error"),
         ({"on": "main", "query": "select count(*) from range(10000000) a, range(10000000) b"}, "longer than 1 s"),
     ],
-    ids=["unknown", "writes", "slow", "value", "null", "unknown there", "writes there", "value there", "slow there"],
+    ids=[
+        "unknown",
+        "writes",
+        "commits",
+        "slow",
+        "value",
+        "null",
+        "unknown there",
+        "writes there",
+        "value there",
+        "slow there",
+    ],
 )
 def test_a_rule_that_cannot_be_asked_is_not_checked_and_says_why(
     filled: Pipeline, rule: dict[str, str], said: str

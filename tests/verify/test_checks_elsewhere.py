@@ -74,6 +74,7 @@ def test_postgres_counts_is_asked_and_follows_references(
             "named": {"on": "main", "query": "select id from customers where name is null or name = 'x%'"},
             "some": {"on": "main", "query": "select count(*) > 0 from orders"},
             "writes": {"on": "main", "query": "select id from orders where nextval('s') > 0"},
+            "commits": {"on": "main", "query": "select 1; commit; begin read write; delete from customers; commit"},
         }
         target.execute("create sequence s")
         config = config_of(database, tmp_path, {"type": "postgres", "dsn": target.dsn}, **rules)
@@ -82,6 +83,7 @@ def test_postgres_counts_is_asked_and_follows_references(
             "named": ("holds", 0),
             "some": ("holds", 0),
             "writes": ("not checked", 0),
+            "commits": ("not checked", 0),
         }
         assert target.value("select is_called from s") is False
         config = config.model_copy(update={"verify": config.verify.model_copy(update={"rules": {}})})

@@ -115,7 +115,8 @@ def asked(
         connection.execute("set transaction isolation level repeatable read, read only")
         connection.execute("set local row_security = off")
         connection.execute(sql.SQL("set local statement_timeout = {}").format(int(timeout_s * 1000)))
-        connection.execute(sql.SQL("declare asked no scroll cursor for {}").format(text))
+        # The extended protocol, which `binary` asks for, takes one statement: another one could commit, and then write.
+        connection.execute(sql.SQL("declare asked no scroll cursor for {}").format(text), binary=True)
         fetch = sql.SQL("fetch forward {} from asked").format(sql.Literal(_FETCHED))
         while rows := connection.execute(fetch).fetchall():
             yield from rows

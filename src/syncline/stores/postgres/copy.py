@@ -84,7 +84,8 @@ class PostgresCopy:
         try:
             with reading(self._config) as connection:
                 connection.execute(f"set local statement_timeout = {int(timeout_s * 1000)}")
-                connection.execute(f"declare asked no scroll cursor for {query.strip().rstrip(';')}")
+                # The extended protocol, which `binary` asks for, takes one statement: another could commit, and write.
+                connection.execute(f"declare asked no scroll cursor for {query.strip().rstrip(';')}", binary=True)
                 while rows := connection.execute(f"fetch forward {_FETCHED} from asked").fetchall():
                     yield from rows
         except SynclineError as error:
