@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from piped import Pipeline
 
+from syncline.catalog import ControlSchema
 from syncline.catalog.reconciliation import ReconciliationRuns
 from syncline.errors import Misconfigured, Unavailable
 from syncline.systems.sync_engine import ReconciliationJob
@@ -104,6 +105,19 @@ def test_the_command_says_what_it_would_repair_and_then_repairs_it(filled: Pipel
         ("clean", False, 1),
     ]
     assert command(filled, "--ids", "c1").returncode == 2
+
+
+def test_a_run_that_could_compare_nothing_is_not_recorded_as_clean(filled: Pipeline) -> None:
+    with ControlSchema(filled.config.control_dsn, filled.config.control.schema_name) as control:
+        control.pause(table="public.other")
+    paused = command(filled, "other")
+    assert (paused.returncode, paused.stdout.splitlines()[-1][:51]) == (
+        4,
+        "0 difference(s), 0 left after 1 pass(es); 1 table(s",
+    )
+    assert [run["state"] for run in recorded(filled)] == ["failed"]
+    ((said,),) = filled.database.execute("select message from syncline.reconciliation_runs")
+    assert said == "1 table(s) not compared."
 
 
 def command(pipeline: Pipeline, *options: str) -> subprocess.CompletedProcess[str]:

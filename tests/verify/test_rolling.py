@@ -14,11 +14,13 @@ from piped import Pipeline
 
 from servers import eventually
 from syncline.catalog.reconciliation import ReconciliationRuns
+from syncline.catalog.reports import ReportRecords
 from syncline.catalog.verified import VerifiedTables
 from syncline.config.repairing import ReconcileConfig
 from syncline.config.verification import RollingConfig
 from syncline.pipeline import SyncService
 from syncline.verify import rolling
+from syncline.verify.repair import Limits, repair
 from syncline.verify.rolling import RollingVerification
 
 TABLES = "create table a (id int primary key, n int); create table b (id int primary key); "
@@ -185,6 +187,43 @@ def test_a_reconciliation_is_made_when_it_is_due_and_the_next_one_is_due_later(f
     ((state, missing),) = runs(pipeline)
     assert (state, missing) == ("clean", 1)
     assert pipeline.verify().differences == 0
+
+
+def test_a_scheduled_reconciliation_that_the_limit_refuses_is_an_alert_until_somebody_decides(filled: Pipeline) -> None:
+    filled.database.execute("insert into a select g, g from generate_series(101, 200) g")
+    assert filled.verify().differences == 0
+    filled.damage("update a set n = -1 where id <= 100")
+    pipeline = replace(filled, config=filled.config.model_copy(update={"reconcile": ReconcileConfig(every_s=3600)}))
+    with rolled(pipeline) as (_, found):
+        found._begun = datetime.now(UTC) - timedelta(hours=2)
+        found.step()
+        assert runs(pipeline) == [("refused", 0)]
+        assert alerts(pipeline) == [("SL-DIFFERENT", "main/main/public.a"), ("SL-REPAIR-LIMIT", "reconciliation")]
+        repair(pipeline.config, limits=Limits(max_share=1))
+        assert alerts(pipeline) == [("SL-REPAIR-LIMIT", "reconciliation")]
+        found._is_reconciliation_due = lambda: True  # type: ignore[method-assign]
+        found.step()
+        assert alerts(pipeline) == []
+
+
+def test_the_alert_of_a_difference_is_over_when_somebody_else_has_mended_it(filled: Pipeline) -> None:
+    filled.damage("update a set n = -1 where id = 5")
+    pipeline = told(filled)
+    with rolled(pipeline) as (_, found):
+        found.step()
+        found.step()
+        assert alerts(pipeline) == [("SL-DIFFERENT", "main/main/public.a")]
+        kept = len(reports(pipeline))
+        assert repair(pipeline.config, ["public.a"]).clean
+        assert alerts(pipeline) == []
+        assert notes(pipeline)["public.a"]["differences"] == 0
+        (latest, *_) = reports(pipeline)
+        assert (len(reports(pipeline)), latest["differences"]) == (kept + 1, 0)
+
+
+def reports(pipeline: Pipeline) -> list[dict[str, Any]]:
+    with ReportRecords(pipeline.config.control_dsn, "syncline") as records:
+        return records.latest(100)
 
 
 def runs(pipeline: Pipeline) -> list[tuple[str, int]]:

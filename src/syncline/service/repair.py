@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from syncline.bars import RowBars
-from syncline.errors import SynclineError
 from syncline.service.figures import amount
 from syncline.service.session import DIFFERENT, print_json, stdout, talk, tell_error
 
@@ -63,19 +62,10 @@ def repair_and_tell(
 
 def tell_repaired(done: Repaired, *, quiet: bool = False) -> int:
     """Say what was repaired and what stays (``quiet``: only what a person has to decide); the exit code."""
-    from syncline.verify.repair import LIMIT
-
     if not quiet:
         _tell_tables(done)
-    if done.refused and not done.dry_run:
-        tell_error(
-            SynclineError(
-                f"So much differs that nothing was repaired: {'; '.join(done.refused)}.",
-                remedy="A mapping or a filter may be wrong. If all is right: --force or --max-share SHARE; a whole"
-                " table is read again faster by `syncline resync --table`.",
-                code=LIMIT,
-            )
-        )
+    if done.refusal is not None and not done.dry_run:
+        tell_error(done.refusal)
     not_compared = not done.last.tables or done.last.not_compared == len(done.last.tables)
     return 0 if done.clean and not not_compared else DIFFERENT
 
@@ -91,4 +81,5 @@ def _tell_tables(done: Repaired) -> None:
     counts = f"{amount(before)} difference(s)"
     if not done.dry_run:
         counts += f", {amount(after)} left after {done.passes} pass(es)"
-    stdout.print(f"{counts}; {amount(done.last.not_compared)} table(s) not compared.")
+    number = f" Report {done.last.number}." if done.last.number else ""
+    stdout.print(f"{counts}; {amount(done.last.not_compared)} table(s) not compared.{number}")

@@ -1,5 +1,5 @@
-"""What is kept of verifications in the control schema: reports, and how far each table was verified; counts and names,
-never keys or other values."""
+"""What is kept of verifications in the control schema: reports, how far each table was verified, and whether an alert
+of a difference still holds; counts and names, never keys or other values."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from syncline.catalog.reports import ReportRecords
+from syncline.catalog.repository import ControlSchema
 from syncline.catalog.verified import VerifiedTables
 from syncline.config import Config
 from syncline.errors import SynclineError
 from syncline.verify.report import Report, TableReport
 
-__all__ = ["keep", "note"]
+__all__ = ["DIFFERENT", "keep", "note", "subject_of"]
+
+DIFFERENT = "SL-DIFFERENT"
+"""A copy is not what its source is."""
+
+
+def subject_of(table: TableReport) -> str:
+    """What an alert of the table at its target is about."""
+    return f"{table.source}/{table.target}/{table.table}"
 
 
 def keep(config: Config, report: Report, kinds: Sequence[str], talk: Callable[[str], None]) -> Report:
@@ -31,7 +40,8 @@ def keep(config: Config, report: Report, kinds: Sequence[str], talk: Callable[[s
 
 
 def note(config: Config, tables: Sequence[TableReport]) -> None:
-    """Note how far the tables that were compared are verified. Raises ``Unavailable`` and ``Misconfigured``."""
+    """Note how far the tables that were compared are verified, and resolve the alerts of differences that are gone,
+    whoever compared. Raises ``Unavailable`` and ``Misconfigured``."""
     rows = [
         {
             "source": table.source,
@@ -49,3 +59,9 @@ def note(config: Config, tables: Sequence[TableReport]) -> None:
     if rows:
         with VerifiedTables(config.control_dsn, config.control.schema_name) as verified:
             verified.note(rows)
+    equal = {subject_of(table) for table in tables if table.compared and not table.differences}
+    if equal:
+        with ControlSchema(config.control_dsn, config.control.schema_name) as control:
+            open_ones = {alert["subject"] for alert in control.alerts() if alert["code"] == DIFFERENT}
+            for subject in sorted(equal & open_ones):
+                control.resolve_alert(DIFFERENT, subject)

@@ -72,8 +72,23 @@ def reconcile(
         except BaseException:
             runs.end(run, "failed", {}, message="It was interrupted.")
             raise
-        state = "refused" if done.refused else "clean" if done.clean else "differences"
-        message = "; ".join(done.refused or [t.reason for t in done.tables if t.reason])
-        runs.end(run, state, done.figures, code=LIMIT if done.refused else "", message=message)
+        message = "; ".join([*(done.refused or [t.reason for t in done.tables if t.reason]), *_unseen(done)])
+        runs.end(run, _outcome(done), done.figures, code=LIMIT if done.refused else "", message=message)
         runs.prune(config.reconcile.keep_runs)
     return done
+
+
+def _outcome(done: Repaired) -> str:
+    """How the run is recorded. One that could compare nothing has failed: it must not read as if all were well."""
+    if done.refused:
+        return "refused"
+    if not done.clean:
+        return "differences"
+    return "failed" if done.last.not_compared == len(done.last.tables) else "clean"
+
+
+def _unseen(done: Repaired) -> list[str]:
+    """What is said of tables of which the run knows nothing."""
+    if not done.last.tables:
+        return ["There is no table to compare."]
+    return [f"{done.last.not_compared} table(s) not compared."] if done.last.not_compared else []

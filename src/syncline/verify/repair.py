@@ -20,8 +20,9 @@ from syncline.capture.captured import captured
 from syncline.capture.schema import table_schema
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config
-from syncline.errors import Misconfigured, Unavailable
+from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.verify.compare import Collector, Comparison, comparing
+from syncline.verify.kept import keep
 from syncline.verify.part import distinct
 from syncline.verify.point import Engine
 from syncline.verify.report import KINDS, Report, TableReport
@@ -111,6 +112,18 @@ class Repaired:
         return not self.left
 
     @property
+    def refusal(self) -> SynclineError | None:
+        """What is to be said where tables differ in more rows than may be written, with code :data:`LIMIT`."""
+        if not self.refused:
+            return None
+        return SynclineError(
+            f"So much differs that nothing was repaired: {'; '.join(self.refused)}.",
+            remedy="A mapping or a filter may be wrong. If all is right: --force or --max-share SHARE; a whole table is"
+            " read again faster by `syncline resync --table`.",
+            code=LIMIT,
+        )
+
+    @property
     def figures(self) -> dict[str, int]:
         """Counts, as a run of the reconciliation is recorded by them."""
         rows = sum(t.rows for t in self.last.tables)
@@ -144,7 +157,8 @@ def repair(
     scope: Scope | None = None,
 ) -> Repaired:
     """Compare the rows in ``scope`` as :func:`syncline.verify.verify` does, repair what differs, and compare again
-    until nothing does. Rows that were named by their ids are not held against the limit.
+    until nothing does. Rows that were named by their ids are not held against the limit. The report of the last
+    comparison is kept.
 
     Raises:
         Misconfigured, Unavailable, Gap: as ``verify``.
@@ -155,7 +169,8 @@ def repair(
         limits = replace(limits, max_share=float("inf"))
     keys = _Keys()
     with comparing(config, tables, target, progress, engine=engine, talk=talk, collect=keys, scope=scope) as comparison:
-        return _Repair(config, comparison, keys, limits, talk or _silent).run()
+        done = _Repair(config, comparison, keys, limits, talk or _silent).run()
+    return replace(done, last=keep(config, done.last, ("data_hash",), talk or _silent))
 
 
 def _silent(_: str) -> None:

@@ -26,15 +26,13 @@ from syncline.config.verification import RollingConfig
 from syncline.errors import SynclineError, Unavailable, defect
 from syncline.logs import logger
 from syncline.verify.compare import comparing
-from syncline.verify.kept import note
+from syncline.verify.kept import DIFFERENT, note, subject_of
 from syncline.verify.reconcile import Wanted, reconcile
-from syncline.verify.repair import limits_of, repair
+from syncline.verify.repair import LIMIT, limits_of, repair
 from syncline.verify.report import TableReport
 
 __all__ = ["DIFFERENT", "FAILED", "RollingVerification"]
 
-DIFFERENT = "SL-DIFFERENT"
-"""A copy is not what its source is."""
 FAILED = "SL-VERIFY-FAILED"
 """A table could not be compared, or a reconciliation not made."""
 
@@ -175,7 +173,7 @@ class RollingVerification:
             note(self._config, tables)
             self._control.resolve_alert(FAILED, str(part))
             for table in tables:
-                self._tell(part, table, repairs=rolling.repair)
+                self._mend_or_tell(part, table, repairs=rolling.repair)
         except SynclineError as error:
             if not self._stop.is_set():
                 self._failed(str(part), error)
@@ -189,24 +187,22 @@ class RollingVerification:
         }
         return self._config.model_copy(update={"sources": sources})
 
-    def _tell(self, part: _Part, table: TableReport, *, repairs: bool) -> None:
-        """Alert of differences, and repair them where that is wanted; or close the alert."""
-        if not table.compared:
-            return
+    def _mend_or_tell(self, part: _Part, table: TableReport, *, repairs: bool) -> None:
+        """Repair what differs where that is wanted, and alert of it if some is left."""
         if table.differences and repairs:
             done = repair(self._config, [part.table], part.target, limits=limits_of(self._config), talk=_log.info)
-            note(self._config, [t for t in done.last.tables if t.source == part.source])
             _log.warning("differences repaired", part=str(part), written=done.written, removed=done.removed)
             if done.clean:
-                self._control.resolve_alert(DIFFERENT, str(part))
                 return
+        self._tell(table)
+
+    def _tell(self, table: TableReport) -> None:
+        """Alert of what differs. The next comparison that is clean, whoever makes it, resolves it."""
         if table.differences:
             counts = f"{table.missing:,} missing, {table.extra:,} extra, {table.different:,} different"
-            message = f"Table {part.table} at target {part.target} differs from its source: {counts}."
-            remedy = f"`syncline verify {part.table} --target {part.target} --repair` mends it."
-            self._control.raise_alert(DIFFERENT, "error", str(part), message, remedy)
-        else:
-            self._control.resolve_alert(DIFFERENT, str(part))
+            message = f"Table {table.table} at target {table.target} differs from its source: {counts}."
+            remedy = f"`syncline verify {table.table} --target {table.target} --repair` mends it."
+            self._control.raise_alert(DIFFERENT, "error", subject_of(table), message, remedy)
 
     def _failed(self, subject: str, error: SynclineError) -> None:
         _log.warning("not verified", part=subject, error=str(error))
@@ -230,4 +226,10 @@ class RollingVerification:
                 self._failed("reconciliation", error)
             return
         self._control.resolve_alert(FAILED, "reconciliation")
-        note(self._config, done.last.tables)
+        refusal = done.refusal
+        if refusal is not None:
+            self._control.raise_alert(LIMIT, "error", "reconciliation", refusal.message, refusal.remedy)
+        else:
+            self._control.resolve_alert(LIMIT, "reconciliation")
+        for table in done.last.tables:
+            self._tell(table)
