@@ -36,6 +36,7 @@ from syncline.pgvalues.pgtypes import binary_exact
 
 __all__ = [
     "Load",
+    "Reshaped",
     "Rewritten",
     "TableReader",
     "consistent_point",
@@ -75,6 +76,10 @@ _SNAPSHOT_GONE = (
 _SAME_FILES = """
 select coalesce(bool_and(coalesce(c.relfilenode = pg_relation_filenode(c.oid), false)), true)
 from unnest(%s::oid[]) as wanted(oid) left join pg_class c on c.oid = wanted.oid
+"""
+_TYPES = """
+select coalesce(json_agg(json_build_array(attname, atttypid::int8)), '[]') from pg_attribute
+where attrelid = %s and attnum > 0 and not attisdropped
 """
 _RESTARTS = 5
 
@@ -117,6 +122,13 @@ def load(
                     f"Table {error} was rewritten during each of {_RESTARTS} attempts to read it.",
                     remedy="Run `syncline resync` when the rewriting is over.",
                 ) from error
+
+
+class Reshaped(Unavailable):
+    """A table that was altered since it was described; it can be read by a new description."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(f"Table {table} changed its shape while it was read.")
 
 
 class Rewritten(Exception):
@@ -357,6 +369,7 @@ class TableReader:
 
         Raises:
             Rewritten: what was read is not what the snapshot should show.
+            Reshaped: its columns are not those that it was described with.
         """
         with self._cursor() as cursor:
             cursor.execute("begin isolation level repeatable read, read only")
@@ -369,12 +382,16 @@ class TableReader:
             try:
                 yield cursor
             except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
-                raise Unavailable(f"Table {self._info.qualified} changed its shape while it was read.") from error
+                raise Reshaped(self._info.qualified) from error
             cursor.execute(_SAME_FILES, [list(oids)])
             same = cursor.fetchone()
+            cursor.execute(_TYPES, [self._info.oid])
+            types = dict(cursor.fetchone()[0])
             cursor.execute("commit")
         if not same[0]:
             raise Rewritten(self._info.qualified)
+        if any(types.get(c.name) != c.type_oid for c in self.columns):
+            raise Reshaped(self._info.qualified)
 
     def decoded(self, rows: list[bytes], version: int, first_ordinal: int) -> Batch:
         """The batch of raw COPY rows."""

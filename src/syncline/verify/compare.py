@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from syncline.capture import Source
 from syncline.capture.captured import Captured, captured
-from syncline.capture.snapshot import Rewritten
+from syncline.capture.snapshot import Reshaped, Rewritten
 from syncline.capture.tables import TableInfo, reshaped
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, hint
@@ -141,7 +141,8 @@ class Comparison:
         suspects = {key: one for key, one in found.items() if one.report.differences}
         while suspects:
             time.sleep(_AGAIN_S)
-            found |= run.look(check, suspects)
+            run.look_again(check, found, suspects)
+            suspects = {key: one for key, one in suspects.items() if key in found}
             # What was altered since begins anew, with rows that were none of its rows before: all count, if twice.
             sure = {key: one for key, one in suspects.items() if not _unsettled(found[key])}
             anew = run.settle(check, found, sure, deadline) - set(sure)
@@ -185,6 +186,8 @@ def _outcome(info: TableInfo, point: Point, copy: Copy, before: Outcome | None, 
         outcome = compare_table(info, point, copy, before, keys)
     except Rewritten:
         return None
+    except Reshaped:
+        return loading
     except Misconfigured:
         # Since it was listed it was put under row security, or a right to it was taken away: it is left out by now.
         finding = captured(point.source).left_out.get(info.qualified)
@@ -273,6 +276,13 @@ class _Run:
                         found[source, target, table] = _left_out((source, target, table), finding)
         return found
 
+    def look_again(self, check: Callable[[], None], found: dict[_Key, Outcome], suspects: dict[_Key, Outcome]) -> None:
+        """Look at the tables with suspects once more; one that was dropped meanwhile is ``found`` no more."""
+        again = self.look(check, suspects)
+        for key in suspects.keys() - again.keys():
+            del found[key]
+        found |= again
+
     def settle(
         self,
         check: Callable[[], None],
@@ -280,15 +290,16 @@ class _Run:
         suspects: dict[_Key, Outcome],
         deadline: float,
     ) -> set[_Key]:
-        """Look again at tables that are being loaded, or whose columns differ; those that were looked at."""
+        """Look again at tables that are being loaded, or whose columns differ, in ``found``; those that were looked
+        at."""
         looked: set[_Key] = set()
         while time.monotonic() < deadline:
             unsettled = [key for key, one in found.items() if _unsettled(one)]
             if not unsettled:
                 break
             time.sleep(1.0)
-            found |= self.look(check, {key: suspects.get(key, _everything(found[key])) for key in unsettled})
-            looked.update(unsettled)
+            self.look_again(check, found, {key: suspects.get(key, _everything(found[key])) for key in unsettled})
+            looked.update(key for key in unsettled if key in found)
         return looked
 
     def _targets(self, source: str) -> list[str]:

@@ -76,11 +76,11 @@ class Copy:
 @dataclass(slots=True)
 class Outcome:
     """The report of one table, and what a second look at it should confirm: the ``suspects``, with their keys as they
-    are at the target in ``keys``, and the ``part`` of the table in which they are."""
+    are at the target in ``keys``, and the ``part`` of the table in which they are, None if it has to be found."""
 
     report: TableReport
     suspects: Suspects
-    part: Part = field(default_factory=Whole)
+    part: Part | None = None
     keys: list[pa.Table] = field(default_factory=list)
 
 
@@ -98,21 +98,21 @@ def compare_table(
     report = TableReport(copy.source, copy.target, info.qualified)
     report.state = "gap" if copy.gaps & {"", info.qualified} else "compared"
     outcome = Outcome(report, {kind: frozenset() for kind in KINDS})
-    if before is not None:
-        outcome.part = _narrowed(before, info, copy)
+    if before is not None and before.part is not None:
+        part = _narrowed(before, before.part, info, copy)
     elif keys is not None and isinstance(copy.reader, Fetching):
-        outcome.part = keys
+        part = keys
     else:
-        outcome.part = _unequal(info, point, copy)
-    report.rows = outcome.part.rows or 0
-    if not isinstance(outcome.part, OfBuckets) or len(outcome.part.chosen.numbers):
+        part = _unequal(info, point, copy)
+    outcome.part, report.rows = part, part.rows or 0
+    if not isinstance(part, OfBuckets) or len(part.chosen.numbers):
         suspects = before.suspects if before is not None else None
         try:
             _compare_rows(info, point, copy, outcome, suspects)
         except Gap:  # it has another key by now than when the keys were seen
-            if not isinstance(outcome.part, OfKeys):
+            if not isinstance(part, OfKeys):
                 raise
-            outcome = Outcome(replace(report), {kind: frozenset() for kind in KINDS})
+            outcome = Outcome(replace(report), {kind: frozenset() for kind in KINDS}, Whole())
             _compare_rows(info, point, copy, outcome, suspects)
     return outcome
 
@@ -127,32 +127,33 @@ def _unequal(info: TableInfo, point: Point, copy: Copy) -> Part:
     return OfBuckets(equal.chosen, equal.rows) if equal and equal.newest <= _greatest(copy) else Whole()
 
 
-def _narrowed(before: Outcome, info: TableInfo, copy: Copy) -> Part:
+def _narrowed(before: Outcome, part: Part, info: TableInfo, copy: Copy) -> Part:
     """What a second look reads: the rows that differed by their keys, where they can be looked up. A row that is extra
     may lie where nothing looks that goes by the key, so for that the first look is done again."""
     suspects = before.suspects
     if isinstance(copy.reader, Choosing) or not isinstance(copy.reader, Fetching):
-        return before.part
+        return part
     if suspects.get("extra") != frozenset() or None in suspects.values() or not before.keys:
-        return before.part
+        return part
     keys, source = pa.concat_tables(before.keys), table_schema(info)
     if not fits(keys, source) or any(column.null_count for column in keys.columns):
-        return before.part
+        return part
     (batch,) = keys.rename_columns([c.name for c in source.key]).combine_chunks().to_batches()
     return OfKeys(distinct(batch), before.report.rows)
 
 
 def _compare_rows(info: TableInfo, point: Point, copy: Copy, outcome: Outcome, suspects: Suspects | None) -> None:
-    """Read that part of both sides, and count what differs."""
-    report = outcome.report
+    """Read the outcome's part of both sides, and count what differs."""
+    report, part = outcome.report, outcome.part
+    assert part is not None
     buckets = min(_MAX_BUCKETS, 1 + info.size_bytes // _BUCKET_BYTES)
     recorded = copy.reader.recorded(info.qualified)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="syncline-verify-")))
-        reading = _Source(folder, info, point, buckets, recorded, copy.mapping, outcome.part)
+        reading = _Source(folder, info, point, buckets, recorded, copy.mapping, part)
         left = stack.enter_context(closing(reading.side()))
         schema = reading.schema
-        if outcome.part.rows is None:
+        if part.rows is None:
             report.rows = left.rows + reading.refused_rows
         columns, report.columns = _shared(schema, recorded or schema)
         names = [c.name for c in schema.key]
@@ -161,7 +162,7 @@ def _compare_rows(info: TableInfo, point: Point, copy: Copy, outcome: Outcome, s
         right = _side(folder / "target", recorded or schema, reading.made, names, buckets, (VERSION, pa.int64()))
         stack.enter_context(closing(right))
         if recorded is not None:
-            for batch in outcome.part.stored(copy.reader, recorded):
+            for batch in part.stored(copy.reader, recorded):
                 rows = comparable(exact_rows(_versioned(batch), recorded), recorded, reading.made, source=False)
                 rows, keyless = _keyless(rows, names)
                 right.add(rows)
