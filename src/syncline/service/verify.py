@@ -59,8 +59,10 @@ def verify(
     asked for could be compared.
     """
     from syncline.pipeline import SyncService
+    from syncline.pipeline.memory import return_freed_memory
     from syncline.verify import verify as compare
 
+    return_freed_memory()
     config = session_of(context).config(quiet=True)
     chosen("target", target, config.targets)
     names = [name if "." in name else f"public.{name}" for name in tables or ()]
