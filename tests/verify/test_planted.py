@@ -97,9 +97,7 @@ POSTGRES: Plant = _SQL | {
     "changed": Planted(_SQL["changed"].statement, range(21, 41), "different"),
 }
 
-# Each statement is done for each key. No key is there twice, and there are no edges. A time to live is not compared
-# while it lasts: a key keeps what somebody gave it (docs/stores/redis.md). Of a class that no mapping gave it, it takes
-# the row along when it ends, and that is found.
+# Each statement is done for each key. No key is there twice, and there are no edges.
 REDIS: Plant = {
     "missing": Planted("DEL public.item:{key}", range(1, 16), "missing"),
     "extra": Planted(
@@ -115,7 +113,7 @@ REDIS: Plant = {
     "resurrected tombstone": Planted(
         "HSET public.item:{key} id {key} name n; HSET syncline:rows:public.item {key} 1", _DELETED, "extra"
     ),
-    "wrong TTL class": Planted("PEXPIRE public.item:{key} 1", range(101, 111), "missing"),
+    "wrong TTL class": Planted("EXPIRE public.item:{key} 9999", range(101, 111), "different"),
 }
 
 # What becomes of the point, by its fields. No point is there twice, none expires, and there are no edges.

@@ -86,6 +86,26 @@ def test_at_redis_keys_and_their_companions(items: Database, tmp_path: Path, val
     assert found.first.differences == 4
 
 
+@pytest.mark.parametrize("mode", ["store", "cache"])
+def test_at_redis_how_long_keys_live(items: Database, tmp_path: Path, valkey: EmbeddedValkey, mode: str) -> None:
+    """Hashes with a time to live, documents without: a cache may let go of what it likes."""
+    written = {
+        "hash": {"key": "item:{id}", "columns": ["id", "name"], "ttl_s": 5000},
+        "json": {"key": "item:{id}:json", "columns": ["name", "emb"]},
+    }
+    target = {"type": "redis", "url": valkey.url(), "mode": mode, "tables": {"public.item": written}}
+    config = configured(items, tmp_path, target)
+    equal(config)
+    with redis.Redis.from_url(valkey.url()) as client:
+        client.persist("item:1")
+        client.expire("item:2", 9999)  # another time than the mapping's is somebody's wish
+        client.expire("item:3:json", 9999)
+        found = repaired(config)
+        assert counts(found) == {"item": (0, 1 if mode == "cache" else 2, 0)}
+        assert 0 < client.ttl("item:1") <= 5000 < client.ttl("item:2")
+        assert client.ttl("item:3:json") > 0 if mode == "cache" else client.ttl("item:3:json") == -1
+
+
 def test_what_a_target_refuses_is_not_called_repaired(items: Database, tmp_path: Path, valkey: EmbeddedValkey) -> None:
     config = configured(items, tmp_path, {"type": "redis", "url": valkey.url()})
     equal(config)

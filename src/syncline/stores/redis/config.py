@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["RedisConfig", "shown"]
+__all__ = ["Mode", "RedisConfig", "shown"]
+
+Mode = Literal["store", "cache"]
 
 
 class RedisConfig(BaseModel):
@@ -20,7 +22,7 @@ class RedisConfig(BaseModel):
         description="redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or unix:///path.",
         examples=["${REDIS_URL}"],
     )
-    mode: Literal["store", "cache"] = Field(
+    mode: Mode = Field(
         "store", description="store: a missing key is a difference. cache: keys may be evicted or expire."
     )
     durability: Literal["disk", "memory"] = Field(

@@ -47,13 +47,14 @@ class RedisCopy:
         return [table.schema for table in found if table is not None and table.source == source]
 
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
-        yield from rows_of(self._connection, self._keys, layout_of(schema, self._config.prefix))
+        layout = layout_of(schema, self._config.prefix)
+        yield from rows_of(self._connection, self._keys, layout, self._config.mode)
 
     def fetch(self, schema: TableSchema, keys: pa.RecordBatch) -> pa.Table:
         layout = layout_of(schema, self._config.prefix)
         ids = ids_of(layout, keys)
-        pages = range(0, max(1, len(ids)), 5_000)
-        found = [read(self._connection, self._keys, layout, ids.slice(begin, 5_000)) for begin in pages]
+        slices = [ids.slice(begin, 5_000) for begin in range(0, max(1, len(ids)), 5_000)]
+        found = [read(self._connection, self._keys, layout, page, self._config.mode) for page in slices]
         return pa.Table.from_batches([as_rows(layout, page) for page in found])
 
     def buried(self, schema: TableSchema, since: int) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syncline.change import arrow_type
+from syncline.change import MAX_VERSION, arrow_type
 from syncline.stores import stored_columns
+from syncline.stores.redis.config import Mode
 from syncline.stores.redis.document import embedded_json, members
 from syncline.stores.redis.layout import DocumentWrite, HashWrite, Layout, MembersWrite, Write
 from syncline.stores.redis.packing import entry_tail, head_of, pack
@@ -74,7 +75,8 @@ class Stored:
 
     ``there``: the companion knows the row; ``whole``: everything that the row writes is there too and agrees;
     ``expired``: a hash or document of it is not.
-    ``texts`` are its columns. ``works`` counts the works that the table has seen.
+    ``texts`` are its columns. ``works`` counts the works that the table has seen. ``odd``: a hash or document of it has
+    a time to live that it should not have, or has none.
     """
 
     ids: pa.Array
@@ -84,6 +86,7 @@ class Stored:
     versions: np.ndarray[Any, np.dtype[np.int64]]
     texts: list[pa.Array]
     works: int
+    odd: Bools
 
 
 def key_texts(layout: Layout, ids: pa.Array) -> dict[int, pa.Array]:
@@ -94,8 +97,9 @@ def key_texts(layout: Layout, ids: pa.Array) -> dict[int, pa.Array]:
     return {p: pa.array(t, pa.binary()) for p, t in layout.id.read(ids.to_pylist()).items()}
 
 
-def read(connection: _Runs, keys: Keyspace, layout: Layout, ids: pa.Array) -> Stored:
-    """The rows of these ids (binary), all in one moment. Raises as ``Connection.run``."""
+def read(connection: _Runs, keys: Keyspace, layout: Layout, ids: pa.Array, mode: Mode | None = None) -> Stored:
+    """The rows of these ids (binary), all in one moment; with the ``mode`` of their target it is looked at how long
+    they live, else none is odd. Raises as ``Connection.run``."""
     name, rows = layout.schema.qualified, len(ids)
     texts = key_texts(layout, ids)
     columns = [pack(ids)]
@@ -104,18 +108,27 @@ def read(connection: _Runs, keys: Keyspace, layout: Layout, ids: pa.Array) -> St
         columns.append(pack(write.key.render(texts, rows) if fixed else pa.nulls(rows, pa.binary())))
         if isinstance(write, MembersWrite):
             columns.append(pack(write.member.render(texts, rows)))
-    head = {"table": keys.table(name), "rows": keys.rows(name), "writes": [_asked(layout, w) for w in layout.writes]}
+    head = {
+        "table": keys.table(name),
+        "rows": keys.rows(name),
+        "writes": [_asked(layout, w) for w in layout.writes],
+        "lives": mode is not None,
+        "stays": mode == "store",
+    }
     data = head_of(len(columns)) + b"".join(c.cut(0, rows) for c in columns)
-    works, entries, *found = connection.run("read", msgspec.msgpack.encode(head), data)
-    return _put_together(layout, ids, texts, int(works or 0), _padded(entries, rows), found)
+    works, entries, *found, numbers = connection.run("read", msgspec.msgpack.encode(head), data)
+    odd = none_of(rows)
+    odd[np.array(numbers, np.int64) - 1] = True
+    return replace(_put_together(layout, ids, texts, int(works or 0), _padded(entries, rows), found), odd=odd)
 
 
 def _asked(layout: Layout, write: Write) -> dict[str, Any]:
     match write:
         case HashWrite():
-            return {"kind": "hash", "fields": [layout.schema.columns[f].name for f in write.fields]}
+            names = [layout.schema.columns[f].name for f in write.fields]
+            return {"kind": "hash", "fields": names, "ttl": write.ttl_s}
         case DocumentWrite():
-            return {"kind": "document"}
+            return {"kind": "document", "ttl": write.ttl_s}
         case MembersWrite():
             return {"kind": "members", "wanders": write.wanders}
 
@@ -154,7 +167,8 @@ def _put_together(
     for write, answer in zip(layout.writes, found, strict=True):
         if isinstance(write, MembersWrite):
             whole &= _is_member(write, texts, _padded(answer, rows))
-    return Stored(ids, there, whole, expired, versions, [texts[i] for i in range(len(layout.schema.columns))], works)
+    columns = [texts[i] for i in range(len(layout.schema.columns))]
+    return Stored(ids, there, whole, expired, versions, columns, works, none_of(rows))
 
 
 def _hash_columns(write: HashWrite, answer: list[list[bytes | None] | None]) -> list[pa.Array]:
@@ -217,14 +231,15 @@ def _number(text: bytes) -> float | None:
 
 
 def as_rows(layout: Layout, stored: Stored) -> pa.RecordBatch:
-    """The rows that are whole, as the contract wants them."""
+    """The rows that are whole, as the contract wants them. An odd one has a version that no change ever had, which
+    no copy of its source's row can have."""
     chosen = stored.whole.copy()
     arrays = []
     for column, texts in zip(layout.schema.columns, stored.texts, strict=True):
         values, bad = from_text(texts, column.type)
         chosen &= ~bad
         arrays.append(values)
-    arrays.append(pa.array(stored.versions))
+    arrays.append(pa.array(np.where(stored.odd, MAX_VERSION, stored.versions)))
     types = [*(arrow_type(c.type) for c in layout.schema.columns), pa.int64()]
     schema = pa.schema(list(zip(stored_columns(layout.schema), types, strict=True)))
     return pa.RecordBatch.from_arrays(arrays, schema=schema).filter(pa.array(chosen))

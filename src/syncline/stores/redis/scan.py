@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from syncline.stores.redis.config import Mode
 from syncline.stores.redis.layout import Layout
 from syncline.stores.redis.reading import Keyspace, Stored, as_rows, read
 
@@ -37,24 +38,24 @@ def companion(
             return
 
 
-def rows_of(connection: _Server, keys: Keyspace, layout: Layout) -> Iterator[pa.RecordBatch]:
-    """All rows that are whole: in one moment if they are few, else page by page."""
+def rows_of(connection: _Server, keys: Keyspace, layout: Layout, mode: Mode | None = None) -> Iterator[pa.RecordBatch]:
+    """All rows that are whole: in one moment if they are few, else page by page; ``mode`` as for ``read``."""
     name = layout.schema.qualified
     for _ in range(_LOOKS):
         if connection.call("HLEN", keys.rows(name)) > _ONE_LOOK:
             break
-        stored = _one_look(connection, keys, layout)
+        stored = _one_look(connection, keys, layout, mode)
         if stored is not None:
             yield as_rows(layout, stored)
             return
     for ids, _ in companion(connection, keys, name, _PAGE):
-        yield as_rows(layout, read(connection, keys, layout, pa.array(ids, pa.binary())))
+        yield as_rows(layout, read(connection, keys, layout, pa.array(ids, pa.binary()), mode))
 
 
-def _one_look(connection: _Server, keys: Keyspace, layout: Layout) -> Stored | None:
+def _one_look(connection: _Server, keys: Keyspace, layout: Layout, mode: Mode | None) -> Stored | None:
     """All rows in one moment; None if a work came between the ids and the rows."""
     name = layout.schema.qualified
     before = int(connection.call("HGET", keys.table(name), "works") or 0)
     ids = connection.call("HKEYS", keys.rows(name))
-    stored = read(connection, keys, layout, pa.array(ids, pa.binary()))
+    stored = read(connection, keys, layout, pa.array(ids, pa.binary()), mode)
     return stored if stored.works == before else None

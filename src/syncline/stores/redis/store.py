@@ -17,9 +17,9 @@ from syncline.stores.redis.applying import Applier, identity
 from syncline.stores.redis.check import check
 from syncline.stores.redis.config import RedisConfig, shown
 from syncline.stores.redis.copy import RedisCopy
-from syncline.stores.redis.layout import layout_of
+from syncline.stores.redis.layout import DocumentWrite, HashWrite, Layout, layout_of
 from syncline.stores.redis.packing import head_of, pack
-from syncline.stores.redis.reading import Keyspace, as_rows, read
+from syncline.stores.redis.reading import Keyspace, as_rows, key_texts, read
 from syncline.stores.redis.scan import rows_of
 from syncline.stores.redis.server import Connection, syncs, unfit
 from syncline.stores.redis.statements import commands
@@ -28,6 +28,7 @@ from syncline.stores.redis.writing import ids_of
 
 __all__ = ["RedisStore"]
 
+_FOR_EVER = -1  # as PTTL says it
 _PAGE = 5_000
 
 
@@ -198,8 +199,10 @@ class RedisStore:
             )
 
     def forget(self, schema: TableSchema, keys: pa.RecordBatch, above: int) -> None:
-        """Rows and tombstones of these keys with a version above ``above`` lose it, a key at a time."""
-        ids = ids_of(layout_of(schema, self.config.prefix), keys).to_pylist()
+        """Rows and tombstones of these keys with a version above ``above`` lose it, a key at a time; and keys of a row
+        that live otherwise than they should (:func:`syncline.stores.redis.reading.read`) do no more."""
+        layout = layout_of(schema, self.config.prefix)
+        ids = ids_of(layout, keys).to_pylist()
         rows, dead = self._keys.rows(schema.qualified), self._keys.dead(schema.qualified)
         table, noted = self._keys.table(schema.qualified), ("truncated", "horizon")
         with self._writing() as (connection, _):
@@ -215,7 +218,19 @@ class RedisStore:
                 for found, version in zip(page, connection.call("HMGET", dead, *page), strict=True):
                     if int(version or 0) > above:
                         connection.call("HDEL", dead, found)
+                self._let_live(connection, layout, pa.array(page, pa.binary()))
             self._sync(connection)
+
+    def _let_live(self, connection: Connection, layout: Layout, ids: pa.Array) -> None:
+        odd = ids.filter(pa.array(read(connection, self._keys, layout, ids, self.config.mode).odd))
+        texts = key_texts(layout, odd)
+        for write in layout.writes:
+            if isinstance(write, HashWrite | DocumentWrite):
+                for key in write.key.render(texts, len(odd)).to_pylist():
+                    if write.ttl_s and connection.call("PTTL", key) == _FOR_EVER:
+                        connection.call("EXPIRE", key, write.ttl_s)
+                    elif not write.ttl_s and self.config.mode == "store":
+                        connection.call("PERSIST", key)
 
     # ------------------------------------------------------------------------------------------ read and purge
 
