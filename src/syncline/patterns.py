@@ -9,7 +9,7 @@ from typing import Protocol
 
 from syncline.errors import Misconfigured
 
-__all__ = ["TablePattern", "parse_pattern"]
+__all__ = ["Named", "TablePattern", "parse_pattern"]
 
 
 class Named(Protocol):

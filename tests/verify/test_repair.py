@@ -14,6 +14,7 @@ import pytest
 from piped import Pipeline
 
 from syncline.config import load_config
+from syncline.config.repairing import RepairConfig
 from syncline.pipeline import SyncService
 from syncline.verify import compare
 from syncline.verify.repair import Limits, Repaired, repair
@@ -72,6 +73,23 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(filled: Pipelin
     (table,) = found.tables
     assert (table.missing, table.different, found.passes, found.clean) == (3, 1, 1, False)
     assert filled.verify().differences == 4
+
+
+def test_what_is_left_for_review_is_told_and_never_written_over(filled: Pipeline) -> None:
+    filled.database.execute("create table orders (id int primary key, n int); insert into orders values (1, 1)")
+    assert filled.verify().differences == 0
+    filled.damage("update orders set n = 2", "update items set name = 'other' where id = 9")
+    settings = RepairConfig(review=("public.ord*",))
+    reviewed = replace(filled, config=filled.config.model_copy(update={"repair": settings}))
+    found = repaired(reviewed)
+    assert (found.clean, found.written, found.left) == (False, 1, 1)
+    assert {t.table: t.reason for t in found.tables} == {
+        "public.items": "",
+        "public.orders": "left for review (repair.review)",
+    }
+    assert [t.table for t in repaired(reviewed, Limits(dry_run=True)).tables] == ["public.orders"]
+    reviewed.database.execute("update orders set n = 2")  # somebody has resolved it, for the copy
+    assert reviewed.verify().differences == 0
 
 
 def test_more_than_the_share_of_a_table_stops_before_anything_is_written(filled: Pipeline) -> None:

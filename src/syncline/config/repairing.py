@@ -7,6 +7,8 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from syncline.capture.schedule import checked_cron, following
+from syncline.capture.settings import Pattern
+from syncline.patterns import Named, parse_pattern
 
 __all__ = ["ReconcileConfig", "RepairConfig"]
 
@@ -21,6 +23,13 @@ class RepairConfig(BaseModel):
     )
     batch_size: int = Field(5_000, ge=1, le=100_000, description="Keys that are handed to the engine at a time.")
     passes: int = Field(5, ge=2, le=100, description="How often tables are compared until a comparison is clean.")
+    review: tuple[Pattern, ...] = Field(
+        (), description="Tables, by name or pattern, whose differences are told and left for somebody to resolve."
+    )
+
+    def leaves(self, table: Named) -> bool:
+        """Whether differences of this table are not overwritten by the source's rows."""
+        return any(parse_pattern(pattern).matches(table) for pattern in self.review)
 
 
 class ReconcileConfig(BaseModel):

@@ -19,6 +19,7 @@ from pyarrow import ipc
 from syncline.capture.captured import captured
 from syncline.capture.schema import table_schema
 from syncline.catalog.repository import ControlSchema
+from syncline.change import TableSchema
 from syncline.config import Config
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.verify.compare import Collector, Comparison, comparing
@@ -234,6 +235,8 @@ class _Repair:
 
     def _can_be_repaired(self, table: TableReport) -> bool:
         """Whether rows differ, and writing them is all that it takes. In a gap the target takes no change of it."""
+        if self.config.repair.leaves(_named(table)):
+            return False
         differs = any(t.num_rows for found in self.keys.by_table.get(_key_of(table), {}).values() for t in found)
         return table.state == "compared" and differs
 
@@ -253,7 +256,9 @@ class _Repair:
                     self.written[_key_of(table)].reason = ""
                 continue
             entry = self.written.setdefault(_key_of(table), TableRepair(*_key_of(table)))
-            if table.state == "gap":
+            if self.config.repair.leaves(_named(table)):
+                entry.reason = "left for review (repair.review)"
+            elif table.state == "gap":
                 entry.reason = f"changes are known to be missing: `syncline resync --table {table.table}`"
             elif keyless := self.keys.keyless.get(_key_of(table)):
                 entry.reason = f"{keyless:,} row(s) have no key at the target, which no change reaches: remove them"
@@ -352,6 +357,11 @@ def _withdrawn(control: ControlSchema, asked: Mapping[int, _Key]) -> Iterator[No
 
 def _key_of(table: TableReport) -> _Key:
     return table.source, table.target, table.table
+
+
+def _named(table: TableReport) -> TableSchema:
+    namespace, _, name = table.table.partition(".")
+    return TableSchema(namespace, name, ())
 
 
 def _stream(keys: pa.RecordBatch) -> bytes:
