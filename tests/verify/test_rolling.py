@@ -249,3 +249,6 @@ def test_schedules_are_checked_where_they_are_set() -> None:
     assert not ReconcileConfig().is_scheduled
     with pytest.raises(ValueError, match="cron expression"):
         ReconcileConfig(cron="every day")
+    for kind in (ReconcileConfig, RollingConfig):
+        with pytest.raises(ValueError, match="less than or equal"):
+            kind(every_s=1e14)  # beyond what a time can be

@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pyarrow as pa
@@ -16,6 +18,7 @@ import pytest
 from piped import Pipeline
 
 from servers import TEMPLATE, Database, fresh_database
+from syncline.capture.postgres import WalSource
 from syncline.config import Config
 from syncline.embedded import EmbeddedPostgres
 from syncline.errors import Misconfigured
@@ -189,9 +192,20 @@ def test_a_second_look_reads_only_the_rows_that_differed(
 
     monkeypatch.setattr(PostgresCopy, "scan", scanning)
     monkeypatch.setattr(PostgresCopy, "fetch", fetching)
+    points: list[int] = []
+    point = WalSource.point
+
+    @contextmanager
+    def pointing(self: WalSource, purpose: str, talk: Any) -> Iterator[Any]:
+        with point(self, purpose, talk) as found:
+            points.extend([found.number] if purpose == "verify" else [])
+            yield found
+
+    monkeypatch.setattr(WalSource, "point", pointing)
     report = verify(config, engine=SyncService, talk=lambda line: None)
     assert (report.differences, report.tables[0].rows) == (3, 1000)
     assert (scans, looked) == (["scan"], [3])
+    assert (len(points), report.tables[0].through) == (2, points[0])  # most of the table was seen there alone
     target.execute("insert into items select id + 5000, name, _syncline_version from items where id = 1")
     assert verify(config, engine=SyncService, talk=lambda line: None).differences == 4
     assert len(scans) == 3  # what is extra may lie where no key leads

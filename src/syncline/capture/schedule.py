@@ -7,7 +7,10 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from cronsim import CronSim, CronSimError
 from pydantic_core import PydanticCustomError
 
-__all__ = ["checked_cron", "following"]
+__all__ = ["YEAR_S", "checked_cron", "following"]
+
+YEAR_S = 366 * 86_400
+"""Whatever is due less often than that is not due at all."""
 
 
 def checked_cron(cron: str | None) -> str | None:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from syncline.capture.schedule import checked_cron, following
+from syncline.capture.schedule import YEAR_S, checked_cron, following
 from syncline.capture.settings import Pattern
 from syncline.patterns import Named, parse_pattern
 
@@ -38,7 +38,10 @@ class ReconcileConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     every_s: float | None = Field(
-        None, ge=1, description="Seconds from the beginning of one reconciliation of everything to that of the next."
+        None,
+        ge=1,
+        le=YEAR_S,
+        description="Seconds from the beginning of one reconciliation of everything to that of the next.",
     )
     cron: str | None = Field(None, description="A cron expression of five fields in UTC, instead of `every_s`.")
     keep_runs: int = Field(1_000, ge=1, description="So many runs are kept in reconciliation_runs.")

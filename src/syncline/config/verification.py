@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from syncline.capture.schedule import YEAR_S
+
 __all__ = ["RollingConfig", "RuleConfig", "VerifyConfig"]
 
 
@@ -35,7 +37,7 @@ class RollingConfig(BaseModel):
         0.05, gt=0, le=1, description="Share of the time that tables are compared in; the rest of it is rest."
     )
     every_s: float = Field(
-        3600.0, ge=1, description="A table is compared again no sooner than so many seconds after it was."
+        3600.0, ge=1, le=YEAR_S, description="A table is compared again no sooner than so many seconds after it was."
     )
     max_lag_s: float = Field(10.0, gt=0, description="A target that is behind by more is left alone.")
     max_snapshot_s: float = Field(

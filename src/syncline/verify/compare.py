@@ -199,6 +199,11 @@ def _outcome(info: TableInfo, point: Point, copy: Copy, before: Outcome | None, 
     return loading if _loading(copy, info.qualified) or _altered(copy, info, point.source) else outcome
 
 
+def _through(number: int, before: Outcome | None) -> int:
+    """What the target had when all of the table was looked at: a second look passes over what was equal before."""
+    return min(number, before.report.through) if before is not None and before.report.through else number
+
+
 def _loading(copy: Copy, table: str) -> bool:
     """Whether the table's rows are being read again just now, and not because changes are known to be missing."""
     cursor = copy.reader.cursor(copy.source)
@@ -366,7 +371,7 @@ class _Run:
                     else:
                         outcome = _outcome(info, point, copy, suspects.get(key), self._keys(source, info))
                         if outcome is not None:
-                            outcome.report.through = at.number
+                            outcome.report.through = _through(at.number, suspects.get(key))
                         yield info, outcome
 
     def _keys(self, source: str, info: TableInfo) -> OfKeys | None:

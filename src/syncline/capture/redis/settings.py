@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field
 from pydantic_core import PydanticCustomError
 
 from syncline.capture.redis.values import parsed
-from syncline.capture.schedule import checked_cron, following
+from syncline.capture.schedule import YEAR_S, checked_cron, following
 from syncline.capture.settings import SourceSettings
 from syncline.change import Column, TableSchema
 
@@ -152,7 +152,9 @@ class RedisSettings(SourceSettings, MembersConfig):
         pattern="^(stop|resync)$",
         description="When changes are known to be missing: stop with an alert, or read everything again.",
     )
-    every_s: float = Field(3600.0, gt=0, description="Seconds from the beginning of one run to that of the next.")
+    every_s: float = Field(
+        3600.0, gt=0, le=YEAR_S, description="Seconds from the beginning of one run to that of the next."
+    )
     cron: str | None = Field(
         None, description="A cron expression of five fields in `timezone`, instead of `every_s`: when runs begin."
     )
