@@ -46,16 +46,27 @@ def test_an_unknown_table_is_a_usage_error(pipeline: Pipeline) -> None:
 
 def test_options_of_which_one_would_be_passed_over_are_refused(pipeline: Pipeline) -> None:
     pipeline.database.execute("create table items (id int primary key)")
-    for options in (("--repair", "--checks", "row_count"), ("--repair", "--full"), ("items", "--key", "1", "--repair")):
+    for options in (
+        ("--repair", "--checks", "row_count"),
+        ("--repair", "--full"),
+        ("items", "--key", "1", "--repair"),
+        ("items", "--key", "1", "--show-keys"),
+        ("--repair", "--force", "--max-share", "0.5"),
+    ):
         refused = command(pipeline, *options)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert "don't go together" in refused.stderr
+    assert "No check is named" in command(pipeline, "--checks", "row_count,").stderr
 
 
 def test_a_table_that_cannot_be_captured_is_said_to_be_left_out_and_hinders_no_other(pipeline: Pipeline) -> None:
     pipeline.database.execute("create table items (id int primary key); create table keyless (v text)")
     pipeline.database.execute("insert into items values (1); insert into keyless values ('a')")
     told = command(pipeline)
+    assert (
+        "public.keyless: It can't be captured: it has no primary key"
+        in command(pipeline, "keyless", "--key", "1").stderr
+    )
     items, keyless, total = told.stdout.splitlines()
     assert (told.returncode, items) == (0, "main -> main  public.items  1 rows  equal")
     assert keyless.startswith("main -> main  public.keyless (left out)  not compared. It can't be captured")

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 __all__ = ["tell", "verify"]
 
+_CLASHES = (
+    ("--key", "--repair"),
+    ("--key", "--checks"),
+    ("--key", "--full"),
+    ("--key", "--since"),
+    ("--key", "--show-keys"),
+    ("--repair", "--checks"),
+    ("--repair", "--full"),
+    ("--full", "--since"),
+    ("--checks", "--since"),
+    ("--force", "--max-share"),
+)
+
 
 def verify(
     context: typer.Context,
@@ -66,22 +79,31 @@ def verify(
     config = session_of(context).config(quiet=True)
     chosen("target", target, config.targets)
     names = [name if "." in name else f"public.{name}" for name in tables or ()]
-    _refuse_together({"--key": bool(key), "--repair": repair, "--checks": checks is not None})
-    _refuse_together({"--key": bool(key), "--repair": repair, "--full": full})
-    for name, given in {"--key": bool(key), "--full": full, "--checks": checks is not None}.items():
-        _refuse_together({name: given, "--since": since is not None})
+    _refuse_together(
+        {
+            "--key": bool(key),
+            "--repair": repair,
+            "--checks": checks is not None,
+            "--full": full,
+            "--since": since is not None,
+            "--show-keys": show_keys,
+            "--force": force,
+            "--max-share": max_share is not None,
+        }
+    )
+    if not repair and (dry_run or force or max_share is not None):
+        raise Misconfigured("--dry-run, --force and --max-share go with --repair.", remedy="Add --repair.")
     from_then = None if since is None else moment(since, "--since")
     if key:
         if len(names) != 1:
-            raise Misconfigured("--key shows one record of one table.", remedy="For example: verify orders --key 5")
+            example = "For example: syncline verify orders --key 5"
+            raise Misconfigured("--key shows one record of one table.", remedy=example)
         raise typer.Exit(tell_record(config, names[0], key, target, as_json=as_json))
     kinds = None if checks is None else [kind.strip() for kind in checks.split(",")]
     if repair:
         limits = limits_of(config, max_share, dry_run=dry_run, force=force)
         done = repair_and_tell(config, names, target, limits, since=from_then, as_json=as_json, show_keys=show_keys)
         raise typer.Exit(done)
-    if dry_run or force or max_share is not None:
-        raise Misconfigured("--dry-run, --force and --max-share go with --repair.", remedy="Add --repair.")
     with RowBars(talk) as bars:
         report = compare(
             config,
@@ -110,10 +132,10 @@ def _unproven(report: Report, names: Sequence[str]) -> bool:
 
 
 def _refuse_together(given: Mapping[str, bool]) -> None:
-    """Raise ``Misconfigured`` if two of these options are given: one of them would be passed over in silence."""
-    names = [name for name, is_given in given.items() if is_given]
-    if len(names) > 1:
-        raise Misconfigured(f"{' and '.join(names)} don't go together.", remedy="Run `syncline verify` with each.")
+    """Raise ``Misconfigured`` if two options are given of which one would be passed over in silence."""
+    for one, other in _CLASHES:
+        if given[one] and given[other]:
+            raise Misconfigured(f"{one} and {other} don't go together.", remedy="Run `syncline verify` with each.")
 
 
 def tell(report: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from syncline.catalog.repository import ControlSchema
 from syncline.change import TableSchema, arrow_type
 from syncline.config import Config
 from syncline.errors import Misconfigured, Rejected, SynclineError
+from syncline.finding import Finding
 from syncline.mapping import MappedTable
 from syncline.nearest import hint
 from syncline.stores import CopyReader, Fetching
@@ -83,12 +84,16 @@ def record(config: Config, table: str, key: Sequence[str], target: str | None = 
     """
     found: list[Seen] = []
     known: set[str] = set()
+    left_out: Finding | None = None
     for name in config.sources:
         source = config.source(name)
         now = captured(source)
         known |= {info.qualified for info in now.tables}
+        left_out = now.left_out.get(table, left_out)
         if any(info.qualified == table for info in now.tables):
             found += _settled(_Lookup(config, name, source, now, table, tuple(key), target))
+    if not found and left_out is not None:
+        raise Misconfigured(f"Table {table}: {left_out.message}", remedy=left_out.remedy)
     if not found:
         raise Misconfigured(f"No table that is captured is called {table}.", remedy=hint(table, sorted(known)))
     return found

@@ -40,10 +40,11 @@ def chosen_checks(asked: Sequence[str] | None, config: Config) -> tuple[str, ...
     """
     if asked is None:
         return ("data_hash", "business_rules") if config.verify.rules else ("data_hash",)
+    if not all(asked) or not asked:
+        raise Misconfigured("No check is named.", remedy=f"There are: {', '.join(CHECKS)}.")
     unknown = [kind for kind in asked if kind not in CHECKS]
-    if unknown or not asked:
-        known = hint(unknown[0], CHECKS) if unknown else f"There are: {', '.join(CHECKS)}."
-        raise Misconfigured(f"There is no check {unknown[0]}." if unknown else "No check is named.", remedy=known)
+    if unknown:
+        raise Misconfigured(f"There is no check {unknown[0]}.", remedy=hint(unknown[0], CHECKS))
     return tuple(kind for kind in CHECKS if kind in asked)
 
 
