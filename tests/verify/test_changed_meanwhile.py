@@ -158,8 +158,13 @@ def test_a_row_filter_that_changes_meanwhile_is_kept_to_and_hides_no_difference(
 
     with published.running():
         report = verify(published.config, full=path == "full")
-        while middle.acts:  # by digests all was equal to what the publication said then
-            assert (path, items(report).state, report.differences) == ("digests", "compared", 0)
+        # By digests all was equal to what the publication said then; and so it is once the copy was read again, if that
+        # came before the second look: no bucket differs then whose rows would be read.
+        while middle.acts:
+            assert path in ("digests", "buckets")
+            assert (items(report).state, report.differences) == ("compared", 0)
+            if path == "buckets":
+                middle.acts.pop(0)()
             report = verify(published.config, full=path == "full")
 
     assert (items(report).state, counts(items(report)), items(report).rows) == ("compared", {}, 11_000)

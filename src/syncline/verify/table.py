@@ -105,6 +105,10 @@ def compare_table(
     else:
         part = _unequal(info, point, copy)
     outcome.part, report.rows = part, part.rows or 0
+    if (
+        before is not None and isinstance(part, OfKeys) and part is not before.part
+    ):  # of rows that are passed over now, what was seen holds
+        report.in_flight, report.parked = before.report.in_flight, before.report.parked
     if not isinstance(part, OfBuckets) or len(part.chosen.numbers):
         suspects = before.suspects if before is not None else None
         try:
@@ -112,7 +116,7 @@ def compare_table(
         except Gap:  # it has another key by now than when the keys were seen
             if not isinstance(part, OfKeys):
                 raise
-            outcome = Outcome(replace(report), {kind: frozenset() for kind in KINDS}, Whole())
+            outcome = Outcome(replace(report, in_flight=0, parked=0), {kind: frozenset() for kind in KINDS}, Whole())
             _compare_rows(info, point, copy, outcome, suspects)
     return outcome
 
