@@ -100,15 +100,13 @@ def compare_table(
     outcome = Outcome(report, {kind: frozenset() for kind in KINDS})
     if before is not None and before.part is not None:
         part = _narrowed(before, before.part, info, copy)
+        if part is not before.part:  # of rows that are passed over now, what was seen holds
+            report.in_flight, report.parked = before.report.in_flight, before.report.parked
     elif keys is not None and isinstance(copy.reader, Fetching):
         part = keys
     else:
         part = _unequal(info, point, copy)
     outcome.part, report.rows = part, part.rows or 0
-    if (
-        before is not None and isinstance(part, OfKeys) and part is not before.part
-    ):  # of rows that are passed over now, what was seen holds
-        report.in_flight, report.parked = before.report.in_flight, before.report.parked
     if not isinstance(part, OfBuckets) or len(part.chosen.numbers):
         suspects = before.suspects if before is not None else None
         try:
