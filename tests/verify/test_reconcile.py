@@ -11,7 +11,7 @@ from piped import Pipeline
 
 from syncline.catalog import ControlSchema
 from syncline.catalog.reconciliation import ReconciliationRuns
-from syncline.errors import Misconfigured, Unavailable
+from syncline.errors import Gap, Misconfigured, Unavailable
 from syncline.systems.sync_engine import ReconciliationJob
 from syncline.verify import compare
 
@@ -76,6 +76,16 @@ def test_named_keys_are_of_the_type_of_their_table_and_are_repaired_however_many
         job(filled).run_full_reconciliation(["public.pair"], ["1"])
     assert command(filled, "other", "--ids", "2").returncode == 0
     assert filled.verify().differences == 39
+
+
+def test_a_named_key_that_cannot_be_looked_up_leads_to_no_repair_of_other_rows(filled: Pipeline) -> None:
+    filled.database.execute("create table day (d date primary key, n int)")
+    filled.database.execute("insert into day values ('infinity', 1), ('2026-01-01', 1)")
+    assert filled.verify().differences == 0
+    filled.damage("update day set n = 2")
+    with pytest.raises(Gap, match="no value for its key"):
+        job(filled).run_full_reconciliation(["public.day"], ["infinity"])
+    assert filled.verify().differences == 2
 
 
 def test_one_runs_at_a_time_and_a_dead_one_is_marked_as_such(filled: Pipeline) -> None:

@@ -83,10 +83,12 @@ class OfBuckets:
 
 @dataclass(frozen=True, slots=True)
 class OfKeys:
-    """The rows of some keys, under the names of the source's key columns; each of them once (:func:`distinct`)."""
+    """The rows of some keys, under the names of the source's key columns; each of them once (:func:`distinct`).
+    ``alone``: somebody named them, so nothing else is looked at in their stead."""
 
     keys: pa.RecordBatch
     rows: int
+    alone: bool = False
 
     def published(
         self, source: Source, info: TableInfo, place: Place, progress: Callable[[LoadProgress], None]

@@ -76,7 +76,7 @@ def _named(tables: Sequence[TableInfo], ids: frozenset[str]) -> dict[str, OfKeys
             except Misconfigured as error:
                 unknown[one] = error
         batch = distinct(_one_batch(keys, _key_fields(schema)))
-        found[info.qualified] = OfKeys(batch, batch.num_rows)
+        found[info.qualified] = OfKeys(batch, batch.num_rows, alone=True)
     for one in sorted(unknown.keys() - known):
         raise unknown[one]
     return found

@@ -94,6 +94,7 @@ def compare_table(
     Raises:
         Rewritten: the table was truncated or rewritten while it was read.
         Unavailable, Misconfigured: a server or the copy can't be read.
+        Gap: rows that somebody named can't be looked up by their keys.
     """
     report = TableReport(copy.source, copy.target, info.qualified)
     report.state = "gap" if copy.gaps & {"", info.qualified} else "compared"
@@ -111,8 +112,8 @@ def compare_table(
         suspects = before.suspects if before is not None else None
         try:
             _compare_rows(info, point, copy, outcome, suspects)
-        except Gap:  # it has another key by now than when the keys were seen
-            if not isinstance(part, OfKeys):
+        except Gap:  # it has another key by now than when the keys were seen, or one that can't be looked up
+            if not isinstance(part, OfKeys) or part.alone:
                 raise
             outcome = Outcome(replace(report, in_flight=0, parked=0), {kind: frozenset() for kind in KINDS}, Whole())
             _compare_rows(info, point, copy, outcome, suspects)
