@@ -67,7 +67,7 @@ def tell_repaired(done: Repaired, *, quiet: bool = False) -> int:
     if done.refusal is not None and not done.dry_run:
         tell_error(done.refusal)
     not_compared = not done.last.tables or done.last.not_compared == len(done.last.tables)
-    return 0 if done.clean and not not_compared else DIFFERENT
+    return 0 if done.clean and not not_compared and not done.last.away else DIFFERENT
 
 
 def _tell_tables(done: Repaired) -> None:
@@ -77,6 +77,8 @@ def _tell_tables(done: Repaired) -> None:
         said = "would be repaired" if done.dry_run else "repaired"
         line = f"{table.source} -> {table.target}  {table.table}  {f'{counted} {said}' if counted else 'not repaired'}"
         stdout.print(f"{line}. {table.reason}".rstrip(". "))
+    for target in done.last.away:
+        stdout.print(f"Target {target} is away: nothing of it was compared or repaired.")
     before, after = sum(done.before.values()), done.left
     counts = f"{amount(before)} difference(s)"
     if not done.dry_run:

@@ -68,8 +68,8 @@ def verify(
 ) -> None:
     """Compare sources and targets by content; rows in flight are no differences.
 
-    Exit code 4 if there are any (with --repair: if some are left), if a check does not hold, or if nothing of what was
-    asked for could be compared.
+    Exit code 4 if there are any (with --repair: if some are left), if a check does not hold, if a target is away while
+    others could be compared, or if nothing of what was asked for could be.
     """
     from syncline.pipeline import SyncService
     from syncline.pipeline.memory import return_freed_memory
@@ -125,7 +125,7 @@ def verify(
 
 def _unproven(report: Report, names: Sequence[str]) -> bool:
     """Whether something that was asked for by name, or all there is, could not be looked at."""
-    if report.not_checked:
+    if report.not_checked or report.away:
         return True
     looked_at = bool(report.tables or report.checks)
     return not looked_at or bool(report.not_compared and (names or report.not_compared == len(report.tables)))

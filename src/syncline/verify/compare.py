@@ -25,7 +25,7 @@ from syncline.capture.snapshot import Reshaped, Rewritten
 from syncline.capture.tables import TableInfo, reshaped
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config, hint
-from syncline.errors import Gap, Misconfigured
+from syncline.errors import Gap, Misconfigured, Unavailable
 from syncline.finding import Finding
 from syncline.logs import logger
 from syncline.mapping import TargetMapping
@@ -34,7 +34,7 @@ from syncline.verify.checks.at import Wanted
 from syncline.verify.kept import keep
 from syncline.verify.part import OfKeys
 from syncline.verify.point import Engine, engine_running, reach
-from syncline.verify.report import KINDS, Report, TableReport
+from syncline.verify.report import AWAY, KINDS, Report, TableReport
 from syncline.verify.scope import Scope
 from syncline.verify.table import Copy, Outcome, Point, Progress, compare_table
 
@@ -65,11 +65,11 @@ def verify(
 
     ``progress`` hears a table, the rows read of it, and about how many there are. ``engine`` is run until the targets
     are up to date when no engine runs; None then raises. ``full`` reads every row, whatever digests say. Tables that
-    can't be captured are in the report as left out, with the reason.
+    can't be captured are in the report as left out, those at a target that is away as ``away``, each with the reason.
 
     Raises:
         Misconfigured: a name or a check is unknown, or a target can't be read from here.
-        Unavailable: a server is away, or a target does not reach the point.
+        Unavailable: a source is away, or each target that could be compared is, or does not reach the point.
         Gap: a table is rewritten again and again while it is read, or our own engine met a gap.
     """
     kinds = chosen_checks(checks, config) if since is None else ["data_hash"]
@@ -147,8 +147,9 @@ class Comparison:
             sure = {key: one for key, one in suspects.items() if not _unsettled(found[key])}
             anew = run.settle(check, found, sure, deadline) - set(sure)
             suspects = {key: found[key] for key in anew if found[key].report.differences}
+        run.refuse_if_all_are_away(found)
         targets = tuple(name for name in run.config.targets if run.target in (None, name))
-        wanted = Wanted(run.config, run.wanted, targets, run.target is None, run.talk)
+        wanted = Wanted(run.config, run.wanted, targets, run.target is None, run.talk, run.away)
         others, both = run_checks(wanted, kinds, digests=digests, check=check)
         for key, sides in both.items():
             if key in found and found[key].report.compared:
@@ -169,6 +170,10 @@ def _not_compared(key: _Key, state: str) -> tuple[_Key, Outcome]:
 
 def _left_out(key: _Key, finding: Finding) -> Outcome:
     return Outcome(TableReport(*key, state="left out", reason=finding.message), {})
+
+
+def _away(key: _Key, error: Unavailable) -> Outcome:
+    return Outcome(TableReport(*key, state=AWAY, reason=error.message), {})
 
 
 def _unsettled(outcome: Outcome) -> bool:
@@ -249,6 +254,7 @@ class _Run:
     collect: Collector
     scope: Scope
     keys: dict[str, Mapping[str, OfKeys | None]] = field(default_factory=dict)
+    away: dict[str, Unavailable] = field(default_factory=dict)  # targets, and why
 
     def refuse_unknown(self) -> None:
         """Raise ``Misconfigured`` if there is no target, or if one or a table is named that there is not."""
@@ -275,7 +281,7 @@ class _Run:
                 mapping = self.config.targets[target].mapping(now.facts)
                 taken = [i for i in now.tables if mapping.takes(i.qualified)]
                 chosen = [i for i in taken if self._chosen((source, target, i.qualified), suspects)]
-                found.update(self._compare(_Pair(source, target, mapping), chosen, check, suspects or {}))
+                found.update(self._reached(_Pair(source, target, mapping), chosen, check, suspects or {}))
                 for table, finding in now.left_out.items():
                     if mapping.takes(table) and self._chosen((source, target, table), suspects):
                         found[source, target, table] = _left_out((source, target, table), finding)
@@ -316,6 +322,35 @@ class _Run:
 
     def _captured(self, source: str) -> Captured:
         return captured(self.config.source(source))
+
+    def refuse_if_all_are_away(self, found: Mapping[_Key, Outcome]) -> None:
+        """Raise the first target's ``Unavailable`` if no target could be compared because it is away."""
+        if self.away and all(one.report.state == AWAY for one in found.values()):
+            raise next(iter(self.away.values()))
+
+    def _reached(
+        self,
+        pair: _Pair,
+        infos: Sequence[TableInfo],
+        check: Callable[[], None],
+        suspects: dict[_Key, Outcome],
+    ) -> Iterator[tuple[_Key, Outcome]]:
+        """Tables of one source at one target; if it is away, or goes away meanwhile, those that are left are. It is not
+        waited for twice."""
+        left = {(pair.source, pair.target, i.qualified): i for i in infos}
+        if pair.target not in self.away:
+            try:
+                for key, outcome in self._compare(pair, infos, check, suspects):
+                    del left[key]
+                    yield key, outcome
+            except Unavailable as error:
+                if self.target is not None:
+                    raise
+                self._captured(pair.source)  # raises if it is the source that is away
+                self.talk(f"target {pair.target} can't be compared: {error.message}")
+                self.away[pair.target] = error
+        for key in left:
+            yield key, _away(key, self.away[pair.target])
 
     def _compare(
         self,

@@ -79,16 +79,19 @@ def reconcile(
 
 
 def _outcome(done: Repaired) -> str:
-    """How the run is recorded. One that could compare nothing has failed: it must not read as if all were well."""
+    """How the run is recorded. One that could compare nothing, or nothing at one of the targets, has failed: it must
+    not read as if all were well."""
     if done.refused:
         return "refused"
     if not done.clean:
         return "differences"
-    return "failed" if done.last.not_compared == len(done.last.tables) else "clean"
+    return "failed" if done.last.away or done.last.not_compared == len(done.last.tables) else "clean"
 
 
 def _unseen(done: Repaired) -> list[str]:
     """What is said of tables of which the run knows nothing."""
     if not done.last.tables:
         return ["There is no table to compare."]
+    if done.last.away:
+        return [f"Away: {', '.join(done.last.away)}."]
     return [f"{done.last.not_compared} table(s) not compared."] if done.last.not_compared else []

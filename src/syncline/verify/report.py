@@ -9,12 +9,13 @@ from typing import Any
 from syncline.verify.scope import EVERYTHING, Scope
 from syncline.verify.score import place_scores, rounded
 
-__all__ = ["BROKEN", "CHECKS", "EXAMPLES", "HOLDS", "KINDS", "NOT_CHECKED", "Check", "Report", "TableReport"]
+__all__ = ["AWAY", "BROKEN", "CHECKS", "EXAMPLES", "HOLDS", "KINDS", "NOT_CHECKED", "Check", "Report", "TableReport"]
 
 KINDS = ("missing", "extra", "different")
 EXAMPLES = 20
 # The types of checks, as seed and users call them. By content ("data_hash") is how rows are always compared.
 CHECKS = ("row_count", "data_hash", "business_rules", "referential_integrity")
+AWAY = "away"  # the state of tables at a target that can't be reached
 HOLDS, BROKEN, NOT_CHECKED = "holds", "broken", "not checked"
 
 
@@ -72,9 +73,9 @@ class TableReport:
     second time under one key), ``different`` ones hold other values, or a version that no change ever had. Rows that
     changed behind the point are ``in_flight``, rows under a key with dead letters are ``parked``: neither differs.
     ``columns`` exist on one side only, or with another type. ``state``: ``compared``, ``gap`` (compared, and known to
-    miss changes), or not compared, as it is ``paused`` by an operator, still ``loading``, or ``left out`` because it
-    can't be captured (for the ``reason``). ``digests`` are those of both sides and their algorithm, where they were
-    asked for. ``through``: the target had every change with a native number below it.
+    miss changes), or not compared, as it is ``paused`` by an operator, still ``loading``, ``left out`` because it
+    can't be captured, or at a target that is ``away`` (for the ``reason``). ``digests`` are those of both sides and
+    their algorithm, where they were asked for. ``through``: the target had every change with a native number below it.
     """
 
     source: str
@@ -147,6 +148,11 @@ class Report:
     def not_compared(self) -> int:
         """Of how many tables nothing is known."""
         return sum(not t.compared for t in self.tables)
+
+    @property
+    def away(self) -> tuple[str, ...]:
+        """The targets that could not be reached, each once."""
+        return tuple(dict.fromkeys(t.target for t in self.tables if t.state == AWAY))
 
     @property
     def broken(self) -> int:

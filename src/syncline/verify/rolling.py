@@ -225,7 +225,10 @@ class RollingVerification:
             if error.code != RECONCILING:
                 self._failed("reconciliation", error)
             return
-        self._control.resolve_alert(FAILED, "reconciliation")
+        if done.last.away:
+            self._failed("reconciliation", Unavailable(f"Away, and so not compared: {', '.join(done.last.away)}."))
+        else:
+            self._control.resolve_alert(FAILED, "reconciliation")
         refusal = done.refusal
         if refusal is not None:
             self._control.raise_alert(LIMIT, "error", "reconciliation", refusal.message, refusal.remedy)

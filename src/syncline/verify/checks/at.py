@@ -12,6 +12,7 @@ from syncline.capture.schema import table_schema
 from syncline.capture.tables import TableInfo
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config
+from syncline.errors import Unavailable
 from syncline.mapping import MappedTable, TargetMapping
 from syncline.stores import CopyReader
 from syncline.verify.point import reach
@@ -22,13 +23,15 @@ __all__ = ["At", "Copy", "Wanted", "not_checked", "places"]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What somebody asked for: tables by name (none: all), targets, and whether the sources themselves."""
+    """What somebody asked for: tables by name (none: all), targets, and whether the sources themselves. ``away`` are
+    targets of these that are known to be away."""
 
     config: Config
     tables: tuple[str, ...]
     targets: tuple[str, ...]
     sources: bool
     talk: Callable[[str], None]
+    away: Mapping[str, Unavailable] = field(default_factory=dict)
 
     def takes(self, table: str) -> bool:
         """Whether the table is asked for."""
@@ -106,23 +109,36 @@ def places(
 
 
 def _at(place: At, now: Captured, check: Callable[[], None]) -> Iterator[At]:
-    """The target at a point, unless it is held back as a whole."""
+    """The target at a point, unless it is held back as a whole, or away while there are others."""
     config = place.wanted.config
     mapping = config.targets[place.target].mapping(now.facts)
     taken = tuple(i for i in place.tables if mapping.takes(i.qualified))
     out = {t: f.message for t, f in now.left_out.items() if mapping.takes(t) and place.wanted.takes(t)}
     place = replace(place, tables=taken, left_out=out)
+    if place.target in place.wanted.away:
+        yield _held(place, place.wanted.away[place.target])
+        return
     with place.looked.point("verify", place.wanted.talk) as point:
         parked, paused = _set_aside(config, place)
         if "" in paused:
             yield replace(place, held=paused[""])
             return
-        reached = point.reached
-        cursor, reader = reach(place.looked, place.source, (place.target, config.targets[place.target]), reached, check)
+        aim = (place.target, config.targets[place.target])
+        try:
+            cursor, reader = reach(place.looked, place.source, aim, point.reached, check)
+        except Unavailable as error:
+            if len(place.wanted.targets) == 1:
+                raise
+            yield _held(place, error)
+            return
         with closing(reader):
             loading = {i.qualified: "its rows are being read" for i in taken if i.qualified not in cursor.loaded}
             copy = Copy(reader, mapping, point, cursor.base + point.number, parked, loading | paused)
             yield replace(place, copy=copy)
+
+
+def _held(place: At, error: Unavailable) -> At:
+    return replace(place, held=f"it is away ({error.message.rstrip('.')})")
 
 
 def _set_aside(config: Config, place: At) -> tuple[dict[str, int], dict[str, str]]:
