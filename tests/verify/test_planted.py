@@ -25,9 +25,9 @@ from syncline.pipeline import SyncService
 from syncline.stores.qdrant.edge import EdgePoints
 from syncline.verify import compare, verify
 from syncline.verify.compare import Collector, comparing
+from syncline.verify.keys import shown
 from syncline.verify.point import open_copy
 from syncline.verify.repair import Limits, repair
-from syncline.verify.table import shown
 
 __all__ = ["graph"]
 

@@ -125,3 +125,30 @@ def test_a_change_on_its_way_is_waited_for(pipeline: Pipeline, monkeypatch: pyte
         for n in range(1, 6):
             pipeline.database.execute("update items set n = %s", n)
             assert all(one.equal for one in record(pipeline.config, "public.items", ["1"]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "otherwise"),
+    [
+        ("uuid", "6f1c2f2a-0000-4000-8000-00000000000a", "6F1C2F2A000040008000 00000000000A".replace(" ", "")),
+        ("boolean", "true", "True"),
+        ("bytea", r"\x00ff", r"\x00FF"),
+        ("timestamptz", "2026-01-02 03:04:05.600000+00:00", "2026-01-02T04:04:05.6+01:00"),
+        ("timestamp", "2026-01-02 03:04:05", "2026-01-02 03:04:05"),
+        ("date", "2026-01-02", "2026-01-02"),
+        ("numeric(8,2)", "1.50", "1.5"),
+        ("text", "with, comma", "with, comma"),
+    ],
+)
+def test_a_key_that_is_shown_can_be_given_and_so_can_other_ways_to_write_it(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, kind: str, value: str, otherwise: str
+) -> None:
+    monkeypatch.setattr(looking, "_SETTLE_S", 0.0)
+    pipeline.database.execute(f"create table keyed (k {kind} primary key)")
+    pipeline.database.execute("insert into keyed values (%s)", value)
+    assert pipeline.verify().differences == 0
+    pipeline.damage("delete from keyed")
+    (table,) = pipeline.verify().to_dict(show_keys=True)["tables"]
+    assert table["keys"] == {"missing": [value]}
+    for key in (value, otherwise):
+        assert [seen.state for seen in record(pipeline.config, "public.keyed", [key])] == ["there", "absent"]

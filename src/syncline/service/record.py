@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from syncline.config import Config
 from syncline.service.session import DIFFERENT, print_json, stdout
+from syncline.verify.keys import plain
 
 if TYPE_CHECKING:
     from syncline.verify.record import Seen
@@ -76,14 +74,3 @@ def _as_json(one: Seen) -> dict[str, Any]:
     found: dict[str, Any] = {name: getattr(one, name) for name in names}
     fields = {name: plain(value) for name, value in one.fields.items()}
     return found | {"fields": fields, "differs": list(one.differs), "letters": letters}
-
-
-def plain(value: pa.Scalar) -> Any:
-    """A value as people and JSON know it."""
-    try:
-        found = value.as_py()
-    except (ValueError, OverflowError):  # beyond what Python's dates hold
-        found = value.value
-    if isinstance(found, bytes):
-        return str(uuid.UUID(bytes=found)) if pa.types.is_fixed_size_binary(value.type) else f"\\x{found.hex()}"
-    return found if found is None or isinstance(found, (bool, int, str, list, dict)) else str(found)

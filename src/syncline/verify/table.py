@@ -26,11 +26,12 @@ from syncline.mapping import MappedTable, TargetMapping
 from syncline.stores import Choosing, CopyReader, Fetching
 from syncline.verify.digest import equal_buckets
 from syncline.verify.exact import INEXACT, comparable, comparable_fields, exact_rows
+from syncline.verify.keys import shown
 from syncline.verify.pairing import VERSION, Bounds, Side, pair
 from syncline.verify.part import OfBuckets, OfKeys, Part, Whole, distinct, fits
 from syncline.verify.report import EXAMPLES, KINDS, TableReport
 
-__all__ = ["Collect", "Copy", "Outcome", "Point", "Progress", "Suspects", "compare_table", "shown"]
+__all__ = ["Collect", "Copy", "Outcome", "Point", "Progress", "Suspects", "compare_table"]
 
 _BUCKET_BYTES = 16 * 1024 * 1024
 _MAX_BUCKETS = 400  # each an open file while its side is read
@@ -365,16 +366,3 @@ def _remember(outcome: Outcome, kind: str, keys: list[bytes], columns: pa.Table)
     else:
         outcome.suspects[kind] = before | frozenset(keys)
         outcome.keys += [columns] if keys else []
-
-
-def shown(keys: pa.Table, row: int) -> str:
-    """A key as a person reads it."""
-    return ", ".join(_text(column[row]) for column in keys.columns)
-
-
-def _text(value: pa.Scalar) -> str:
-    try:
-        plain = value.as_py()
-    except (ValueError, OverflowError):  # beyond what Python's dates hold
-        plain = value.value
-    return plain.hex() if isinstance(plain, bytes) else str(plain)
