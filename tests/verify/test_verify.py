@@ -87,7 +87,9 @@ def test_a_stale_row_with_its_stale_version_is_found(filled: Pipeline) -> None:
 def test_keys_are_shown_only_when_asked_for(filled: Pipeline) -> None:
     filled.damage("delete from items where id = 777")
     report = filled.verify()
-    assert "777" not in str(report.to_dict())
+    told = report.to_dict()
+    del told["seconds"], told["tables"][0]["through"]  # which may hold any digits
+    assert "777" not in str(told)
     assert report.to_dict(show_keys=True)["tables"][0]["keys"] == {"missing": ["777"]}
 
 

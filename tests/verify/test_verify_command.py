@@ -26,7 +26,7 @@ def test_equal_copies_end_with_0_and_differences_with_4(pipeline: Pipeline) -> N
     different = command(pipeline, "--json")
     report = json.loads(different.stdout)
     (table,) = report["tables"]
-    del report["seconds"]  # which may hold any digits
+    del report["seconds"], table["through"]  # which may hold any digits
     assert (different.returncode, table["different"], table["rows"]) == (4, 1, 3)
     assert "42" not in json.dumps(report)
     assert "other" not in different.stdout + different.stderr
