@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import closing
 from typing import Any
 
 import pytest
 from piped import Pipeline
+from sqlalchemy import Connection
 
 from syncline.catalog import ControlSchema
 from syncline.catalog.reconciliation import ReconciliationRuns
@@ -134,3 +136,17 @@ def command(pipeline: Pipeline, *options: str) -> subprocess.CompletedProcess[st
     file = pipeline.path.with_name("syncline.yaml")
     arguments = [sys.executable, "-m", "syncline", "-c", str(file), "reconcile", *options]
     return subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_the_next_one_may_begin_before_the_server_has_seen_that_the_session_is_gone(
+    filled: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = filled.config
+    monkeypatch.setattr(Connection, "invalidate", lambda _: None)  # its session stays
+    with (
+        closing(ReconciliationRuns(config.control_dsn, config.control.schema_name)) as first,
+        closing(ReconciliationRuns(config.control_dsn, config.control.schema_name)) as second,
+    ):
+        for runs in (first, second):
+            with runs.alone():
+                pass

@@ -7,11 +7,11 @@ marks what was left open.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Executable, bindparam, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Executable, bindparam, delete, exc, func, insert, select, update
 
 from syncline.catalog.connection import make_engine, translated
 from syncline.catalog.models import ReconciliationRun
@@ -24,6 +24,7 @@ RECONCILING = "SL-RECONCILE-LOCKED"
 Row = dict[str, Any]
 _NOW = func.clock_timestamp()
 _LOCK = select(func.pg_try_advisory_lock(func.hashtextextended(bindparam("name"), 0)))
+_UNLOCK = select(func.pg_advisory_unlock(func.hashtextextended(bindparam("name"), 0)))
 _DIED = (
     update(ReconciliationRun)
     .where(ReconciliationRun.state == "running")
@@ -60,8 +61,9 @@ class ReconciliationRuns:
         Raises:
             Unavailable: somebody else does (:data:`RECONCILING`).
         """
+        lock = {"name": f"syncline.reconcile:{self._schema}"}
         with translated(self._dsn, self._schema), self._engine.connect() as connection:
-            if not connection.execute(_LOCK, {"name": f"syncline.reconcile:{self._schema}"}).scalar():
+            if not connection.execute(_LOCK, lock).scalar():
                 raise Unavailable(
                     "Another reconciliation is under way.",
                     remedy="Wait for its end: reconciliation_runs in the control schema shows it.",
@@ -71,6 +73,9 @@ class ReconciliationRuns:
                 self._change(_DIED)
                 yield
             finally:
+                # The end of the session frees it, too, but only when the server sees that.
+                with suppress(exc.DBAPIError):
+                    connection.execute(_UNLOCK, lock)
                 connection.invalidate()  # the lock must not go back to the pool with its session
 
     def begin(
