@@ -11,6 +11,7 @@ from syncline.capture import Source
 from syncline.change import Cursor
 from syncline.config import Config, TargetConfig, store_class
 from syncline.errors import Misconfigured, SynclineError, Unavailable
+from syncline.log.folder import is_held
 from syncline.stores import CopyReader
 
 __all__ = ["Engine", "engine_running", "open_copy", "reach"]
@@ -18,6 +19,7 @@ __all__ = ["Engine", "engine_running", "open_copy", "reach"]
 Talk = Callable[[str], None]
 _POLL_S = 0.05
 _PATIENCE_S = 60.0
+_LEAVING_S = 5.0
 
 
 class Engine(Protocol):
@@ -42,7 +44,7 @@ def engine_running(
     Raises:
         Unavailable: none runs, and there is no class to run one; or it does not get as far as streaming.
     """
-    if _all_stream(config):
+    if _all_stream(config) and not (engine is not None and _is_leaving(config)):
         yield _nothing
         return
     if engine is None:
@@ -67,6 +69,19 @@ def engine_running(
         yield check
     finally:
         ours.stop()
+
+
+def _is_leaving(config: Config) -> bool:
+    """Whether who streams is an engine that has ended: its log is let go of, and the server sees that a moment later.
+    One that streams on has its log elsewhere."""
+    if any(is_held(config.log.folder(name)) is not False for name in config.sources):
+        return False
+    deadline = time.monotonic() + _LEAVING_S
+    while time.monotonic() < deadline:
+        if not _all_stream(config):
+            return True
+        time.sleep(_POLL_S)
+    return False
 
 
 def _nothing() -> None:
