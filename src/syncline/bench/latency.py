@@ -66,9 +66,9 @@ def latency(kind: str, steady: Steady, address: Address | None, talk: Talk, fold
                 engine.reset()
                 before = _servers_cpu(sampler, place)
                 achieved = writer.run(seconds)
+                engine.wait(place=source.mark())  # what is not there yet when the last row is written counts, too
                 figures = engine.figures()
                 spent = {name: used - before[name] for name, used in _servers_cpu(sampler, place).items()}
-            engine.wait(place=source.mark())
             rows = int(source.value("select count(*) from chunks"))
             with talk.doing("comparing with the source"):
                 check_copies(config, rows)

@@ -141,8 +141,8 @@ class _Turn:
                 with talk.doing(f"{self._events.rate:,} events a second for {self._events.seconds} s, {way}"):
                     engine.reset()
                     achieved = self._patch(self._events.seconds)
+                    engine.wait(place=self._mark()[way])  # what is not there yet behind the last event counts, too
                     found[way] = achieved, engine.figures()
-                engine.wait(place=self._mark()[way])
                 with talk.doing("comparing with the source"):
                     check_copies(config, self._events.waiting)
         return found

@@ -107,6 +107,8 @@ class _Bench:
                 before = verified()
                 engine.reset()
                 achieved = self._writer.run(self._steady.seconds)
+                while way == "one_after_the_other" and verified() == before:
+                    self._writer.run(1)  # one at least has to end while it is measured
                 # What is not there yet when the last row is written counts, too.
                 engine.wait(place=self._source.mark())
                 run = _Run(engine.figures(), achieved, verified() - before)
@@ -119,7 +121,7 @@ class _Bench:
         verifier = _Verifier(self._source)
         verifier.start()
         try:
-            yield lambda: verifier.ended
+            yield verifier.verified
         finally:
             verifier.stop()
         verifier.check()
@@ -143,11 +145,11 @@ class _Bench:
 
 
 class _Verifier(threading.Thread):
-    """Runs `syncline verify` again and again. ``ended``: how often it did, and found nothing."""
+    """Runs `syncline verify` again and again."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(name="verifier", daemon=True)
-        self.ended = 0
+        self._ended = 0
         self._source = source
         self._asked = threading.Event()
         self._error: SynclineError | None = None
@@ -158,7 +160,7 @@ class _Verifier(threading.Thread):
                 found = look(self._source)
                 if found.differences or found.report["not_compared"]:
                     raise SynclineError(f"A verification beside the writer found {found.report['tables']}.")
-                self.ended += 1
+                self._ended += 1
         except SynclineError as error:
             self._error = error
 
@@ -166,6 +168,11 @@ class _Verifier(threading.Thread):
         """End behind the command that runs."""
         self._asked.set()
         self.join()
+
+    def verified(self) -> int:
+        """How often it ended so far, and found nothing. Raises what went wrong."""
+        self.check()
+        return self._ended
 
     def check(self) -> None:
         """Raise what went wrong."""
