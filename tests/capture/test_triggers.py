@@ -46,6 +46,7 @@ def reading(found: TriggerSource, tables: list[Any], after: int) -> Iterator[Rea
     finally:
         capture.close()
         assert reader.ended()
+        eventually(lambda: found.reader() is None)  # the lock goes when the server sees that its session is gone
         assert lost == []
 
 

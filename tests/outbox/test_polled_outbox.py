@@ -68,6 +68,7 @@ def reading(found: PolledOutboxSource, tables: list[Any], after: int) -> Iterato
     finally:
         capture.close()
         assert reader.ended()
+        eventually(lambda: found.reader() is None)  # the lock goes when the server sees that its session is gone
         assert lost == []
 
 

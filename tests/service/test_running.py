@@ -55,6 +55,8 @@ def rows(shell: Shell) -> int | None:
 @pytest.mark.slow
 def test_a_run_is_seen_paused_resumed_and_stopped(shell: Shell, command: Command, database: Database) -> None:
     with running(shell) as process:
+        streams = "select active_pid is not null from pg_replication_slots where slot_name = 'cli'"
+        eventually(lambda: database.value(streams))
         status = json.loads(command("status", "--json").stdout)["sources"]["main"]
         assert (status["state"], status["targets"]["main"]["state"]) != ("not running", "not running")
         assert status["slot"]["active_pid"] is not None
@@ -68,6 +70,7 @@ def test_a_run_is_seen_paused_resumed_and_stopped(shell: Shell, command: Command
         assert command("resume", "--table", "public.items").returncode == 0
         database.execute("insert into items values (4, 'four')")
         eventually(lambda: rows(shell) == 4, 60)
+        eventually(lambda: database.value("select count(*) from syncline.sync_pauses") == 0)
         assert "Nothing of that was paused" in command("resume").stderr
         assert "public.items  4 rows  equal" in command("verify", "items").stdout
 
@@ -83,6 +86,7 @@ def test_a_run_is_seen_paused_resumed_and_stopped(shell: Shell, command: Command
         assert "Syncline runs (main -> main)" in said
         assert "Stopping (SIGTERM)" in said
         assert "Traceback" not in said
+    eventually(lambda: database.value("select active_pid is null from pg_replication_slots where slot_name = 'cli'"))
     after = json.loads(command("status", "--json").stdout)["sources"]["main"]
     assert after["slot"]["active_pid"] is None
     assert after["targets"]["main"]["rows_applied"] >= 1
@@ -155,6 +159,7 @@ def test_a_gap_is_told_by_run_by_status_and_by_doctor_alike(command: Command, sh
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert command("status").returncode == 0
+    eventually(lambda: database.value("select active_pid is null from pg_replication_slots where slot_name = 'cli'"))
     database.execute("select pg_drop_replication_slot('cli')")
     looked = command("doctor", "--json")
     assert looked.returncode == 4, looked.stdout

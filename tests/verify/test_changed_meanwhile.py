@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from syncline.capture.postgres import PostgresTables, WalSource
 from syncline.config import load_config
 from syncline.errors import Gap
-from syncline.pipeline import SyncService
+from syncline.pipeline import SyncService, housekeeping
 from syncline.verify import Report, TableReport, compare, verify
 from syncline.verify.report import KINDS
 
@@ -106,8 +106,10 @@ _HIDDEN = (
 
 
 def test_a_table_that_is_put_under_row_security_meanwhile_is_not_compared_and_others_are(
-    owned: Pipeline, middle: Middle, path: str
+    owned: Pipeline, middle: Middle, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # An engine that sees it, too, forgets the table, and the next one reads it again: that would mend the damage.
+    monkeypatch.setattr(housekeeping, "_REFRESH_S", float("inf"))
     assert verified(owned, path).differences == 0
     damaged(owned, path)
     middle.acts = [lambda: owned.database.execute(_HIDDEN)]
@@ -159,11 +161,10 @@ def test_a_row_filter_that_changes_meanwhile_is_kept_to_and_hides_no_difference(
     with published.running():
         report = verify(published.config, full=path == "full")
         # By digests all was equal to what the publication said then; and so it is once the copy was read again, if that
-        # came before the second look: no bucket differs then whose rows would be read.
+        # came before the second look: no bucket differs then whose rows would be read, or all rows are in flight.
         while middle.acts:
-            assert path in ("digests", "buckets")
             assert (items(report).state, report.differences) == ("compared", 0)
-            if path == "buckets":
+            if path != "digests":
                 middle.acts.pop(0)()
             report = verify(published.config, full=path == "full")
 

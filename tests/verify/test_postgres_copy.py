@@ -85,6 +85,8 @@ def test_a_target_that_is_the_source_is_refused_and_another_schema_of_it_is_fine
         assert database.execute("select * from items") == [(1, "one")]
     finally:
         itself.stop()
+    idle = "select active_pid is null from pg_replication_slots where slot_name = 'syncline'"
+    eventually(lambda: database.value(idle))  # the walsender lets go of it when it sees that its client is gone
     database.execute("select pg_drop_replication_slot('syncline')")
     config = config_of(database, database, tmp_path / "beside", tables={"public.items": {"table": "copy.items"}})
     assert [f.code for f in findings(config) if f.severity == "error"] == []
