@@ -30,6 +30,7 @@ LAYERS = (
         "masks",
         "nearest",
         "patterns",
+        "scratch",
         "shape",
         "wire",
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from syncline.config import LogConfig
 from syncline.errors import Gap, Rejected
 from syncline.log.embedded import EmbeddedLog
 from syncline.mapping import MappedTable, TargetMapping
+from syncline.scratch import scratch_folder
 from syncline.stores import Choosing, CopyReader, Fetching
 from syncline.verify.digest import equal_buckets
 from syncline.verify.exact import INEXACT, comparable, comparable_fields, exact_rows
@@ -153,7 +153,7 @@ def _compare_rows(info: TableInfo, point: Point, copy: Copy, outcome: Outcome, s
     buckets = min(_MAX_BUCKETS, 1 + info.size_bytes // _BUCKET_BYTES)
     recorded = copy.reader.recorded(info.qualified)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="syncline-verify-")))
+        folder = stack.enter_context(scratch_folder("syncline-compare-"))
         reading = _Source(folder, info, point, buckets, recorded, copy.mapping, part)
         left = stack.enter_context(closing(reading.side()))
         schema = reading.schema

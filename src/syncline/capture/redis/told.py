@@ -10,11 +10,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -27,6 +25,7 @@ import pyarrow.parquet as pq
 from syncline.capture import IN_USE
 from syncline.change import TableSchema, arrow_type
 from syncline.errors import Gap, Misconfigured, Unavailable
+from syncline.scratch import scratch_folder, sweep
 
 __all__ = ["AWAY", "LOST", "NOTE", "State", "Told", "note_of", "places_in"]
 
@@ -106,7 +105,7 @@ class Told:
             raise self._unusable(error) from error
         try:
             self._lock(held)
-            self._sweep()
+            sweep(self._folder, _SCRATCH)
             yield
         finally:
             os.close(held)
@@ -238,40 +237,13 @@ class Told:
         Raises:
             Misconfigured: there is no room for it.
         """
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            folder, held = self._scratched()
-        except OSError as error:
-            raise self._unusable(error) from error
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
-
-    def _scratched(self) -> tuple[Path, int]:
-        """A new folder, and what holds its lock, by which a folder of somebody at work is known."""
-        while True:
-            folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._folder))
+        with ExitStack() as stack:
             try:
-                held = os.open(folder, os.O_RDONLY)
-            except FileNotFoundError:
-                continue  # swept before it was locked
-            fcntl.flock(held, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, held
-            os.close(held)
-
-    def _sweep(self) -> None:
-        for left in self._folder.glob(f"{_SCRATCH}*"):
-            with suppress(FileNotFoundError, BlockingIOError):  # somebody removes it; somebody is at work in it
-                held = os.open(left, os.O_RDONLY)
-                try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(left, ignore_errors=True)
-                finally:
-                    os.close(held)
+                self._folder.mkdir(parents=True, exist_ok=True)
+                folder = stack.enter_context(scratch_folder(_SCRATCH, self._folder))
+            except OSError as error:
+                raise self._unusable(error) from error
+            yield folder
 
     def _numbers(self, ending: str) -> Sequence[int]:
         try:
