@@ -18,6 +18,7 @@ PACKAGE = Path(syncline.__file__).parent
 LAYERS = (
     {
         "bars",
+        "bookkeeping",
         "change",
         "cursors",
         "digests",

@@ -6,8 +6,7 @@ was emptied. Writing on from the engine's own idea of where it stands would lose
 
 from __future__ import annotations
 
-import msgspec
-
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor
 from syncline.errors import Gap, Misconfigured, Receded
 
@@ -51,7 +50,7 @@ class Left:
                 " that happens by itself.",
                 code="SL-TARGET-LOST",
             )
-        there, ours = (msgspec.json.decode(body, type=Cursor).position for body in (found, last))
+        there, ours = (bookkept(body, Cursor).position for body in (found, last))
         if there.log != ours.log:
             raise Misconfigured(
                 f"Another engine, with a log of its own, writes to {self._place} under the same source's name.",

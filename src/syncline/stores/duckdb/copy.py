@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor, TableSchema
 from syncline.digests import Chosen, whole_key
 from syncline.errors import Misconfigured, Unavailable
@@ -36,7 +37,7 @@ class DuckDBCopy:
 
     def cursor(self, source: str) -> Cursor | None:
         body = self._value("cursors", f"select body from syncline.cursors where source = {literal(source)}")
-        return None if body is None else msgspec.json.decode(body, type=Cursor)
+        return None if body is None else bookkept(body, Cursor)
 
     def recorded(self, table: str) -> TableSchema | None:
         """Of the recorded columns those that are in the file in a type that holds their values: what somebody dropped
@@ -48,7 +49,7 @@ class DuckDBCopy:
         body = self._value("tables", f"select body from syncline.tables where name = {literal(table)}")
         if body is None:
             return None
-        schema = msgspec.json.decode(body, type=TableSchema)
+        schema = bookkept(body, TableSchema)
         actual = self._actual(schema)
         if not actual:
             return None
@@ -64,7 +65,7 @@ class DuckDBCopy:
         if self._value("tables", "select 1") is None:
             return []
         found = self._query(f"select body from syncline.tables where source = {literal(source)} order by name")
-        return [msgspec.json.decode(body, type=TableSchema) for body in found.column(0).to_pylist()]
+        return [bookkept(body, TableSchema) for body in found.column(0).to_pylist()]
 
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         wider = self._wider(schema)

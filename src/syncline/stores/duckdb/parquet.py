@@ -20,6 +20,7 @@ import msgspec
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured, SynclineError
 from syncline.stores.duckdb.door import read_batches
@@ -277,7 +278,7 @@ def _schemas(connection: duckdb.DuckDBPyConnection) -> list[TableSchema]:
     """The tables that Syncline keeps, of all sources."""
     rows = connection.execute("select body from syncline.tables order by name").fetchall()
     there = set(connection.execute("select schema_name, table_name from duckdb_tables()").fetchall())
-    schemas = [msgspec.json.decode(body, type=TableSchema) for (body,) in rows]
+    schemas = [bookkept(body, TableSchema) for (body,) in rows]
     return [schema for schema in schemas if target_name(schema) in there]
 
 
@@ -287,7 +288,7 @@ def _cursors(connection: duckdb.DuckDBPyConnection) -> list[Cursor]:
     if not connection.execute(ready).fetchall():
         return []
     rows = connection.execute("select body from syncline.cursors").fetchall()
-    return [msgspec.json.decode(body, type=Cursor) for (body,) in rows]
+    return [bookkept(body, Cursor) for (body,) in rows]
 
 
 def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int) -> Iterator[pa.Table]:

@@ -16,6 +16,7 @@ import duckdb
 import msgspec
 import pyarrow as pa
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor, TableSchema, arrow_type
 from syncline.errors import Misconfigured, Rejected, SynclineError
 from syncline.stores import Limits, TableWork, Work, stored_columns
@@ -104,7 +105,7 @@ class DuckDBStore:
         except BaseException:
             self.close()
             raise
-        return msgspec.json.decode(found[0][0], type=Cursor) if found else None
+        return bookkept(found[0][0], Cursor) if found else None
 
     def _prepare(self, connection: duckdb.DuckDBPyConnection) -> None:
         for statement in BOOKKEEPING:
@@ -295,7 +296,7 @@ class DuckDBStore:
         """Forget tombstones below ``below`` of the tables of ``source``, and record the horizon, in one transaction."""
         with self._transaction() as connection:
             rows = connection.execute("select body from syncline.tables where source = $1", [source]).fetchall()
-            schemas = [msgspec.json.decode(body, type=TableSchema) for (body,) in rows]
+            schemas = [bookkept(body, TableSchema) for (body,) in rows]
             forgotten = sum(_purge_table(connection, schema, below) for schema in schemas)
             connection.execute(
                 "update syncline.tables set horizon = $1 where source = $2 and horizon < $1", [below, source]

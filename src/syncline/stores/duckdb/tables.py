@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 import msgspec
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Column, TableSchema
 from syncline.errors import Misconfigured
 from syncline.shape import Rows
@@ -60,7 +61,7 @@ def migrate_table(
     """
     _check_names(cursor, source, schema)
     recorded = cursor.execute("select body from syncline.tables where name = $1", [schema.qualified]).fetchall()
-    former = msgspec.json.decode(recorded[0][0], type=TableSchema) if recorded else None
+    former = bookkept(recorded[0][0], TableSchema) if recorded else None
     moved = former is not None and target_name(former) != target_name(schema)
     if former is not None and moved:
         # What another mapping wrote (correctness rule 21).
@@ -137,7 +138,7 @@ def _check_names(cursor: duckdb.DuckDBPyConnection, source: str, schema: TableSc
         )
     place = ".".join(target_name(schema)).lower()
     for name, owner, body in cursor.execute("select name, source, body from syncline.tables").fetchall():
-        other = ".".join(target_name(msgspec.json.decode(body, type=TableSchema))).lower()
+        other = ".".join(target_name(bookkept(body, TableSchema))).lower()
         if name != schema.qualified:
             if other == place or name.lower() == schema.qualified.lower():
                 raise Misconfigured(

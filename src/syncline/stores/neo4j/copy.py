@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor, TableSchema
 from syncline.errors import Unavailable
 from syncline.stores.neo4j.cypher import CURSOR, TABLE, TOMBSTONE, slot
@@ -44,7 +44,7 @@ class Neo4jCopy:
 
     def cursor(self, source: str) -> Cursor | None:
         found = self._database.run(f"MATCH (c:{CURSOR} {{source: $source}}) RETURN c.body", source=source)
-        return msgspec.json.decode(found[0][0], type=Cursor) if found else None
+        return bookkept(found[0][0], Cursor) if found else None
 
     def recorded(self, table: str) -> TableSchema | None:
         found = recorded(self._database).get(table)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pyarrow as pa
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor, TableSchema
 from syncline.cursors import Left
 from syncline.errors import Misconfigured, Rejected, SynclineError, Unavailable
@@ -92,7 +93,7 @@ class Neo4jStore:
             raise
         self._database = database
         self._left.opened(found[0][0] if found else None)
-        return msgspec.json.decode(found[0][0], type=Cursor) if found else None
+        return bookkept(found[0][0], Cursor) if found else None
 
     def close(self) -> None:
         """Close all connections. Idempotent."""

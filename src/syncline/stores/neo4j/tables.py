@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from syncline.bookkeeping import bookkept
 from syncline.change import TableSchema
 from syncline.errors import Misconfigured
 from syncline.stores.neo4j.cypher import (
@@ -71,7 +72,7 @@ def written_format(database: Database) -> int | None:
 def recorded(database: Database) -> dict[str, tuple[str, TableSchema]]:
     """The source and the schema of each table here, by its name."""
     rows = database.run(f"MATCH (t:{TABLE}) RETURN t.name, t.source, t.body")
-    return {name: (source, msgspec.json.decode(body, type=TableSchema)) for name, source, body in rows}
+    return {name: (source, bookkept(body, TableSchema)) for name, source, body in rows}
 
 
 def migrate_table(database: Database, source: str, schema: TableSchema) -> TableSchema | None:

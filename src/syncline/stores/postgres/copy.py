@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import msgspec
 import psycopg
 import pyarrow as pa
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor, TableSchema
 from syncline.errors import SynclineError, Unavailable
 from syncline.stores.postgres.reading import fetch_rows, scan_rows, scan_tombstones
@@ -38,15 +38,15 @@ class PostgresCopy:
 
     def cursor(self, source: str) -> Cursor | None:
         found = self._row("cursors", "select body from {} where source = $1", source)
-        return msgspec.json.decode(found[0], type=Cursor) if found and found[0] else None
+        return bookkept(found[0], Cursor) if found and found[0] else None
 
     def recorded(self, table: str) -> TableSchema | None:
         found = self._row("tables", "select body from {} where name = $1", table)
-        return msgspec.json.decode(found[0], type=TableSchema) if found else None
+        return bookkept(found[0], TableSchema) if found else None
 
     def held(self, source: str) -> list[TableSchema]:
         rows = self._rows("tables", "select body from {} where source = $1 order by name", source)
-        return [msgspec.json.decode(body, type=TableSchema) for (body,) in rows]
+        return [bookkept(body, TableSchema) for (body,) in rows]
 
     def scan(self, schema: TableSchema) -> Iterator[pa.RecordBatch]:
         with reading(self._config) as connection:

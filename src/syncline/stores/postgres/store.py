@@ -17,6 +17,7 @@ import msgspec
 import psycopg
 import pyarrow as pa
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor, TableSchema
 from syncline.cursors import Left
 from syncline.errors import Misconfigured, Rejected, SynclineError
@@ -143,7 +144,7 @@ class PostgresStore:
         assert row is not None
         self._epoch = row[0]
         self._left.opened(row[1])
-        return msgspec.json.decode(row[1], type=Cursor) if row[1] else None
+        return bookkept(row[1], Cursor) if row[1] else None
 
     def _prepare(self, connection: Connection) -> None:
         """Make our own schema if it is not there. A lock, because ``if not exists`` does not wait for its twin."""

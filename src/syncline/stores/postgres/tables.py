@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import psycopg
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Column, TableSchema
 from syncline.errors import Misconfigured
 from syncline.stores.postgres.columns import Kind, fits, kind_of
@@ -298,7 +299,7 @@ def _recorded(connection: Connection, setting: Setting, schema: TableSchema) -> 
                 f"Tables {name} and {schema.qualified} are both mapped to {'.'.join(place_of(schema))}.",
                 remedy="Map one of them elsewhere.",
             )
-        former = (msgspec.json.decode(body, type=TableSchema), created)
+        former = (bookkept(body, TableSchema), created)
     return former
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured
 from syncline.stores.qdrant.names import BOOKS, DELETED, MARKER, MOVE, VERSION, private_id
@@ -48,7 +49,7 @@ class Marker(msgspec.Struct, frozen=True):
     def read(cls, points: Readable, collection: str, table: str) -> Marker | None:
         """The marker of a table, None if its collection has none."""
         found = points.retrieve(collection, [cls.id_of(table)], vectors=False)
-        return msgspec.json.decode(found[0].payload[MARKER], type=cls) if found else None
+        return bookkept(found[0].payload[MARKER], cls) if found else None
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -101,7 +102,7 @@ class Move(msgspec.Struct, frozen=True):
     def read(cls, points: Readable, collection: str, wanted: Sequence[Move]) -> dict[PointId, Move]:
         """Those of these moves that are noted, by their ids."""
         found = points.retrieve(collection, [move.id for move in wanted], vectors=False)
-        return {point.id: msgspec.json.decode(point.payload[MOVE], type=cls) for point in found}
+        return {point.id: bookkept(point.payload[MOVE], cls) for point in found}
 
 
 class _Noted(msgspec.Struct, frozen=True):
@@ -134,7 +135,7 @@ def _read_noted(points: Readable, source: str) -> _Noted | None:
             f"This Qdrant was written by a newer Syncline (format {note['format']}, this one knows {FORMAT}).",
             remedy="Upgrade Syncline.",
         )
-    return msgspec.json.decode(note["body"], type=_Noted)
+    return bookkept(note["body"], _Noted)
 
 
 def read_cursor(points: Readable, source: str) -> Cursor | None:
@@ -156,7 +157,7 @@ def read_cursor(points: Readable, source: str) -> Cursor | None:
 def read_table(points: Readable, table: str) -> Table | None:
     """What is noted of a table (``namespace.name``)."""
     note = note_of(points, BOOKS, private_id("table", table))
-    return None if note is None else msgspec.json.decode(note["body"], type=Table)
+    return None if note is None else bookkept(note["body"], Table)
 
 
 def read_tables(points: Readable) -> list[Table]:
@@ -164,7 +165,7 @@ def read_tables(points: Readable) -> list[Table]:
     if points.spec(BOOKS) is None:
         return []
     notes = [point.payload for page in scroll(points, BOOKS, Which()) for point in page]
-    return [msgspec.json.decode(note["body"], type=Table) for note in notes if note["kind"] == "table"]
+    return [bookkept(note["body"], Table) for note in notes if note["kind"] == "table"]
 
 
 class Books:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.stores import TableWork, Work
@@ -219,8 +220,8 @@ class Applier:
     def _is_ahead(self, found: bytes) -> bool:
         """Whether the cursor that is there is one that we have not reached yet."""
         last = self._expected[0]
-        there = msgspec.json.decode(found, type=Cursor)
-        ours = msgspec.json.decode(last, type=Cursor) if last else None
+        there = bookkept(found, Cursor)
+        ours = bookkept(last, Cursor) if last else None
         return ours is None or (there.position.log == ours.position.log and there.position.n > ours.position.n)
 
 

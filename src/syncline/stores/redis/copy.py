@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor, TableSchema, arrow_type
 from syncline.stores.redis.config import RedisConfig
 from syncline.stores.redis.layout import Layout, layout_of
@@ -35,7 +35,7 @@ class RedisCopy:
 
     def cursor(self, source: str) -> Cursor | None:
         body = self._connection.call("HGET", self._keys.cursors, source)
-        return None if body is None else msgspec.json.decode(body, type=Cursor)
+        return None if body is None else bookkept(body, Cursor)
 
     def recorded(self, table: str) -> TableSchema | None:
         found = recorded(self._connection, self._keys, table)

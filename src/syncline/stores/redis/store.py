@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import msgspec
 import pyarrow as pa
 
+from syncline.bookkeeping import bookkept
 from syncline.change import Cursor, TableSchema
 from syncline.errors import Misconfigured, Unavailable
 from syncline.finding import Finding
@@ -92,7 +92,7 @@ class RedisStore:
                 raise
             self._connection = connection
             self._applier = Applier(self.config, self._keys, source, data, (body or b"").decode())
-        return msgspec.json.decode(body, type=Cursor) if body else None
+        return bookkept(body, Cursor) if body else None
 
     def close(self) -> None:
         """Let go of the connections. Idempotent."""

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from syncline.bookkeeping import bookkept
 from syncline.change import TableSchema
 from syncline.errors import Misconfigured
 from syncline.stores.redis.adopt import adopt_rows
@@ -43,7 +44,7 @@ def recorded(connection: Connection, keys: Keyspace, table: str) -> Recorded | N
     )
     if schema is None:
         return None
-    known = msgspec.json.decode(schema, type=TableSchema)
+    known = bookkept(schema, TableSchema)
     return Recorded(table, source.decode(), known, int(truncated), int(horizon), bool(both_ways))
 
 
