@@ -13,12 +13,9 @@ A query shares DuckDB's memory_limit and threads with the engine. It cannot writ
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import os
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +30,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from syncline.errors import Misconfigured, SynclineError, Unavailable
+from syncline.stores.doors import LocalDoor, short_socket
 
 __all__ = ["Deadline", "Door", "QueryError", "Reader", "open_reader", "socket_path"]
 
@@ -53,13 +51,9 @@ class QueryError(SynclineError):
 
 
 def socket_path(path: Path) -> Path:
-    """Where the door of a DuckDB file is. A Unix socket's path is short, so a long one goes to the temporary folder."""
+    """Where the door of a DuckDB file is."""
     path = path.expanduser().resolve()
-    beside = path.with_name(path.name + ".sock")
-    if len(os.fsencode(beside)) <= 100:
-        return beside
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"syncline-{os.getuid()}-{digest}.sock"
+    return short_socket(path, path.with_name(path.name + ".sock"))
 
 
 def _send(connection: socket.socket, kind: bytes, data: bytes | memoryview = b"") -> None:
@@ -100,80 +94,24 @@ class _Frames(io.RawIOBase):
         return len(view)
 
 
-class Door:
-    """The server: listens from construction until ``close``; a thread for each client."""
+class Door(LocalDoor):
+    """The server. Running queries are interrupted when it closes."""
 
     def __init__(self, path: Path, session: Session, *, timeout_s: float = 300.0) -> None:
-        self.path = socket_path(path)
         self._session = session
         self._timeout_s = timeout_s
-        self._clients: dict[socket.socket, threading.Thread] = {}
-        self._lock = threading.Lock()
-        self._closed = False
-        # Whoever holds the database's lock owns the door: a socket that is there was left behind by a killed process.
-        self.path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        former = os.umask(0o177)
-        try:
-            self._listener.bind(str(self.path))
-        except OSError as error:
-            self._listener.close()
-            raise Misconfigured(
-                f"The query door {self.path} cannot be opened: {error.strerror}.",
-                remedy="Let the engine write to that folder, or set the target's door to false.",
-            ) from error
-        finally:
-            os.umask(former)
-        self._listener.listen(16)
-        self._acceptor = threading.Thread(target=self._accept, name="duckdb-door", daemon=True)
-        self._acceptor.start()
+        super().__init__(socket_path(path), "duckdb-door")
 
-    def close(self) -> None:
-        """Refuse new queries, interrupt running ones, and remove the socket."""
-        with self._lock:
-            self._closed = True
-            clients = dict(self._clients)
-        self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        self._listener.close()
-        for client in clients:
-            with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
-        for thread in (self._acceptor, *clients.values()):
-            thread.join(10)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return  # closed
-            thread = threading.Thread(target=self._serve, args=(client,), name="duckdb-door-client", daemon=True)
-            with self._lock:
-                if self._closed:
-                    client.close()
+    def serve(self, client: socket.socket) -> None:
+        # A client that stops reading must not keep its transaction open, which would hold off checkpoints.
+        patience = struct.pack("ll", int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        with contextlib.suppress(UnicodeDecodeError):
+            while True:
+                kind, data = _receive(client, _MAX_QUERY_BYTES)
+                if kind != _QUERY:
                     return
-                self._clients[client] = thread
-            thread.start()
-
-    def _serve(self, client: socket.socket) -> None:
-        try:
-            with client:
-                _check_peer(client)
-                # A client that stops reading must not keep its transaction open, which would hold off checkpoints.
-                patience = struct.pack("ll", int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
-                while True:
-                    kind, data = _receive(client, _MAX_QUERY_BYTES)
-                    if kind != _QUERY:
-                        return
-                    self._answer(client, data.decode())
-        except (OSError, EOFError, UnicodeDecodeError):
-            return  # the client went away, or is none of ours
-        finally:
-            with self._lock:
-                self._clients.pop(client, None)
+                self._answer(client, data.decode())
 
     def _answer(self, client: socket.socket, sql: str) -> None:
         try:
@@ -215,14 +153,6 @@ def _single_select(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     if len(statements) != 1 or statements[0].type not in _READING:
         raise QueryError("The door runs one SELECT at a time.", remedy="Send a single SELECT, FROM, SHOW or EXPLAIN.")
     return sql
-
-
-def _check_peer(client: socket.socket) -> None:
-    """The socket's mode keeps others out; where the folder is shared (/tmp), the kernel says who it is."""
-    if hasattr(socket, "SO_PEERCRED"):
-        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in (0, os.getuid()):
-            raise PermissionError
 
 
 class _Watch:

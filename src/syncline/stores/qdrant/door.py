@@ -7,18 +7,14 @@ Whoever has the folder open listens on a Unix socket in it (mode 0600, same user
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import socket
-import struct
-import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from syncline.errors import Misconfigured, Unavailable
+from syncline.errors import Unavailable
+from syncline.stores.doors import LocalDoor, short_socket
 from syncline.stores.qdrant.points import Readable, Refused
 from syncline.stores.qdrant.wire import READS, Asking, answer, answered, receive, request, send
 
@@ -26,89 +22,21 @@ __all__ = ["Door", "DoorPoints", "socket_path"]
 
 
 def socket_path(folder: Path) -> Path:
-    """Where the door of a folder is. A Unix socket's path is short, so a long one goes to the temporary folder."""
-    beside = folder / "door.sock"
-    if len(os.fsencode(beside)) <= 100:
-        return beside
-    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"syncline-{os.getuid()}-{digest}.sock"
+    """Where the door of a folder is."""
+    return short_socket(folder, folder / "door.sock")
 
 
-class Door:
-    """The server: listens from construction until ``close``; a thread for each client."""
+class Door(LocalDoor):
+    """The server. A client is ended behind what it is asking."""
 
     def __init__(self, folder: Path, points: Readable) -> None:
-        self.path = socket_path(folder)
         self._points = points
-        self._clients: dict[socket.socket, threading.Thread] = {}
-        self._guard = threading.Lock()
-        self._closed = False
-        # Whoever holds the folder's lock owns the door: a socket that is there was left behind by a killed process.
-        self.path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        former = os.umask(0o177)
-        try:
-            self._listener.bind(str(self.path))
-        except OSError as error:
-            self._listener.close()
-            raise Misconfigured(
-                f"The door {self.path} cannot be opened: {error.strerror}.",
-                remedy="Let the engine write to that folder, or set the target's door to false.",
-            ) from error
-        finally:
-            os.umask(former)
-        self._listener.listen(16)
-        self._acceptor = threading.Thread(target=self._accept, name="qdrant-door", daemon=True)
-        self._acceptor.start()
+        super().__init__(socket_path(folder), "qdrant-door")
 
-    def close(self) -> None:
-        """Refuse new clients, end the others behind what they are asking, and remove the socket."""
-        with self._guard:
-            self._closed = True
-            clients = dict(self._clients)
-        self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        self._listener.close()
-        for client in clients:
-            with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
-        for thread in (self._acceptor, *clients.values()):
-            thread.join(10)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return  # closed
-            thread = threading.Thread(target=self._serve, args=(client,), name="qdrant-door-client", daemon=True)
-            with self._guard:
-                if self._closed:
-                    client.close()
-                    return
-                self._clients[client] = thread
-            thread.start()
-
-    def _serve(self, client: socket.socket) -> None:
-        try:
-            with client:
-                _check_peer(client)
-                while True:
-                    send(client, answer(self._points, READS, receive(client)))
-        except (OSError, EOFError, Refused, msgspec.DecodeError):
-            return  # the client went away, or is none of ours
-        finally:
-            with self._guard:
-                self._clients.pop(client, None)
-
-
-def _check_peer(client: socket.socket) -> None:
-    """The socket's mode keeps others out; where the folder is shared (/tmp), the kernel says who it is."""
-    if hasattr(socket, "SO_PEERCRED"):
-        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in (0, os.getuid()):
-            raise PermissionError
+    def serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(Refused, msgspec.DecodeError):
+            while True:
+                send(client, answer(self._points, READS, receive(client)))
 
 
 class DoorPoints(Asking):
