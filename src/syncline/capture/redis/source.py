@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
-from uuid import uuid4
+from typing import ClassVar
 
 import pyarrow as pa
 
-from syncline.capture import Again, Identity, LoadProgress, Point, Pressure, Seen, Stream
+from syncline.capture import Identity, LoadProgress, Point, Seen, Stream
 from syncline.capture.described import described, inserted
+from syncline.capture.one_table import OneTableSource
 from syncline.capture.outbox.expand import EventParking
 from syncline.capture.redis.connection import Connection, describe
 from syncline.capture.redis.meeting import Meeting
@@ -32,7 +32,6 @@ from syncline.capture.tables import TableInfo
 from syncline.change import Batch, Entry, TableSchema, arrow_type
 from syncline.errors import Gap, Misconfigured, SynclineError, Unavailable
 from syncline.finding import Finding
-from syncline.mapping import Facts
 
 __all__ = ["RedisSource"]
 
@@ -41,7 +40,7 @@ Talk = Callable[[str], None]
 _ROWS = 20_000
 
 
-class RedisSource:
+class RedisSource(OneTableSource[State]):
     """A :class:`~syncline.capture.Source` over keys of a Redis or Valkey server. ``folder`` is where it keeps what was
     told, beside its log."""
 
@@ -50,10 +49,10 @@ class RedisSource:
 
     def __init__(self, settings: RedisSettings, control_schema: str, folder: Path) -> None:
         self.settings = settings
-        self._schema = schema_of(settings)
-        self.told = Told(folder / "told", f"table {self._schema.qualified}")
+        info = _described(schema_of(settings))
+        self.told = Told(folder / "told", f"table {info.qualified}")
         self._records: RunRecords | None = None
-        self._held: dict[str, State] = {}
+        super().__init__(info, self.told.state)
 
     def record_runs(self, records: RunRecords) -> None:
         self._records = records
@@ -82,30 +81,6 @@ class RedisSource:
             said = f"keys that are not there now, which deletes nobody: {', '.join(missing)}"
             found.append(Finding("SL-REDIS-KEYS", "info", where, said))
         return found
-
-    # ---------------------------------------------------------------------------------------------------------- tables
-
-    def names(self) -> list[str]:
-        return [self._schema.qualified]
-
-    def tables(self) -> list[TableInfo]:
-        return [_described(self._schema)]
-
-    def described(self, tables: Sequence[TableInfo]) -> list[TableInfo]:
-        return list(tables)
-
-    def prepare(self, tables: Sequence[TableInfo], talk: Talk) -> list[str]:
-        """There is nothing to prepare: what was told is made by :meth:`attach`."""
-        return []
-
-    def facts(self, tables: Sequence[TableInfo]) -> dict[str, Facts]:
-        return {info.qualified: Facts(table_schema(info)) for info in tables}
-
-    def passed_over(self) -> set[str]:
-        return {self._schema.qualified}
-
-    def mark(self) -> tuple[Any, ...]:
-        return ("settings",)
 
     # ---------------------------------------------------------------------------------------------------------- stream
 
@@ -199,24 +174,11 @@ class RedisSource:
     def park_events(self, parking: EventParking) -> None:
         """It has no outbox."""
 
-    def again(self, error: Again) -> None:
-        """Its stream never asks for this."""
-
     # ----------------------------------------------------------------------------------------------------------- rows
 
-    @contextmanager
-    def point(self, purpose: str, talk: Talk) -> Iterator[Point]:
-        """See :class:`~syncline.capture.Source`: the newest state. To verify, a run is done first, so that it is what
-        Redis has."""
-        if purpose == "verify":
-            self.told.have_run()
-        with self.told.state() as state:
-            name = uuid4().hex
-            self._held[name] = state
-            try:
-                yield Point(state.number + 1, state.number + 1, name)
-            finally:
-                del self._held[name]
+    def catch_up(self) -> None:
+        """A run is done, so that the newest state is what Redis has."""
+        self.told.have_run()
 
     def rows(
         self,
@@ -264,17 +226,8 @@ class RedisSource:
         state = "comparing" if reading else "idle"
         return Seen({"state": state, "number": number}, f"{state}, state {number} was told")
 
-    def unseen(self) -> dict[str, Any]:
-        return {}
-
     def shown(self, number: int) -> str:
         return f"state {number}"
-
-    def lag(self, place: int) -> int | None:
-        return None
-
-    def pressures(self) -> list[Pressure]:
-        return []
 
     def close(self) -> None:
         """Nothing is kept open."""

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
-from uuid import uuid4
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from syncline.capture import Again, Identity, LoadProgress, Point, Pressure, Seen, Stream
+from syncline.capture import Identity, LoadProgress, Point, Seen, Stream
 from syncline.capture.described import inserted
+from syncline.capture.one_table import OneTableSource
 from syncline.capture.outbox.expand import EventParking
 from syncline.capture.redis.connection import Connection, describe
 from syncline.capture.runs import RunRecords
@@ -35,7 +35,6 @@ from syncline.capture.tables import TableInfo
 from syncline.change import Batch, TableSchema
 from syncline.errors import Misconfigured, SynclineError, Unavailable
 from syncline.finding import Finding
-from syncline.mapping import Facts as MappingFacts
 
 __all__ = ["StreamSource"]
 
@@ -45,7 +44,7 @@ _POLL_S = 0.02
 _PATIENCE_S = 10.0  # so long nobody may read the stream: an engine that begins anew lets go of it for a moment
 
 
-class StreamSource:
+class StreamSource(OneTableSource[State]):
     """A :class:`~syncline.capture.Source` over one stream of a Redis or Valkey server. What was told is kept beside the
     log's ``folder`` and not in it: a log that is begun anew rests on it."""
 
@@ -54,10 +53,9 @@ class StreamSource:
 
     def __init__(self, settings: StreamSettings, control_schema: str, folder: Path) -> None:
         self.settings = settings
-        self._schema = table_schema(settings.info)
         self.told = Told(folder.with_name(folder.name.removesuffix(".log") + ".told"), f"stream {settings.stream}")
         self._parking: EventParking | None = None
-        self._held: dict[str, State] = {}
+        super().__init__(settings.info, self.told.state)
 
     def park_events(self, parking: EventParking) -> None:
         self._parking = parking
@@ -95,30 +93,6 @@ class StreamSource:
             found.append(Finding("SL-STREAM-TRIM", "info", where, said))
         return found
 
-    # ---------------------------------------------------------------------------------------------------------- tables
-
-    def names(self) -> list[str]:
-        return [self._schema.qualified]
-
-    def tables(self) -> list[TableInfo]:
-        return [self.settings.info]
-
-    def described(self, tables: Sequence[TableInfo]) -> list[TableInfo]:
-        return list(tables)
-
-    def prepare(self, tables: Sequence[TableInfo], talk: Talk) -> list[str]:
-        """There is nothing to prepare: what was told is made by :meth:`attach`."""
-        return []
-
-    def facts(self, tables: Sequence[TableInfo]) -> dict[str, MappingFacts]:
-        return {info.qualified: MappingFacts(table_schema(info)) for info in tables}
-
-    def passed_over(self) -> set[str]:
-        return {self._schema.qualified}
-
-    def mark(self) -> tuple[Any, ...]:
-        return ("settings",)
-
     # ---------------------------------------------------------------------------------------------------------- stream
 
     def attach(self, identity: Identity, durable: int, talk: Talk) -> int:
@@ -155,9 +129,6 @@ class StreamSource:
         assert self._parking is not None  # Source.park_events
         return EventStream(self.settings, self.told, self._parking, base=base, incarnation=incarnation)
 
-    def again(self, error: Again) -> None:
-        """Its stream never asks for this."""
-
     @contextmanager
     def _reader(self) -> Iterator[StreamReader]:
         with Connection(self.settings) as connection:
@@ -165,20 +136,7 @@ class StreamSource:
 
     # ----------------------------------------------------------------------------------------------------------- rows
 
-    @contextmanager
-    def point(self, purpose: str, talk: Talk) -> Iterator[Point]:
-        """See :class:`~syncline.capture.Source`: the newest state. To verify, all is read first that the stream has."""
-        if purpose == "verify":
-            self._await_read()
-        with self.told.state() as state:
-            name = uuid4().hex
-            self._held[name] = state
-            try:
-                yield Point(state.number + 1, state.number + 1, name)
-            finally:
-                del self._held[name]
-
-    def _await_read(self) -> None:
+    def catch_up(self) -> None:
         """Wait until an engine has told everything that is in the stream now."""
         with self._reader() as reader:
             last = reader.facts().newest
@@ -250,17 +208,8 @@ class StreamSource:
             words if behind is None else f"{words}, {behind:,} entries behind",
         )
 
-    def unseen(self) -> dict[str, Any]:
-        return {}
-
     def shown(self, number: int) -> str:
         return f"event {number}"
-
-    def lag(self, place: int) -> int | None:
-        return None
-
-    def pressures(self) -> list[Pressure]:
-        return []
 
     def close(self) -> None:
         self.told.close()
