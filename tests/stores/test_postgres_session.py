@@ -19,6 +19,11 @@ from syncline.stores import Work
 from syncline.stores.postgres import PostgresConfig, PostgresStore, server
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents, work
 
+_SESSIONS = (
+    "select count(*) from pg_stat_activity where application_name like 'syncline-apply%'"
+    " and datname = current_database()"
+)
+
 
 def store_on(database: Database, **settings: Any) -> PostgresStore:
     return PostgresStore(config_of(database, **settings), "target")
@@ -77,10 +82,31 @@ def test_the_session_of_an_engine_that_hangs_is_ended_by_the_next_one(database: 
     with opened(database, ITEM) as hanging:
         hanging.apply(work(Rows().upsert(5, 1, "old", None), n=1))
         with opened(database) as new:
-            eventually(lambda: _applied(new, work(Rows().upsert(6, 2, "new", None), n=2)))
-            mine = "select count(*) from pg_stat_activity where application_name = 'syncline-apply orders'"
-            assert database.value(mine) == 1
+            new.migrate(ITEM)
+            new.apply(work(Rows().upsert(6, 2, "new", None), n=2))
+            eventually(lambda: database.value(_SESSIONS) == 1)
             assert sorted(contents(new)) == [1, 2]
+            late = work(Rows().upsert(7, 3, "late", None), n=3)
+            with pytest.raises(Unavailable):
+                hanging.apply(late)
+            with pytest.raises(Misconfigured) as fenced:  # and it ends nobody's session in its turn
+                hanging.apply(late)
+            assert fenced.value.code == "SL-POSTGRES-FENCED"
+            new.apply(work(Rows().upsert(8, 4, "new", None), n=3))
+            assert sorted(contents(new)) == [1, 2, 4]
+
+
+def test_an_origin_that_a_stranger_uses_is_waited_for(database: Database) -> None:
+    with opened(database, ITEM):
+        pass
+    eventually(lambda: database.value(_SESSIONS) == 0)
+    with opened(database) as store:
+        with database.connect() as stranger:
+            name = f"syncline:{database.name}:syncline_target:orders"
+            stranger.execute("select pg_replication_origin_session_setup(%s)", [name])
+            with pytest.raises(Unavailable, match="already active"):
+                store.migrate(ITEM)
+        eventually(lambda: _applied(store, work(Rows().upsert(5, 1, "one", None), n=1)))
 
 
 def test_two_sources_write_at_the_same_time(database: Database) -> None:

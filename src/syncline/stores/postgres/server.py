@@ -66,6 +66,8 @@ _AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "57014", "40001", "40P01"
 _AWAY |= {"53300", "25P03", "25P04"}  # a process that stood still for a while is told so when it goes on
 # Values that the server refuses: data exceptions, constraints, check options, RAISE in triggers, limits of an index.
 _REFUSED = ("22", "23", "44", "P0", "54")
+# How long a session that is told to end may take for it.
+_ENDED_MS = 5000
 _NO_LOGIN = ("password authentication failed", "no pg_hba.conf entry", "no password supplied")
 
 
@@ -214,9 +216,10 @@ def hang_up(connection: Connection | None) -> None:
 
 
 def evict(connection: Connection) -> None:
-    """End other sessions that write for the same source: of an engine that is gone, or that hangs."""
+    """End other sessions that write for the same source, and wait until they have ended, as long as that is soon: of an
+    engine that is gone, or that hangs. One that was closed a moment ago keeps its replication origin till then."""
     connection.execute(
-        "select pg_terminate_backend(a.pid) from pg_stat_activity a, pg_stat_activity me"
+        f"select pg_terminate_backend(a.pid, {_ENDED_MS}) from pg_stat_activity a, pg_stat_activity me"
         " where me.pid = pg_backend_pid() and a.pid <> me.pid and a.datname = me.datname and a.usename = me.usename"
         " and a.application_name = me.application_name"
     )

@@ -258,13 +258,13 @@ class PostgresStore:
 
     def _mark(self, connection: Connection) -> None:
         """Take the replication origin, of which one session at a time can have the use, if need be from the session of
-        an engine before us that has not ended yet."""
+        an engine before us that has not ended yet. No transaction is open here that a refusal would end."""
         try:
             mark(connection, self.config, self._source)
         except psycopg.errors.ObjectInUse:
             self._fence(connection, None)  # never from one that came after us
             evict(connection)
-            raise
+            mark(connection, self.config, self._source)  # still in use: by somebody else, or one that doesn't end
         self._marked = True
 
     # ------------------------------------------------------------------------------------------ migrate and apply
