@@ -209,17 +209,22 @@ class _Proxy:
             except OSError:
                 return
             server = socket.create_connection(("127.0.0.1", self._server))
+            cut = threading.Event()
             for pair in ((client, server, True), (server, client, False)):
-                threading.Thread(target=self._pump, args=pair, daemon=True).start()
+                threading.Thread(target=self._pump, args=(*pair, cut), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, outwards: bool) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, outwards: bool, cut: threading.Event) -> None:
         try:
             while data := source.recv(65536):
-                cut = outwards and self.cut_at and self.cut_at in data
-                sink.sendall(data)
-                if cut:  # the server hears it, and nobody hears the server
+                last = outwards and bool(self.cut_at) and self.cut_at in data
+                if last:  # the server hears it, and nobody hears the server, however soon it answers
                     self.cut_at = b""
                     self.cuts += 1
+                    cut.set()
+                elif cut.is_set():
+                    break
+                sink.sendall(data)
+                if last:
                     source.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
