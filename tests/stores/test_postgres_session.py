@@ -16,7 +16,7 @@ from servers import Database, eventually
 from syncline.change import Cursor, Position
 from syncline.errors import Misconfigured, Unavailable
 from syncline.stores import Work
-from syncline.stores.postgres import PostgresConfig, PostgresStore, server
+from syncline.stores.postgres import PostgresConfig, PostgresStore
 from syncline.testing.store_suite import ITEM, PAIR, Rows, contents, work
 
 _SESSIONS = (
@@ -32,22 +32,21 @@ def store_on(database: Database, **settings: Any) -> PostgresStore:
 # ------------------------------------------------------------------------------------------------- fencing
 
 
-def test_a_session_that_stood_still_too_long_is_tried_again(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_that_stood_still_too_long_is_tried_again(database: Database) -> None:
     """A process that was suspended amid a transaction is told so by the server when it goes on."""
-    monkeypatch.setitem(server._SESSION, "idle_in_transaction_session_timeout", "100ms")
     with opened(database, ITEM) as store:
 
         def stand_still() -> None:
             with store._transaction() as connection:
+                limit = connection.execute("show idle_in_transaction_session_timeout").fetchone()
+                assert limit == ("1min",)
+                connection.execute("set local idle_in_transaction_session_timeout = '100ms'")
                 there = "select count(*) from pg_stat_activity where pid = %s"
                 eventually(lambda: database.value(there, connection.info.backend_pid) == 0)
                 connection.execute("select 1")
 
         with pytest.raises(Unavailable):
             stand_still()
-        monkeypatch.undo()
         eventually(lambda: _applied(store, work(Rows().upsert(5, 1, "on", None), n=1)))
         assert contents(store) == {1: ("on", None, 5)}
 
