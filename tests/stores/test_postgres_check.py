@@ -59,7 +59,6 @@ def test_every_missing_right_comes_with_its_statement_and_the_statements_mend_it
     for name in ("oid", "create", "session_setup"):
         database.execute(f"revoke all on function pg_replication_origin_{name}(text) from weak")
     database.execute("drop role weak")
-    database.execute("select pg_replication_origin_drop(roname) from pg_replication_origin")
 
 
 def test_a_schema_of_others_or_of_a_newer_syncline_is_named(database: Database) -> None:

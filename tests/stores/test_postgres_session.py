@@ -151,7 +151,6 @@ def test_what_is_written_carries_an_origin_and_does_not_echo(database: Database)
         assert (kinds.count(b"I"), kinds.count(b"O")) == (1, 0)
         name = f"syncline:{database.name}:syncline_target:orders"
         assert database.value("select count(*) from pg_replication_origin where roname = %s", name) == 1
-    database.execute("select pg_replication_origin_drop(%s)", name)
 
 
 def test_without_the_right_to_an_origin_it_writes_unmarked_unless_one_is_required(database: Database) -> None:
