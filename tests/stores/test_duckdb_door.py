@@ -17,11 +17,12 @@ import pytest
 
 from syncline.errors import Misconfigured, Unavailable
 from syncline.stores.duckdb import DuckDBConfig, DuckDBStore
-from syncline.stores.duckdb.door import Door, QueryError, open_reader, socket_path
+from syncline.stores.duckdb.door import _QUERY, Door, QueryError, _send, open_reader, socket_path
 from syncline.testing.store_suite import ITEM, Rows, work
 
 _READ_WHILE_WRITTEN = """
 import sys
+from pathlib import Path
 from syncline.stores.duckdb.door import open_reader
 seen = set()
 with open_reader(sys.argv[1]) as reader:
@@ -30,6 +31,8 @@ with open_reader(sys.argv[1]) as reader:
         rows = reader.query("select name, count(*) from item group by name").to_pydict()
         assert len(rows["name"]) == 1, f"half a work: {rows}"
         seen.add(rows["name"][0])
+        if len(seen) > 3:
+            Path(sys.argv[2]).touch()
         if rows["name"][0] == "last":
             break
 print(len(seen))
@@ -53,13 +56,14 @@ def store(path: Path) -> Iterator[DuckDBStore]:
 
 def test_another_process_sees_whole_works_only_while_they_are_applied(store: DuckDBStore, path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    with subprocess.Popen(
-        [sys.executable, "-c", _READ_WHILE_WRITTEN, str(path)], stdout=subprocess.PIPE, env=environment, text=True
-    ) as reader:
+    enough, deadline = path.with_suffix(".seen"), time.monotonic() + 60
+    command = [sys.executable, "-c", _READ_WHILE_WRITTEN, str(path), str(enough)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         version = 1
-        for version in range(2, 80):
+        while version < 79 or not (enough.exists() or reader.poll() is not None or time.monotonic() > deadline):
+            version += 1
             store.apply(work(Rows().upsert(version, 1, str(version), None).upsert(version, 2, str(version), None)))
         store.apply(work(Rows().upsert(version + 1, 1, "last", None).upsert(version + 1, 2, "last", None)))
         seen = int(reader.stdout.read())
@@ -154,10 +158,11 @@ def test_a_query_that_takes_too_long_is_interrupted(tmp_path: Path) -> None:
 
 def test_a_client_that_stops_reading_does_not_keep_its_transaction_open(tmp_path: Path) -> None:
     connection = duckdb.connect()
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     @contextmanager
     def session() -> Iterator[duckdb.DuckDBPyConnection]:
+        begun.set()
         try:
             with connection.cursor() as cursor:
                 yield cursor
@@ -166,11 +171,12 @@ def test_a_client_that_stops_reading_does_not_keep_its_transaction_open(tmp_path
 
     door = Door(tmp_path / "deaf", session, timeout_s=0.3)
     with open_reader(tmp_path / "deaf") as reader:
-        batches = reader.batches("select i, repeat('x', 100) as text from range(1000000) as g(i)")
-        next(batches)
+        asked = b"select i, repeat('x', 100) as text from range(1000000) as g(i)"
+        _send(reader._socket, _QUERY, asked)  # type: ignore[attr-defined]
+        assert begun.wait(20)
         assert ended.wait(20)
-        with pytest.raises(Unavailable):
-            list(batches)
+        with pytest.raises((Unavailable, QueryError)):  # what had been sent, and then no end
+            reader.query("select 1")
     door.close()
     connection.close()
 
