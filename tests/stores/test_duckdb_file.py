@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import msgspec
 import pytest
 
+from servers import eventually
 from syncline.errors import Gap, Misconfigured, Unavailable
 from syncline.stores.duckdb import DuckDBConfig, DuckDBStore
 from syncline.stores.duckdb.database import Database, translate
@@ -74,7 +74,7 @@ def test_a_table_whose_schema_has_the_name_of_the_file_is_refused_and_others_are
 
 def test_a_damaged_write_ahead_log_is_moved_aside_with_its_file(path: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; sys.path.insert(0, 'src')\n"
+        "import os, sys; from pathlib import Path; sys.path[:0] = ['src', 'tests']\n"
         "from tests.stores.test_duckdb_file import _open, Rows, work\n"
         "store = _open(Path(sys.argv[1]), door=False, checkpoint_idle_s=0)\n"
         "[store.apply(work(Rows().upsert(n, n, 'x' * 500, None))) for n in range(1, 100)]\n"
@@ -120,8 +120,9 @@ def test_a_file_that_is_not_a_database_is_left_alone(path: Path) -> None:
     assert path.exists()
 
 
-def test_a_reader_that_is_gone_in_a_moment_is_waited_for(path: Path) -> None:
+def test_a_reader_that_is_gone_in_a_moment_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _open(path).close()
+    connect, refusals = duckdb.connect, 0
     script = (
         "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=True); print('open', flush=True);"
         " sys.stdin.readline(); c.close()"
@@ -132,10 +133,23 @@ def test_a_reader_that_is_gone_in_a_moment_is_waited_for(path: Path) -> None:
         assert reader.stdout is not None
         assert reader.stdin is not None
         reader.stdout.readline()
-        leaving = threading.Timer(0.2, lambda: (reader.stdin.write(b"\n"), reader.stdin.flush()))
-        leaving.start()
+        leave = reader.stdin
+
+        def refused_first(*args: Any, **settings: Any) -> duckdb.DuckDBPyConnection:
+            nonlocal refusals
+            try:
+                return connect(*args, **settings)
+            except duckdb.IOException:
+                refusals += 1
+                if refusals == 1:
+                    leave.write(b"\n")
+                    leave.flush()
+                raise
+
+        monkeypatch.setattr(duckdb, "connect", refused_first)
+        monkeypatch.setattr("syncline.stores.duckdb.database._READERS_S", 60)
         _open(path).close()
-        leaving.join()
+    assert refusals > 0
 
 
 def test_a_file_that_another_process_has_is_named_with_its_process(path: Path) -> None:
@@ -182,7 +196,7 @@ def test_after_a_fatal_error_the_file_is_opened_again(path: Path) -> None:
 def test_a_full_disk_is_told_and_does_no_harm(path: Path) -> None:
     """Files of the child may grow to 3 MB; a write beyond fails as on a full disk."""
     script = (
-        "import resource, sys; from pathlib import Path; sys.path.insert(0, 'src')\n"
+        "import resource, sys; from pathlib import Path; sys.path[:0] = ['src', 'tests']\n"
         "from tests.stores.test_duckdb_file import _open, Rows, work, Unavailable, contents\n"
         "store = _open(Path(sys.argv[1]), door=False, checkpoint_idle_s=0, wal_autocheckpoint='100MB')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, resource.RLIM_INFINITY))\n"
@@ -206,12 +220,17 @@ def test_a_full_disk_is_told_and_does_no_harm(path: Path) -> None:
 def test_when_it_is_quiet_the_log_is_written_into_the_file(path: Path) -> None:
     store = _open(path, checkpoint_idle_s=0.1)
     store.apply(work(Rows().upsert(5, 1, "one", None)))
-    log, deadline = path.with_name(path.name + ".wal"), time.monotonic() + 20
-    while log.exists() and log.stat().st_size and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not log.exists() or not log.stat().st_size
+    eventually(lambda: _size(path.with_name(path.name + ".wal")) == 0)
     assert contents(store) == {1: ("one", None, 5)}
     store.close()
+
+
+def _size(path: Path) -> int:
+    """Nothing where it is gone, which may be at any moment."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def test_stores_of_several_sources_share_a_file_and_the_last_closes_it(path: Path) -> None:
@@ -228,7 +247,7 @@ def test_stores_of_several_sources_share_a_file_and_the_last_closes_it(path: Pat
 
 def test_a_process_that_closes_nothing_leaves_a_clean_file_and_no_socket(path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; sys.path.insert(0, 'src')\n"
+        "import sys; from pathlib import Path; sys.path[:0] = ['src', 'tests']\n"
         "from tests.stores.test_duckdb_file import _open, Rows, work\n"
         "store = _open(Path(sys.argv[1]))\n"
         "store.apply(work(Rows().upsert(5, 1, 'one', None)))\n"
