@@ -91,9 +91,11 @@ def test_addresses_that_are_none_are_refused_by_the_configuration(uri: str) -> N
 @pytest.mark.parametrize("graph", REAL, indirect=True)
 def test_a_large_graph_is_read_whole_however_long_it_takes_while_a_hanging_write_is_ended(graph: GraphDatabase) -> None:
     config = graph.config.model_copy(update={"transaction_timeout_s": 0.2})
-    store = Neo4jStore(config, "graph")
+    store = graph.store()
     store.open("orders")
     store.migrate(ITEM)
+    assert store._db is not None
+    store._db.config = config  # opening may take longer
     graph.query("UNWIND range(1, 25000) AS i CREATE (:item {id: i, name: 'x', _syncline_version: 1})")
     with closing(Neo4jCopy(config)) as copy, closing(Database(config)) as database:
         scans = [store.scan(ITEM), copy.scan(ITEM)]
