@@ -481,19 +481,22 @@ class StoreConformance:
         """Whole rows that never go back, in any store; of a store that declares transactions, whole works."""
         store.apply(work(Rows().upsert(1, 1, "1", None).upsert(1, 2, "1", None)))
         seen: list[dict[Any, tuple[Any, ...]]] = []
-        done = threading.Event()
+        begun, done = threading.Event(), threading.Event()
 
         def read() -> None:
             while not done.is_set():
                 seen.append(contents(store))
+                begun.set()
 
         reader = threading.Thread(target=read)
         reader.start()
-        for version in range(2, 40):
-            store.apply(work(Rows().upsert(version, 1, str(version), None).upsert(version, 2, str(version), None)))
-        done.set()
-        reader.join()
-        assert seen
+        try:
+            assert begun.wait(30)
+            for version in range(2, 40):
+                store.apply(work(Rows().upsert(version, 1, str(version), None).upsert(version, 2, str(version), None)))
+        finally:
+            done.set()
+            reader.join()
         assert all(set(rows) == {1, 2} for rows in seen)
         assert all(name == str(version) for rows in seen for name, _, version in rows.values())
         for key in (1, 2):
