@@ -26,8 +26,6 @@ class WalPlace:
         self._database = database
         self._binary = binary
         self._slot = f"slot_{database.name}"
-        # The server is told what is durable three times as often as it wants to hear something.
-        database.execute(f"alter database {database.name} set wal_sender_timeout = '3s'")
         database.execute("create table t (id bigint primary key, filler text); create publication p for table t")
         database.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", self._slot)
 
@@ -80,13 +78,19 @@ class WalPlace:
         )
 
 
+@pytest.fixture
+def every_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is told often what is durable, and is as patient as ever."""
+    monkeypatch.setattr("syncline.capture.wal._status_interval", lambda _: 1.0)
+
+
 class TestWalCaptureInText(CaptureConformance):
     @pytest.fixture
-    def place(self, database: Database) -> CapturePlace:
+    def place(self, database: Database, every_second: None) -> CapturePlace:
         return WalPlace(database, binary=False)
 
 
 class TestWalCaptureInBinary(CaptureConformance):
     @pytest.fixture
-    def place(self, database: Database) -> CapturePlace:
+    def place(self, database: Database, every_second: None) -> CapturePlace:
         return WalPlace(database, binary=True)
