@@ -144,6 +144,7 @@ def _run(job: dict[str, Any]) -> int:
     """One run of the engine: until SIGTERM, until it has ``until``, or until it ends by itself; its exit code."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # one that came since the fork is seen now
     if job.get("point"):
         _die_at(job["point"], job["nth"])
     service = SyncService(load_config(Path(job["config"])), talk=lambda line: print(line, flush=True))
@@ -178,15 +179,25 @@ def _child(job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Fork a child for each line of the input."""
+    """Fork a child for each line of the input. One that ended keeps its process id until the next line comes, so that
+    a signal to it is never one to nobody, or to somebody else."""
+    previous = 0
     for line in sys.stdin:
         job = json.loads(line)
-        pid = os.fork()
+        if previous:
+            os.waitpid(previous, 0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # the child takes it once it has a handler for it
+        previous = pid = os.fork()
         if pid == 0:
             _child(job)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         print(json.dumps({"pid": pid}), flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert end is not None
+        status = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+        print(json.dumps({"status": status}), flush=True)
+    if previous:
+        os.waitpid(previous, 0)
 
 
 if __name__ == "__main__":

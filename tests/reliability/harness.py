@@ -302,7 +302,7 @@ class Child:
 
     def kill(self) -> int:
         """SIGKILL it, if it still lives; how it ended."""
-        os.kill(self.pid, signal.SIGKILL)  # the nursery keeps the process id taken until wait() has read its end
+        os.kill(self.pid, signal.SIGKILL)  # the nursery keeps the process id taken until the next run
         return self.wait()
 
     def terminate(self) -> int:
