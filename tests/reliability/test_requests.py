@@ -11,6 +11,7 @@ from reliability.workload import SCHEMA
 from servers import eventually
 from syncline.catalog import ControlSchema
 from syncline.errors import Gap, Unavailable
+from syncline.pipeline.source import SourcePipeline
 from syncline.stores.duckdb.store import DuckDBStore
 
 
@@ -51,6 +52,27 @@ def test_a_resync_asked_for_while_the_engine_is_down_is_done_once(rig: Rig) -> N
         rig.database.execute("insert into item (id, name) values (1000, 'after')")
         engine.equal()
         assert starts_over(engine) == 1
+
+
+def test_a_source_that_is_asked_to_start_over_is_busy_all_the_time_until_it_reads(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Housekeeping takes a resync for done when the source is not busy, at whatever moment it looks."""
+    filled(rig)
+    seen: list[tuple[str, object, bool]] = []
+
+    def noted(source: SourcePipeline, name: str, value: object) -> None:
+        object.__setattr__(source, name, value)
+        if name in ("_start_over", "_reset_due"):
+            seen.append((name, value, source.busy))
+
+    with rig.running() as engine:
+        monkeypatch.setattr(SourcePipeline, "__setattr__", noted)
+        ask(rig)
+        eventually(lambda: starts_over(engine) == 1)
+        engine.equal()
+        assert len(seen) >= 4, seen
+        assert all(busy for _, _, busy in seen), seen
 
 
 @pytest.mark.parametrize("end", ["kill", "terminate"])

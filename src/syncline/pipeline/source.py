@@ -214,7 +214,9 @@ class SourcePipeline:
 
     def _session(self) -> None:
         if self._start_over:
-            self._start_over, self._reset_due = False, True
+            # In this order: not busy between the two, a resync would be taken for done that has yet to begin.
+            self._reset_due = True
+            self._start_over = False
         if self._reset_due:
             self._reset()
             self._reset_due = False
