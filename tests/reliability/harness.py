@@ -392,3 +392,10 @@ def ended_with(error: type[SynclineError], engine: Engine) -> SynclineError:
     ended = eventually(found)
     assert ended is not None
     return ended
+
+
+def drop_slot(rig: Rig) -> None:
+    """Drop the slot of an engine that has ended: its walsender may not have let go of it yet."""
+    free = "select active_pid is null from pg_replication_slots where slot_name = %s"
+    eventually(lambda: rig.database.value(free, rig.slot))
+    rig.database.execute("select pg_drop_replication_slot(%s)", rig.slot)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from reliability.harness import Engine, Rig, ended_with
+from reliability.harness import Engine, Rig, drop_slot, ended_with
 from servers import SETTINGS, Database, eventually
 from syncline.catalog.repository import ControlSchema
 from syncline.embedded import EmbeddedPostgres
@@ -34,9 +34,10 @@ def changed(rig: Rig) -> None:
     rig.database.execute("insert into item select g, 'third' from generate_series(1000, 1020) g")
 
 
-def behind(rig: Rig) -> None:
-    """A log that holds entries which the target has not seen."""
+def behind(rig: Rig) -> list[int]:
+    """A log that holds entries which the target has not seen; where it ended behind each round of them."""
     control = ControlSchema(rig.database.dsn)
+    ends = []
     with rig.running() as engine:
         control.pause(target="main")
         eventually(lambda: engine.targets()["main"]["state"] == "paused")
@@ -50,12 +51,14 @@ def behind(rig: Rig) -> None:
             )
             goal = rig.now()
             eventually(lambda goal=goal: engine.source.log.status().place >= goal)
+            ends.append(engine.source.log.status().end)
         rig.database.execute("insert into item values (0, 'an entry behind them')")
         goal = rig.now()
         eventually(lambda: engine.source.log.status().place >= goal)
     control.resume(target="main")
     control.close()
     assert rig.difference() != ""
+    return ends
 
 
 def refuses(rig: Rig, code: str) -> None:
@@ -110,11 +113,12 @@ def test_a_damaged_body_of_an_entry_stops_with_a_gap_and_nothing_behind_it_is_ap
 
 def test_a_damaged_row_of_the_log_stops_with_a_gap_and_nothing_behind_it_is_applied(rig: Rig) -> None:
     filled(rig)
-    behind(rig)
+    _, before_last, _ = behind(rig)
     with sqlite3.connect(rig.log / "main.log" / "log.sqlite") as connection:
         tables = [r[0] for r in connection.execute("select name from sqlite_master where type = 'table'")]
         assert "entry" in tables, tables
-        n, head = connection.execute("select n, head from entry order by n desc limit 1 offset 3").fetchone()
+        first = "select n, head from entry where n > ? order by n limit 1"  # of the last round
+        n, head = connection.execute(first, [before_last]).fetchone()
         broken = bytearray(head)
         broken[len(broken) // 2] ^= 0x01
         connection.execute("update entry set head = ? where n = ?", [bytes(broken), n])
@@ -206,13 +210,6 @@ def test_a_log_restored_from_an_older_copy_is_a_gap(rig: Rig, tmp_path: Path) ->
 
 
 # -------------------------------------------------------------------------------------------------------------- slot
-
-
-def drop_slot(rig: Rig) -> None:
-    eventually(
-        lambda: rig.database.value("select active_pid is null from pg_replication_slots where slot_name = %s", rig.slot)
-    )
-    rig.database.execute("select pg_drop_replication_slot(%s)", rig.slot)
 
 
 def test_a_dropped_slot_is_a_gap(rig: Rig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from reliability.harness import Nursery, Rig
+from reliability.harness import Nursery, Rig, drop_slot
 from servers import Database, eventually
 from syncline.capture.outbox.install import install
 from syncline.capture.outbox.settings import OutboxConfig
@@ -342,7 +342,7 @@ def test_a_table_changes_from_the_wal_to_events_and_back_without_a_new_beginning
 def test_a_lost_slot_is_a_gap_and_a_resync_mends_what_events_told_meanwhile(rig: Rig, publisher: SyncPublisher) -> None:
     rig.set("source", on_gap="resync")
     rig.sync()
-    rig.database.execute(f"select pg_drop_replication_slot('{rig.slot}')")
+    drop_slot(rig)
     rig.database.execute("insert into member values (1, 'one')")
     publisher.publish_user_created(1, {"name": "one"})
     with rig.running() as engine:
