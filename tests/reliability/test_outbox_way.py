@@ -163,7 +163,7 @@ def test_an_event_that_is_no_change_is_parked_and_its_entity_recovers_with_the_n
         publisher.publish_content_updated("old", "concept", {"title": "waits, too"})
         engine.settle()
         assert engine.query("select title from concept") == [("Old",)]
-        assert rig.alerts() == ["SL-PARKED"]
+        eventually(lambda: rig.alerts() == ["SL-PARKED"])
         publisher.publish_content_created("old", "concept", {})
         engine.equal()
         assert rig.letters() == []
