@@ -13,6 +13,7 @@ import pytest
 from reliability.harness import Engine, Rig
 from servers import Database, eventually
 from syncline.capture import heal
+from syncline.catalog.repository import ControlSchema
 from syncline.embedded import EmbeddedPostgres
 
 BIG = "(select string_agg(md5((g * 1000 + h)::text), '') from generate_series(1, 200) h)"
@@ -48,11 +49,16 @@ def holed(rig: Rig) -> Rig:
 def test_a_partial_change_of_a_row_that_the_copy_lacks_is_completed_at_the_source(
     holed: Rig, changes: list[str], healed: int
 ) -> None:
-    for statement in changes:  # behind a stopped engine, so that they come in one step
+    for statement in changes:
         holed.database.execute(statement)
-    with holed.running() as engine:
+    control = ControlSchema(holed.database.dsn)
+    control.pause(target="main")  # until the log has all of them, so that they come in one step
+    with holed.running(until_loaded=False) as engine:
+        captured(holed, engine)
+        control.resume(target="main")
         engine.equal()
         assert engine.targets()["main"]["healed"] == healed
+    control.close()
     assert holed.letters() == []
 
 
