@@ -101,6 +101,7 @@ def test_a_mapping_that_does_not_fit_is_a_gap_of_its_table_alone(rig: Rig, datab
     database.execute("insert into other values (1)")
     with rig.running(until_loaded=False) as engine:
         eventually(lambda: rig.gaps() == ["SL-CONFIG"])
+        eventually(lambda: "public.other" in engine.targets()["main"].get("loaded", ()))
         eventually(lambda: engine.query("select id from other") == [(1,)])
 
 
