@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from reliability.harness import Nursery
 from reliability.test_both_ways import Sides, sides  # noqa: F401
@@ -27,19 +26,21 @@ def test_a_row_that_was_accepted_and_deleted_does_not_come_back(sides: Sides, nu
             other.execute("delete from player where id = 'r'")
             other.execute("commit")
 
+    blocked = "select count(*) from pg_stat_activity where %s = any(pg_blocking_pids(pid))"
     with sides.database.connect() as holder:
+        pid = holder.info.backend_pid
         holder.execute("begin")
         holder.execute("insert into player values ('r', 'blocks', 0)")  # the first proposal waits for this
         sides.edit_redis("r", "Rob", 2)
         eventually(lambda: sides.runs()[1] == 1)
-        time.sleep(0.5)
+        eventually(lambda: sides.database.value(blocked, pid) == 1)
         sides.database.execute("delete from player where id = 'x'")
         eventually(lambda: "x" not in sides.in_redis())
         sides.is_quiet()
         told = sides.runs()[1]
         thread = threading.Thread(target=delete_behind)
         thread.start()
-        time.sleep(0.5)
+        eventually(lambda: sides.database.value(blocked, pid) == 2)  # it is queued behind the proposal
         holder.execute("rollback")
     thread.join(20)
     sides.is_quiet()
