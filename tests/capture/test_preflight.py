@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -12,7 +13,9 @@ from servers import Database, eventually
 from syncline.capture.outbox.install import install
 from syncline.capture.outbox.settings import OutboxConfig
 from syncline.capture.preflight import preflight, refuse
+from syncline.capture.slot import ensure_publication
 from syncline.capture.source import Dsn, SourceConfig, connect_replication
+from syncline.capture.tables import matching_tables
 from syncline.embedded import EmbeddedPostgres
 from syncline.errors import Misconfigured, Unavailable
 from syncline.finding import Finding
@@ -345,6 +348,20 @@ def test_a_publication_that_is_complete_is_ok(database: Database) -> None:
     assert one(look(database), "SL-PUBLICATION").severity == "ok"
     database.execute("drop publication syncline; create publication syncline for all tables")
     assert one(look(database), "SL-PUBLICATION").message == "It covers all tables of the database."
+
+
+def test_a_publication_that_somebody_makes_at_the_same_moment_gets_the_tables_it_lacks(database: Database) -> None:
+    database.execute("create table mine (id int primary key); create table theirs (id int primary key)")
+    with database.connect() as first, database.connect() as second:
+        tables = [t for t in matching_tables(first, ["public.*"]) if t.name == "mine"]
+        waits = "select count(*) from pg_stat_activity where %s = any(pg_blocking_pids(pid))"
+        with ThreadPoolExecutor(1) as pool, first.transaction():
+            first.execute("create publication made for table theirs")
+            made = pool.submit(ensure_publication, second, "made", tables)
+            eventually(lambda: database.value(waits, first.info.backend_pid) == 1)
+        assert made.result(20) == ["public.mine"]
+    published = "select tablename from pg_publication_tables where pubname = 'made' order by 1"
+    assert database.execute(published) == [("mine",), ("theirs",)]
 
 
 def test_a_publication_that_leaves_something_out_is_an_error_with_the_statement(database: Database) -> None:

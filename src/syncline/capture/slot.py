@@ -74,8 +74,9 @@ def ensure_publication(connection: psycopg.Connection[Any], name: str, tables: S
     """
     found = connection.execute("select puballtables from pg_publication where pubname = %s", [name]).fetchone()
     if found is None:
-        _create_publication(connection, name, sorted((t.namespace, t.name) for t in tables))
-        return [t.qualified for t in tables]
+        if _create_publication(connection, name, sorted((t.namespace, t.name) for t in tables)):
+            return [t.qualified for t in tables]
+        return ensure_publication(connection, name, tables)  # somebody made it meanwhile, maybe of other tables
     if found[0]:
         return []
     published = {
@@ -117,11 +118,12 @@ def published_names(connection: psycopg.Connection[Any], name: str) -> set[str]:
     return {row[0] for row in connection.execute(query, [name])}
 
 
-def _create_publication(connection: psycopg.Connection[Any], name: str, tables: list[tuple[str, str]]) -> None:
+def _create_publication(connection: psycopg.Connection[Any], name: str, tables: list[tuple[str, str]]) -> bool:
+    """Whether it was made; else it is there already."""
     statement = sql.SQL("create publication {} for table {} with (publish_via_partition_root = true)").format(
         sql.Identifier(name), _table_list(tables)
     )
-    _run(connection, statement, name)
+    return _run(connection, statement, name)
 
 
 def _table_list(names: Sequence[tuple[str, str]]) -> sql.Composed:
@@ -129,11 +131,13 @@ def _table_list(names: Sequence[tuple[str, str]]) -> sql.Composed:
     return sql.SQL(", ").join(sql.SQL("only {}").format(sql.Identifier(*n)) for n in names)
 
 
-def _run(connection: psycopg.Connection[Any], statement: sql.Composed, publication: str) -> None:
+def _run(connection: psycopg.Connection[Any], statement: sql.Composed, publication: str) -> bool:
+    """Whether it was done by this statement, and not by somebody else before it or at the same moment."""
     try:
         connection.execute(statement)
-    except psycopg.errors.DuplicateObject:
-        return
+        return True
+    except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+        return False
     except psycopg.errors.InsufficientPrivilege as error:
         raise Misconfigured(
             f"The role may not create or change publication {publication}: {error.diag.message_primary}.",
