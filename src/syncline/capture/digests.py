@@ -26,6 +26,10 @@ _TEXTS = (25, 1043)  # text and varchar are hashed as they are
 _NOT_NUMBERS = (26, 28, 29)  # oid, xid, cid: they are numbers to us, and have no arithmetic
 _ROWS = 40_000
 
+# Sorting whole rows by bucket, which the planner takes to be as many as the rows, would write them to disk. So would
+# groups that do not fit: PostgreSQL gives them this, times hash_mem_multiplier.
+_IN_MEMORY = ("set local enable_sort = off", "set local work_mem = '32MB'")
+
 # One row of a binary COPY of three int8s: how many, then length and value of each.
 _DIGEST_ROW = np.dtype(
     [
@@ -56,8 +60,7 @@ def digested(
         found: list[bytes] = []
         for oid, name, _ in reader.leaves(info):
             query = digest_query(_leaf(reader, name), _columns(reader), buckets)
-            # Sorting whole rows by bucket, which the planner takes to be as many as the rows, would write them to disk.
-            found += _copied(reader, oid, query, "set local enable_sort = off")
+            found += _copied(reader, oid, query, *_IN_MEMORY)
     rows = np.frombuffer(b"".join(found), _DIGEST_ROW)
     return schema, digests(*(rows[name].astype(np.int64) for name in ("bucket", "rows", "facts")))
 

@@ -35,6 +35,7 @@ __all__ = ["Collect", "Copy", "Outcome", "Point", "Progress", "Suspects", "compa
 
 _BUCKET_BYTES = 16 * 1024 * 1024
 _MAX_BUCKETS = 400  # each an open file while its side is read
+_MOST_CHOSEN = 40_000  # buckets that a statement names; of more, reading all is the shorter way
 _REMEMBERED = 100_000  # keys of a table that a second look goes by; above that they are not differences of timing
 
 Progress = Callable[[str, int, int | None], None]
@@ -128,7 +129,9 @@ def _unequal(info: TableInfo, point: Point, copy: Copy) -> Part:
         point.progress(info.qualified, rows, max(info.estimated_rows, rows))
 
     equal = None if copy.full else equal_buckets(point.source, info, point.place, copy.reader, copy.mapping, told)
-    return OfBuckets(equal.chosen, equal.rows) if equal and equal.newest <= _greatest(copy) else Whole()
+    if equal is None or equal.newest > _greatest(copy) or len(equal.chosen.numbers) > _MOST_CHOSEN:
+        return Whole()
+    return OfBuckets(equal.chosen, equal.rows)
 
 
 def _narrowed(before: Outcome, part: Part, info: TableInfo, copy: Copy) -> Part:

@@ -350,8 +350,13 @@ class Statements:
         return f"{source}{' where ' if conditions else ''}{' and '.join(conditions)}"
 
     def chosen(self, chosen: Chosen, wider: Collection[str] = ()) -> str:
-        """As :meth:`select`, of the rows in some ranges of the key, and of those that have none."""
-        key = f"t.{quote(self.schema.key[0].name)}::BIGINT"
+        """As :meth:`select`, of the rows in some ranges of the key, and of those that have none.
+
+        They are looked for by the key alone: DuckDB reads the other columns only where rows are. That a key is NULL
+        stands apart from the list, which it would have DuckDB go through for each row.
+        """
+        key = f"{quote(self.schema.key[0].name)}::BIGINT"
         numbers = ", ".join(map(str, chosen.numbers.to_pylist())) or "null"
-        word = "and" if self.mark else "where"
-        return f"{self.select(wider=wider)} {word} (({key} >> {chosen.buckets.shift}) in ({numbers}) or {key} is null)"
+        there = f"select rowid from {self.target} where"
+        found = f"{there} ({key} >> {chosen.buckets.shift}) in ({numbers}) union all {there} {key} is null"
+        return f"{self.select(wider=wider)} {'and' if self.mark else 'where'} t.rowid in ({found})"
