@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -15,12 +16,13 @@ from piped import Pipeline
 
 from servers import Database
 from syncline.capture import Digesting
+from syncline.capture.postgres import PostgresTables
 from syncline.digests import Buckets, Chosen, summed
 from syncline.pgvalues.digests import digest_of, numbers_of
 from syncline.pgvalues.hashes import hash_bytes, hash_double, hash_int4, hash_int8_folded, hash_words
 from syncline.pipeline import SyncService
 from syncline.verify import digest as verify_digest
-from syncline.verify import verify
+from syncline.verify import table, verify
 from syncline.verify.repair import repair
 from syncline.verify.report import TableReport
 
@@ -187,7 +189,18 @@ def test_every_kind_of_damage_is_found_among_rows_that_are_equal(
         pipeline.damage("delete from t", "insert into t select * from kept")
 
 
-def test_differences_in_every_bucket_are_all_found(pipeline: Pipeline, database: Database) -> None:
+@pytest.mark.parametrize("most", [40_000, 10])
+def test_differences_in_every_bucket_are_all_found(
+    pipeline: Pipeline, database: Database, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "_MOST_CHOSEN", most)
+    chosen, read = PostgresTables.chosen, []
+
+    def choosing(*arguments: Any) -> Any:
+        read.append(arguments)
+        return chosen(*arguments)
+
+    monkeypatch.setattr(PostgresTables, "chosen", choosing)
     database.execute("create table t (id bigint primary key, x text)")
     database.execute(f"insert into t select g, 'x' || g from generate_series(1, {_ROWS}) g")
     assert pipeline.verify().differences == 0
@@ -196,6 +209,7 @@ def test_differences_in_every_bucket_are_all_found(pipeline: Pipeline, database:
     (report,) = pipeline.verify().tables
 
     assert (report.different, report.missing, report.extra) == (_ROWS // 10, _ROWS // 10, 0)
+    assert len(read) == (2 if most > 10 else 0)  # each look, or a table that is read whole
 
 
 def test_rows_in_flight_do_not_become_differences(pipeline: Pipeline, database: Database) -> None:
