@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from syncline.capture import Point, Source
-from syncline.capture.captured import Captured
+from syncline.capture.captured import Captured, captured
 from syncline.capture.schema import table_schema
 from syncline.capture.tables import TableInfo
 from syncline.catalog.repository import ControlSchema
@@ -82,6 +82,11 @@ class At:
         """A check of this place, as one that holds; None where it is not asked for."""
         made = Check(kind, self.source, self.target, table, name)
         return made if self.only is None or made.identity in self.only else None
+
+    def left_out_now(self, table: str) -> str:
+        """Why the table can't be captured any more, '' if it can: it may have been put under row security just now."""
+        finding = captured(self.looked).left_out.get(table)
+        return finding.message if finding is not None else ""
 
     def apart(self, table: str) -> str:
         """Why a table can't be checked now, '' if it can."""

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import xxhash
 
 from syncline.apply.keys import key_bytes
-from syncline.capture.snapshot import Rewritten
+from syncline.capture.snapshot import Reshaped, Rewritten
 from syncline.capture.tables import TableInfo
+from syncline.errors import Misconfigured
 from syncline.mapping import MappedTable
 from syncline.verify.checks.at import At, Copy
 from syncline.verify.checks.mapped import mapped_rows
@@ -43,7 +44,11 @@ def digests(at: At) -> Iterator[tuple[str, dict[str, str]]]:
             continue
         try:
             mine, theirs = _both(at, at.copy, info, algorithm)
-        except Rewritten:
+        except (Rewritten, Reshaped):
+            continue
+        except Misconfigured:
+            if not at.left_out_now(info.qualified):
+                raise
             continue
         yield info.qualified, {"algorithm": algorithm, "source": mine, "target": theirs}
 

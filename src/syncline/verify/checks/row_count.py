@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from syncline.capture.snapshot import Rewritten
+from syncline.capture.snapshot import Reshaped, Rewritten
 from syncline.capture.tables import TableInfo
 from syncline.change import TableSchema
+from syncline.errors import Misconfigured
 from syncline.stores import Counting
 from syncline.verify.checks.at import At, Copy, not_checked
 from syncline.verify.checks.mapped import mapped_rows
@@ -42,8 +43,13 @@ def look(at: At) -> Iterator[Check]:
 def _counted(begun: Check, at: At, copy: Copy, info: TableInfo) -> Check:
     try:
         mine, refused = _source(at, copy, info)
-    except Rewritten:
-        return not_checked(begun, "It was truncated or rewritten while it was counted.")
+    except (Rewritten, Reshaped):
+        return not_checked(begun, "It was truncated, rewritten or altered while it was counted.")
+    except Misconfigured:
+        reason = at.left_out_now(info.qualified)
+        if not reason:
+            raise
+        return not_checked(begun, reason)
     recorded = copy.reader.recorded(info.qualified)
     theirs, newer = _target(copy, recorded) if recorded is not None else (0, 0)
     figures = {"source_rows": mine, "target_rows": theirs}
