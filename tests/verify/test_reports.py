@@ -51,3 +51,5 @@ def test_none_is_kept_where_none_is_wanted(pipeline: Pipeline) -> None:
     assert verify(none, engine=SyncService, talk=lambda line: None).number == 0
     with ReportRecords(none.control_dsn, none.control.schema_name) as records:
         assert records.latest(10) == []
+    listed = command(pipeline, "reports")
+    assert (listed.returncode, listed.stdout, "No report is kept." in listed.stderr) == (0, "", True)

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from syncline.service.figures import span
 from syncline.service.session import control_schema, print_json, session_of, stdout, talk
@@ -38,15 +37,13 @@ def alerts(
             stdout.print(f"  {alert['remedy']}")
 
 
-def _head(alert: dict[str, Any]) -> Table:
+def _head(alert: dict[str, Any]) -> str:
     """One line: severity, code and subject, since when, how often, and whether it is over."""
     now = datetime.now(UTC)
     times = f"opened {span((now - alert['opened_at']).total_seconds())} ago, seen {alert['occurrences']:,} time(s)"
     over = alert["resolved_at"] or (alert["expires_at"] if alert["expires_at"] and alert["expires_at"] <= now else None)
     state = f", over since {span((now - over).total_seconds())}" if over else ""
-    line = Table.grid(padding=(0, 2))
-    line.add_row(alert["severity"], alert["code"], alert["subject"], times + state)
-    return line
+    return "  ".join((alert["severity"], alert["code"], alert["subject"], times + state))
 
 
 def _as_json(alert: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 
 from syncline.errors import Misconfigured
 from syncline.service.figures import amount
-from syncline.service.session import print_json, session_of, stdout
+from syncline.service.session import print_json, session_of, stdout, talk
 from syncline.service.verify import tell
 
 __all__ = ["reports"]
@@ -49,6 +49,8 @@ def reports(
 
 def _list(found: list[dict[str, Any]]) -> None:
     """A line for each."""
+    if not found:
+        talk.print("No report is kept.")
     for row in found:
         finished = row["finished_at"].astimezone(UTC)
         counts = [f"{amount(row[name])} {what}" for name, what in _COUNTS.items() if row[name]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Collection
 from contextlib import suppress
@@ -55,7 +56,9 @@ class _Talk(Console):
 
 # Talk goes to stderr, so that what is on stdout can be piped.
 talk = _Talk(stderr=True, highlight=False, soft_wrap=True, markup=False)
-stdout = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+# Read by a program, a line of a table is a line, however wide.
+_width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1_000
+stdout = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=_width)
 
 
 @dataclass
