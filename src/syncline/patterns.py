@@ -9,7 +9,12 @@ from typing import Protocol
 
 from syncline.errors import Misconfigured
 
-__all__ = ["Named", "TablePattern", "parse_pattern"]
+__all__ = ["Named", "TablePattern", "parse_pattern", "qualified"]
+
+
+def qualified(table: str) -> str:
+    """The name with its schema, which is public where none is given, as in PostgreSQL."""
+    return table if "." in table else f"public.{table}"
 
 
 class Named(Protocol):

@@ -13,6 +13,7 @@ from syncline.config.document import Layer, Place, Problem
 from syncline.config.layers import SHORTHANDS
 from syncline.config.tree import source_settings, store_settings
 from syncline.errors import Misconfigured
+from syncline.patterns import qualified
 from syncline.stores import STORES
 
 __all__ = ["DOCUMENTED", "PREFIX", "connection_parts", "variables"]
@@ -65,7 +66,7 @@ def _qualified(name: str, value: str) -> str:
     if name != "CDC_MONITORED_TABLES":
         return value
     tables = [table.strip() for table in value.split(",") if table.strip()]
-    return ",".join(table if "." in table else f"public.{table}" for table in tables)
+    return ",".join(map(qualified, tables))
 
 
 def _put(layer: Layer, place: Iterable[str | int], name: str, value: str) -> list[Problem]:

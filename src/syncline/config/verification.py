@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from syncline.capture.schedule import YEAR_S
+from syncline.patterns import qualified
 
 __all__ = ["RollingConfig", "RuleConfig", "VerifyConfig"]
 
@@ -25,7 +26,7 @@ class RuleConfig(BaseModel):
     @field_validator("table")
     @classmethod
     def _qualified(cls, table: str | None) -> str | None:
-        return table if table is None or "." in table else f"public.{table}"
+        return None if table is None else qualified(table)
 
 
 class RollingConfig(BaseModel):

@@ -13,6 +13,7 @@ import typer
 
 from syncline.config import Config, hint
 from syncline.errors import Misconfigured, SynclineError
+from syncline.patterns import qualified
 from syncline.service.session import chosen, control_schema, session_of, talk
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _tell_left_out(config: Config, wanted: Mapping[str, Sequence[str]]) -> None:
 
 def _known(given: str, names: Collection[str]) -> str:
     """The name as it is known: without a schema it is of ``public``, as in the configuration."""
-    name = given if given in names or "." in given else f"public.{given}"
+    name = given if given in names else qualified(given)
     chosen("captured table", name, sorted(names))
     return name
 

@@ -11,6 +11,7 @@ import typer
 from syncline.capture.captured import captured
 from syncline.config import Config, store_class
 from syncline.errors import Misconfigured
+from syncline.patterns import qualified
 from syncline.service.session import chosen, print_json, session_of, stdout, talk
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def show(
     chosen("target", target, config.targets)
     looked = {name: captured(config.source(name)) for name in config.sources}
     known = {source: found.facts for source, found in looked.items()}
-    name = table if "." in table else f"public.{table}"
+    name = qualified(table)
     reason = next((found.left_out[name] for found in looked.values() if name in found.left_out), None)
     if reason is not None and not any(name in facts for facts in known.values()):
         raise Misconfigured(f"Table {name} is left out. {reason.message}", remedy=reason.remedy, code=reason.code)

@@ -9,6 +9,7 @@ import typer
 
 from syncline.bars import RowBars
 from syncline.errors import Misconfigured
+from syncline.patterns import qualified
 from syncline.service.figures import amount
 from syncline.service.moments import moment
 from syncline.service.record import tell_record
@@ -78,7 +79,7 @@ def verify(
     return_freed_memory()
     config = session_of(context).config(quiet=True)
     chosen("target", target, config.targets)
-    names = [name if "." in name else f"public.{name}" for name in tables or ()]
+    names = [qualified(name) for name in tables or ()]
     _refuse_together(
         {
             "--key": bool(key),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from syncline.config import Config, load_config
+from syncline.patterns import qualified
 from syncline.verify.compare import verify
 from syncline.verify.point import Engine
 from syncline.verify.report import Check, Report, TableReport
@@ -38,5 +39,5 @@ def run_consistency_check(
         Gap: a table is rewritten again and again while it is read.
     """
     told = config if isinstance(config, Config) else load_config(config)
-    names = [name if "." in name else f"public.{name}" for name in tables or ()]
+    names = [qualified(name) for name in tables or ()]
     return verify(told, names, engine=engine, talk=talk, checks=check_types)

@@ -11,6 +11,7 @@ from syncline.catalog.reconciliation import ReconciliationRuns
 from syncline.catalog.repository import ControlSchema
 from syncline.config import Config
 from syncline.errors import SynclineError
+from syncline.patterns import qualified
 from syncline.verify.point import Engine
 from syncline.verify.repair import LIMIT, Limits, Repaired, limits_of, repair
 from syncline.verify.scope import Scope
@@ -37,7 +38,7 @@ def tables_of(config: Config, types: Sequence[str] | None) -> list[str]:
         if isinstance(settings, PostgresSettings) and settings.events_from is not None:
             entities = settings.events_from.entities
             known |= {name: entity.table for name, entity in entities.items() if entity is not None}
-    return [known.get(name) or (name if "." in name else f"public.{name}") for name in types or ()]
+    return [known.get(name) or qualified(name) for name in types or ()]
 
 
 def reconcile(

@@ -10,7 +10,7 @@ from syncline.capture.identity import identity_problem
 from syncline.capture.preflight.look import Look, name
 from syncline.capture.tables import CatalogColumn, TableInfo
 from syncline.finding import Finding, size
-from syncline.patterns import parse_pattern
+from syncline.patterns import parse_pattern, qualified
 from syncline.pgvalues.pgtypes import logical_type
 
 __all__ = ["check_tables"]
@@ -53,7 +53,7 @@ def _check_patterns(look: Look) -> Iterator[Finding]:
         pattern = parse_pattern(text)
         if any(pattern.matches(relation) for relation in met):
             continue
-        near = difflib.get_close_matches(text if "." in text else f"public.{text}", look.known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(qualified(text), look.known, n=3, cutoff=0.5)
         hint = f" Nearest: {', '.join(near)}." if near else ""
         yield Finding(
             "SL-NO-TABLE",
