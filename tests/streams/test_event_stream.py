@@ -284,7 +284,21 @@ def test_a_key_that_is_no_stream_and_a_server_that_evicts_are_found_beforehand(c
     chunks.client.config_set("maxmemory", "100mb")
     chunks.client.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        assert [f.code for f in chunks.source.preflight()] == ["SL-STREAM", "SL-STREAM-EVICTION"]
+        found = [(f.code, f.severity) for f in chunks.source.preflight()]
+        assert found == [("SL-STREAM", "info"), ("SL-STREAM-EVICTION", "warning")]
+        chunks.client.xadd(STREAM, {"a": "b"})
+        assert chunks.source.preflight()[0].severity == "ok"
     finally:
         chunks.client.config_set("maxmemory", "0")
         chunks.client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_a_user_who_may_not_read_is_told_of_the_page_of_this_capture(chunks: Chunks) -> None:
+    chunks.client.acl_setuser("nobody", enabled=True, nopass=True, commands=["+auth", "+ping"], reset=True)
+    try:
+        url = chunks.settings["url"].replace("redis://", "redis://nobody:x@")
+        (found,) = chunks.configure(url=url).source("main").preflight()
+    finally:
+        chunks.client.acl_deluser("nobody")
+    assert (found.code, found.severity) == ("SL-REDIS-RIGHTS", "error")
+    assert "docs/captures/stream.md" in found.remedy

@@ -168,9 +168,10 @@ def translate(error: Exception, config: Server) -> SynclineError:
     """The driver's error as one of ours, without the server's words: they can quote keys and values (Guarantee 11)."""
     server, word = describe(config.url), _word(error)
     if isinstance(error, (AuthenticationError, NoPermissionError)) or word in _RIGHTS:
+        page = getattr(config, "type", "redis")
         return Misconfigured(
             f"Redis at {server} refuses this user or what it may read.",
-            remedy="Correct user and password in url, and give it the commands of docs/captures/redis.md.",
+            remedy=f"Correct user and password in url, and give it the commands of docs/captures/{page}.md.",
             code="SL-REDIS-RIGHTS",
         )
     away = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError)

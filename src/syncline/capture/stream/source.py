@@ -82,6 +82,9 @@ class StreamSource(OneTableSource[State]):
             return [Finding(error.code, "error", self._schema.qualified, error.message, error.remedy)]
         said = f"stream {self.settings.stream} can be read and holds {facts.length:,} of {facts.added:,} entries"
         found = [Finding("SL-STREAM", "ok", where, said)]
+        if not facts.added:
+            said = f"there is no stream {self.settings.stream}, or it never had an entry: the first one begins it"
+            found = [Finding("SL-STREAM", "info", where, said, "See that applications publish to this one.")]
         if evicts:
             said = f"it evicts keys when its memory is full ({evicts}), and an evicted stream is a gap"
             found.append(Finding("SL-STREAM-EVICTION", "warning", where, said, "Set maxmemory-policy to noeviction."))
