@@ -29,6 +29,7 @@ class Progress:
         self.parked = 0
         self.overruled = 0
         self.last_commit_us = 0
+        self._even_s = 0.0
         self.state = "starting"
         self.message = ""
 
@@ -48,9 +49,14 @@ class Progress:
             while self._kept > _KEPT_LATENCIES:
                 self._kept -= len(self._latencies.popleft())
 
-    def lag_s(self) -> float:
-        """Seconds since the commit at the source that was made visible last; 0 before the first."""
-        return max(0.0, time.time() - self.last_commit_us / 1e6) if self.last_commit_us else 0.0
+    def lag_s(self, *, behind: bool) -> float:
+        """Seconds since the commit at the source that was made visible last, or since it was seen that nothing was left
+        to be made visible; 0 where nothing is (not ``behind``), and before the first. An idle source goes on with
+        entries that hold no rows, and so is behind for a moment now and then."""
+        now = time.time()
+        if not behind:
+            self._even_s = now
+        return max(0.0, now - max(self.last_commit_us / 1e6, self._even_s)) if self.last_commit_us else 0.0
 
     def rate(self) -> float:
         """Rows a second over the last five seconds."""

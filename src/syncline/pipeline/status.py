@@ -40,7 +40,6 @@ def _target_status(target: Target, source: str, end: int, latencies: bool) -> di
         state = waiting if target.error is None else ("gap" if isinstance(target.error, Gap) else "failed")
         return {"state": state, "message": str(target.error) if target.error else ""}
     progress, cursor = worker.progress, worker.cursor
-    behind = end > cursor.position.n
     return {
         "state": progress.state,
         "message": progress.message,
@@ -50,7 +49,7 @@ def _target_status(target: Target, source: str, end: int, latencies: bool) -> di
         "base": cursor.base,
         "rows_applied": progress.rows,
         "rows_per_s": round(progress.rate(), 1),
-        "lag_s": round(progress.lag_s(), 3) if behind else 0.0,
+        "lag_s": round(progress.lag_s(behind=end > cursor.position.n), 3),
         "healed": progress.healed,
         "parked": progress.parked,
         "overruled": progress.overruled,
