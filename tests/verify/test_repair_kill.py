@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,6 +15,7 @@ from forked import Ended, Forks
 from piped import Pipeline
 
 from servers import eventually
+from syncline.catalog import ControlSchema
 from syncline.pipeline import SyncService
 from syncline.verify import compare, verify
 from syncline.verify.repair import Limits, repair
@@ -160,20 +162,26 @@ def test_two_that_repair_at_once_do_each_other_no_harm(filled: Pipeline) -> None
     assert filled.verify().differences == 0
 
 
-def test_a_table_that_is_truncated_and_rewritten_in_the_middle_of_a_repair_ends_equal(filled: Pipeline) -> None:
+def test_a_table_that_is_truncated_and_rewritten_in_the_middle_of_a_repair_ends_equal(
+    filled: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filled.damage("delete from items where id % 20 = 0")
-    with filled.running():
-        one = threading.Thread(
-            target=repair, args=(filled.config,), kwargs={"limits": Limits(batch_size=3, max_share=1)}
-        )
-        one.start()
-        for _ in range(3):
+    ask, rewritten = ControlSchema.request_repair, []
+
+    def asking(*given: Any) -> int:
+        number = ask(*given)
+        if len(rewritten) < 3:  # between two requests: the repair is under way, and nothing is compared
+            rewritten.append(number)
             filled.database.execute("truncate items")
             filled.database.execute("insert into items select g, 'again', 1 from generate_series(1, 500) g")
             filled.database.execute("alter table items alter n type bigint")
             filled.database.execute("alter table items alter n type int")
+        return number
 
-        one.join()
+    monkeypatch.setattr(ControlSchema, "request_repair", asking)
+    with filled.running():
+        repair(filled.config, limits=Limits(batch_size=3, max_share=1))
+    assert len(rewritten) == 3
     found = repair(filled.config, engine=SyncService, talk=lambda line: None, limits=Limits(max_share=1.0))
     assert found.clean
     assert filled.verify().differences == 0
