@@ -101,6 +101,13 @@ def valkey(valkey_of_worker: EmbeddedValkey) -> EmbeddedValkey:
     return valkey_of_worker
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A server in Java may take minutes to start, and another worker's test may have it: that is no test that hangs."""
+    for item in items:
+        if "graph_of" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session")
 def graph_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Address]]:
     """The run's graph servers by kind, each started when the first worker asks for it."""

@@ -248,6 +248,8 @@ def test_the_tutorial_leads_to_a_verified_copy(
     with duckdb.connect("shop.duckdb", read_only=True) as copy:
         assert copy.execute("select id, status from orders order by id").fetchall() == [(1, "shipped"), (2, "paid")]
     with psycopg.connect(pg_server.dsn("shop"), autocommit=True) as connection:
+        read = "select count(*) from pg_replication_slots where active_pid is not null"
+        eventually(lambda: connection.execute(read).fetchone() == (0,))  # the server has seen that the engine is gone
         for statement in goodbye.split(";\n"):
             connection.execute(statement)
         assert connection.execute("select count(*) from pg_replication_slots").fetchone() == (0,)

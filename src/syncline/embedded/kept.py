@@ -120,8 +120,10 @@ def locked(path: Path) -> Iterator[None]:
 
 def whole(folder: Path) -> bool:
     """Whether a kept folder is there with as many files as it was made with."""
-    count = folder / COUNT
-    return count.is_file() and count.read_text() == str(_files(folder) - 1)
+    try:
+        return (folder / COUNT).read_text() == str(_files(folder) - 1)
+    except (FileNotFoundError, NotADirectoryError):  # never made, or just being made anew
+        return False
 
 
 def _files(folder: Path) -> int:
