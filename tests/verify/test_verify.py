@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -20,7 +21,7 @@ from syncline.catalog.repository import ControlSchema, DeadLetter
 from syncline.change import TableSchema
 from syncline.config import Config
 from syncline.errors import Misconfigured, Unavailable
-from syncline.pipeline import housekeeping
+from syncline.pipeline import SyncService, housekeeping
 from syncline.verify import TableReport, compare, point, verify
 from syncline.verify.point import open_copy
 
@@ -329,3 +330,14 @@ def test_an_engine_that_has_ended_and_whose_slot_is_not_free_yet_is_not_waited_f
     report = filled.verify()
     assert looks[0] is True
     assert (report.differences, report.tables[0].rows) == (0, 1001)
+
+
+def test_an_engine_elsewhere_is_believed_in_at_once(
+    filled: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its log was never on this machine, so that nothing here tells that it ended."""
+    asked, looks = point._all_stream, []
+    monkeypatch.setattr(point, "_all_stream", lambda config: looks.append(1) or asked(config))
+    log = filled.config.log.model_copy(update={"path": tmp_path / "no log was ever here"})
+    with filled.running(), point.engine_running(filled.config.model_copy(update={"log": log}), SyncService, print):
+        assert looks == [1]

@@ -73,8 +73,9 @@ def engine_running(
 
 def _is_leaving(config: Config) -> bool:
     """Whether who streams is an engine that has ended: its log is let go of, and the server sees that a moment later.
-    One that streams on has its log elsewhere."""
-    if any(is_held(config.log.folder(name)) is not False for name in config.sources):
+    One that streams on has its log elsewhere, and so has one that never had it here."""
+    folders = [config.log.folder(name) for name in config.sources]
+    if not all(folder.exists() and is_held(folder) is False for folder in folders):
         return False
     deadline = time.monotonic() + _LEAVING_S
     while time.monotonic() < deadline:
