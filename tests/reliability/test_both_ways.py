@@ -178,7 +178,9 @@ def test_of_two_edits_of_one_row_that_of_postgresql_stays_and_the_other_is_told(
     assert "edits overruled" in (sides.folder / "engine.log").read_text()
 
 
-@pytest.mark.parametrize("lasting_s", [0, pytest.param(600, marks=pytest.mark.soak)])
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("lasting_s", [120, pytest.param(600, marks=pytest.mark.soak)])
 def test_edits_that_alternate_on_both_sides_converge_through_a_kill(
     sides: Sides, nursery: Nursery, lasting_s: float
 ) -> None:
