@@ -45,6 +45,7 @@ _ATTEMPTS = 5
 # Before the second look. What makes it sure is its later point; the rest is for stores that answer from a replica.
 _AGAIN_S = 0.5
 _SETTLE_S = 30.0
+_LEFT_OUT = "left out"
 
 
 def verify(
@@ -169,7 +170,7 @@ def _not_compared(key: _Key, state: str) -> tuple[_Key, Outcome]:
 
 
 def _left_out(key: _Key, finding: Finding) -> Outcome:
-    return Outcome(TableReport(*key, state="left out", reason=finding.message), {})
+    return Outcome(TableReport(*key, state=_LEFT_OUT, reason=finding.message), {})
 
 
 def _away(key: _Key, error: Unavailable) -> Outcome:
@@ -325,7 +326,7 @@ class _Run:
 
     def refuse_if_all_are_away(self, found: Mapping[_Key, Outcome]) -> None:
         """Raise the first target's ``Unavailable`` if no target could be compared because it is away."""
-        if self.away and all(one.report.state == AWAY for one in found.values()):
+        if self.away and all(one.report.state in (AWAY, _LEFT_OUT) for one in found.values()):
             raise next(iter(self.away.values()))
 
     def _reached(
