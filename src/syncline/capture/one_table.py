@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,7 +26,7 @@ class _State(Protocol):
 S = TypeVar("S", bound=_State)
 
 
-class OneTableSource(Generic[S]):
+class OneTableSource(ABC, Generic[S]):
     """These parts of a :class:`~syncline.capture.Source`. ``S`` is a state of its rows, which is held for each point
     under the name of its snapshot."""
 
@@ -78,9 +79,9 @@ class OneTableSource(Generic[S]):
             finally:
                 del self._held[name]
 
+    @abstractmethod
     def catch_up(self) -> None:
         """Have all told that is there now. Raises ``Unavailable``."""
-        raise NotImplementedError
 
     # -------------------------------------------------------------------------------------------------------- looking
 
